@@ -1,0 +1,1 @@
+"""Resolution, atoms and quality."""

@@ -1,0 +1,1 @@
+"""Compiled loops (numba), each with its NumPy twin."""

@@ -1,0 +1,58 @@
+"""The exceptions of the project.
+
+::
+
+    HpcrecError            exit code 1   anything a user can be told in one sentence
+    ├── ConfigError        exit code 2   a job file or an option is wrong
+    ├── DataError          exit code 3   an input file is missing, damaged or not what was promised
+    ├── StorageError       exit code 4   a result cannot be written (full disk, no permission)
+    ├── DeviceError        exit code 5   a CPU/GPU resource is missing or too small
+    ├── ParallelError      exit code 6   ranks, launcher or Dask workers failed
+    └── DivergedError      exit code 7   an algorithm left the finite numbers
+
+A message says what was expected, what came, where (key, file, rank) and what to do.
+"""
+
+from __future__ import annotations
+
+
+class HpcrecError(Exception):
+    """Base of every error that a user is meant to read; ``exit_code`` is the process's answer."""
+
+    exit_code = 1
+
+
+class ConfigError(HpcrecError):
+    """A job file, a key or an option is wrong; the message may list several faults, a line each."""
+
+    exit_code = 2
+
+
+class DataError(HpcrecError):
+    """An input file is missing, damaged, or not of the shape, type or range that was promised."""
+
+    exit_code = 3
+
+
+class StorageError(HpcrecError):
+    """A result, checkpoint or log cannot be written."""
+
+    exit_code = 4
+
+
+class DeviceError(HpcrecError):
+    """A processor, a GPU or its memory is missing or too small for the plan."""
+
+    exit_code = 5
+
+
+class ParallelError(HpcrecError):
+    """Ranks, the launcher or the workers of a cluster failed or disagree."""
+
+    exit_code = 6
+
+
+class DivergedError(HpcrecError):
+    """A reconstruction produced values that are not finite."""
+
+    exit_code = 7

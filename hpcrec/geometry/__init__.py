@@ -1,0 +1,1 @@
+"""Grids, scans, poses and boxes: pure arithmetic on coordinates."""

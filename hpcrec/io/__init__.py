@@ -1,0 +1,1 @@
+"""One file format a module: the only home of h5py."""

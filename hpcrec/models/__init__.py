@@ -1,0 +1,1 @@
+"""Reconstruction state, partial sums, forward models and their gradients."""

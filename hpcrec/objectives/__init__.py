@@ -1,0 +1,1 @@
+"""Losses, regularizers and constraints."""

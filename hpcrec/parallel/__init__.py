@@ -1,0 +1,1 @@
+"""Ranks: communicators and the exchanges that turn partial sums into totals."""

@@ -1,0 +1,1 @@
+"""Beams, probes, propagation and scattering."""

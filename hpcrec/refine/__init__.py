@@ -1,0 +1,1 @@
+"""What is refined beside object and probe."""

@@ -1,0 +1,1 @@
+"""Job file, plan, pipeline, progress, provenance."""

@@ -1,0 +1,1 @@
+"""The steps of the tomography stage, each a pure function."""
