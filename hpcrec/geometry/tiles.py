@@ -1,4 +1,4 @@
-"""Boxes of object pixels."""
+"""Boxes of object pixels, and who owns which of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcrec.backend.array import IntArray
+from hpcrec.backend.array import Array, IntArray
+from hpcrec.geometry.grid import Grid
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -58,3 +59,9 @@ def bounding_box(corners: IntArray, window: tuple[int, int]) -> Box:
         return EMPTY_BOX
     low, high = np.min(corners, axis=0), np.max(corners, axis=0)
     return Box(int(low[0]), int(high[0]) + window[0], int(low[1]), int(high[1]) + window[1])
+
+
+def window_corners(positions: Array, grid: Grid, window: tuple[int, int]) -> IntArray:
+    """Return the first pixel (n, 2) of the probe window at each position in Å: round(pixel) − n//2."""
+    pixels = np.rint(grid.to_pixels(np.reshape(positions, (-1, 2)))).astype(np.int64)
+    return pixels - np.array([window[0] // 2, window[1] // 2])  # type: ignore[no-any-return]
