@@ -1,0 +1,257 @@
+"""Resolution: Fourier shell correlation of two halves, along directions too, and the last peak of a crystal.
+
+FSC(q) = Re Σ F₁F₂* / √(Σ|F₁|² Σ|F₂|²) over a shell, Harauz & van Heel, Optik 73, 146 (1986). The thresholds are those
+of van Heel & Schatz, J. Struct. Biol. 151, 250 (2005), with n the *independent* voxels of the shell: Friedel pairs
+counted once, scaled by the share of the volume that the mask fills.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from scipy import ndimage
+
+from hpcrec.backend.array import Array, BoolArray, FloatArray
+from hpcrec.errors import DataError
+
+Threshold = Literal["half_bit", "one_bit", "0.143", "three_sigma"]
+Direction = Literal["z", "y", "x"]
+
+CONE_HALF_ANGLE: Final = np.deg2rad(20.0)
+_PERSISTENCE = 3
+_PEAK_MADS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """Where a correlation falls under a threshold for good.
+
+    ``frequency`` 1/Å and ``resolution`` = 1/frequency in Å; ``at_nyquist`` when the curve never falls below, so that
+    the true value is at least this good.
+    """
+
+    frequency: float
+    resolution: float
+    at_nyquist: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShellCorrelation:
+    """A Fourier shell (or ring) correlation.
+
+    ``frequency`` (shell,) 1/Å, the shell's centre; ``correlation`` (shell,) in [−1, 1]; ``n_independent`` (shell,)
+    independent voxels per shell; ``nyquist`` 1/Å. Shells without signal or voxels have correlation 0.
+    """
+
+    frequency: FloatArray
+    correlation: FloatArray
+    n_independent: FloatArray
+    nyquist: float
+
+    def threshold(self, name: Threshold) -> FloatArray:
+        """Return the threshold curve (shell,).
+
+        half_bit: two halves of one data set; one_bit: two full data sets; 0.143: Rosenthal & Henderson, J. Mol. Biol.
+        333, 721 (2003); three_sigma: 3/√n, where correlated noise ends.
+        """
+        root = np.sqrt(np.maximum(self.n_independent, 1.0))
+        if name == "half_bit":
+            return np.minimum((0.2071 + 1.9102 / root) / (1.2071 + 0.9102 / root), 1.0)
+        if name == "one_bit":
+            return np.minimum((0.5 + 2.4142 / root) / (1.5 + 1.4142 / root), 1.0)
+        if name == "three_sigma":
+            return np.minimum(3.0 / root, 1.0)
+        return np.full(root.shape, 0.143)
+
+    def crossing(self, name: Threshold = "half_bit") -> Crossing:
+        """Return the first crossing after which the curve stays below the threshold for three shells.
+
+        The position is interpolated linearly between the two shells about the crossing.
+        """
+        above = self.correlation - self.threshold(name)
+        below = above < 0
+        for i in range(1, len(below)):
+            if below[i : i + _PERSISTENCE].all():
+                step = above[i - 1] - above[i]
+                share = float(np.clip(above[i - 1] / step, 0.0, 1.0)) if step > 0 else 0.0
+                q = float(self.frequency[i - 1] + share * (self.frequency[i] - self.frequency[i - 1]))
+                q = max(q, float(self.frequency[1]) / 2)
+                return Crossing(frequency=q, resolution=1.0 / q, at_nyquist=False)
+        return Crossing(frequency=self.nyquist, resolution=1.0 / self.nyquist, at_nyquist=True)
+
+    def signal_to_noise(self) -> FloatArray:
+        """Return the spectral signal-to-noise ratio 2·FSC/(1 − FSC) of the two halves together, (shell,)."""
+        correlation = np.clip(self.correlation, 0.0, 1.0 - 1e-9)
+        return 2.0 * correlation / (1.0 - correlation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastPeak:
+    """The outermost peak of a power spectrum; valid for crystals only (see :attr:`warning`).
+
+    ``frequency`` 1/Å and ``resolution`` Å, None where no peak stands out; ``axes`` those summed over;
+    ``spectrum`` the summed amplitude, zero frequency centred, and ``frequencies`` 1/Å of each remaining axis.
+    """
+
+    frequency: float | None
+    resolution: float | None
+    axes: tuple[int, ...]
+    spectrum: FloatArray
+    frequencies: tuple[FloatArray, ...]
+    warning: str = (
+        "The last peak of the power spectrum measures resolution for crystals only, and denoising or sparsity "
+        "constraints can fake it; read it beside the Fourier shell correlation."
+    )
+
+
+def fourier_shell_correlation(
+    a: Array, b: Array, voxel: tuple[float, ...], mask: Array | None = None, direction: Direction | None = None
+) -> ShellCorrelation:
+    """Return the FSC of two volumes (z, y, x), or the ring correlation of two images (y, x).
+
+    ``voxel`` Å along each axis; ``mask`` a soft weight in [0, 1] of the same shape, applied to both; ``direction``
+    keeps the frequencies within 20° of one axis only (conical FSC). Raises DataError on unequal shapes, values that
+    are not finite, or an empty mask.
+    """
+    _check_pair(a, b, voxel, mask)
+    fa, fb = (np.fft.rfftn(_masked(v, mask)) for v in (a, b))
+    radius, once, part = _shell_geometry(np.shape(a), voxel, direction)
+    nyquist = 0.5 / max(voxel)
+    width = 1.0 / max(n * v for n, v in zip(np.shape(a), voxel))
+    n_shells = int(nyquist / width) + 1
+    shell = np.rint(radius / width).astype(np.int64)
+    use = part & (shell < n_shells)
+
+    def shell_sum(values: Array) -> FloatArray:
+        return np.bincount(shell[use], weights=(values * once)[use], minlength=n_shells).astype(np.float64)
+
+    power = np.sqrt(shell_sum(np.abs(fa) ** 2) * shell_sum(np.abs(fb) ** 2))
+    cross = shell_sum((fa * fb.conj()).real)
+    correlation = np.divide(cross, power, out=np.zeros_like(cross), where=power > 0)
+    return ShellCorrelation(
+        frequency=np.arange(n_shells) * width,
+        correlation=correlation,
+        n_independent=shell_sum(np.ones_like(radius)) * _fill(mask),
+        nyquist=nyquist,
+    )
+
+
+def directional_correlations(
+    a: Array, b: Array, voxel: tuple[float, float, float], mask: Array | None = None
+) -> dict[str, ShellCorrelation]:
+    """Return the conical FSC along z (beam at zero tilt), y and x; arguments as :func:`fourier_shell_correlation`."""
+    names: tuple[Direction, ...] = ("z", "y", "x")
+    return {name: fourier_shell_correlation(a, b, voxel, mask, name) for name in names}
+
+
+def soft_mask(volume: Array, sigma: float = 3.0, edge: float = 5.0) -> FloatArray:
+    """Return a soft mask of the particle: smoothed by ``sigma`` voxels, above a third of its 99th percentile, blurred.
+
+    ``edge`` is the width in voxels of the blur. The mask is made from the *mean* of both halves by the caller, and is
+    the same for both, so it cannot correlate their noise at high frequency.
+    """
+    smooth = ndimage.gaussian_filter(np.asarray(volume, np.float64), sigma)
+    inside = ndimage.binary_dilation(smooth > np.percentile(smooth, 99) / 3, iterations=max(int(edge), 1))
+    return np.asarray(np.clip(ndimage.gaussian_filter(inside.astype(np.float64), edge / 2), 0.0, 1.0), np.float64)
+
+
+def last_peak(volume: Array, voxel: tuple[float, ...], axes: tuple[int, ...]) -> LastPeak:
+    """Return the last peak of the power spectrum summed over ``axes``: one or two of a volume, none or one of an image.
+
+    Romanov et al., J. Phys. Mater. 8, 015005 (2025): |F| of the apodised data is summed; a running median is
+    subtracted; local maxima more than 5 robust deviations above it count, and the outermost gives d = 1/q. With one
+    axis left the peak is sought along it, with two left in the plane up to Nyquist.
+    """
+    data = np.asarray(volume, np.float64)
+    if len(voxel) != data.ndim or not 1 <= data.ndim - len(set(axes)) <= 2:
+        raise DataError(f"cannot sum a spectrum of {data.ndim} axes over axes {axes} and leave one or two")
+    spectrum = np.fft.fftshift(np.abs(np.fft.fftn((data - data.mean()) * _apodisation(data.shape))))
+    spectrum = spectrum.sum(axis=axes)
+    left = [i for i in range(data.ndim) if i not in axes]
+    frequencies = tuple(np.fft.fftshift(np.fft.fftfreq(data.shape[i], voxel[i])) for i in left)
+    peaks = _peaks(spectrum)
+    radius = np.sqrt(sum(q**2 for q in np.meshgrid(*frequencies, indexing="ij")))
+    peaks &= (radius > 3.0 / min(data.shape[i] * voxel[i] for i in left)) & (radius < 0.5 / max(voxel))
+    best = float(radius[peaks].max()) if peaks.any() else None
+    return LastPeak(
+        frequency=best,
+        resolution=None if best is None else 1.0 / best,
+        axes=axes,
+        spectrum=spectrum,
+        frequencies=frequencies,
+    )
+
+
+def crystal_resolution(volume: Array, voxel: tuple[float, float, float]) -> dict[str, LastPeak]:
+    """Return the last peaks ``axial`` (beam, z), ``along`` (tilt axis, y) and ``across`` (x); for crystals only.
+
+    Each is taken from the spectrum summed over the other two axes.
+    """
+    return {
+        "axial": last_peak(volume, voxel, (1, 2)),
+        "along": last_peak(volume, voxel, (0, 2)),
+        "across": last_peak(volume, voxel, (0, 1)),
+    }
+
+
+def _check_pair(a: Array, b: Array, voxel: tuple[float, ...], mask: Array | None) -> None:
+    if np.shape(a) != np.shape(b) or (mask is not None and np.shape(mask) != np.shape(a)) or len(voxel) != np.ndim(a):
+        raise DataError(f"the halves and the mask must have one shape, got {np.shape(a)}, {np.shape(b)}, {voxel}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise DataError("a half holds values that are not finite; rerun its reconstruction")
+    if mask is not None and not np.any(mask):
+        raise DataError("the mask of the shell correlation is empty")
+
+
+def _masked(values: Array, mask: Array | None) -> FloatArray:
+    """Take the mean off under the mask, so that the mask's own spectrum does not leak into the correlation."""
+    values = np.asarray(values, np.float64)
+    if mask is None:
+        return np.asarray(values - values.mean(), np.float64)
+    return np.asarray((values - np.average(values, weights=mask)) * mask, np.float64)
+
+
+def _fill(mask: Array | None) -> float:
+    """Return the share of independent voxels under a mask: (Σm²)² / (N Σm⁴), the filled share of a binary one."""
+    if mask is None:
+        return 1.0
+    square = np.asarray(mask, np.float64) ** 2
+    return float(square.sum() ** 2 / (square.size * (square**2).sum()))
+
+
+def _shell_geometry(
+    shape: tuple[int, ...], voxel: tuple[float, ...], direction: Direction | None
+) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """Return |q|, the count of each half-spectrum voxel in Friedel-unique units, and whether it lies in the cone."""
+    axes = [np.fft.fftfreq(n, v) for n, v in zip(shape[:-1], voxel[:-1])]
+    axes.append(np.fft.rfftfreq(shape[-1], voxel[-1]))
+    q = np.meshgrid(*axes, indexing="ij", sparse=True)
+    radius = np.sqrt(sum(component**2 for component in q))
+    once = np.ones(radius.shape)
+    once[..., 0] = 0.5  # the planes kx = 0 and kx = Nyquist hold both members of each Friedel pair
+    if shape[-1] % 2 == 0:
+        once[..., -1] = 0.5
+    if direction is None:
+        return radius, once, np.ones(radius.shape, np.bool_)
+    along = np.abs(q[{"z": -3, "y": -2, "x": -1}[direction]])
+    return radius, once, np.asarray(along >= np.cos(CONE_HALF_ANGLE) * radius)
+
+
+def _apodisation(shape: tuple[int, ...]) -> FloatArray:
+    """Return a Hann window over all axes, which keeps the box's edges out of the spectrum."""
+    window = np.ones(())
+    for n in shape:
+        window = np.multiply.outer(window, np.hanning(n + 2)[1:-1])
+    return np.asarray(window, np.float64)
+
+
+def _peaks(spectrum: FloatArray) -> BoolArray:
+    """Return local maxima that stand more than 5 robust deviations above a running median of log amplitude."""
+    log = np.log(spectrum + 1e-12 * spectrum.max() + 1e-300)
+    size = [max(9, n // 12) | 1 for n in spectrum.shape]
+    height = log - ndimage.median_filter(log, size=size)
+    spread = 1.4826 * float(np.median(np.abs(height - np.median(height))))
+    tops = log >= ndimage.maximum_filter(log, size=5)
+    return np.asarray(tops & (height > _PEAK_MADS * max(spread, 1e-6)), np.bool_)
