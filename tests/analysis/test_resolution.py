@@ -95,7 +95,6 @@ def test_ring_correlation_of_images():
 
 def lattice(shape, voxel, period, sigma):
     """Gaussian atoms on a simple cubic lattice in a spherical particle (z, y, x); sigma per axis, Å."""
-    volume = np.zeros(shape)
     centre = [n * v / 2 for n, v in zip(shape, voxel)]
     axes = [np.arange(n) * v - c for n, v, c in zip(shape, voxel, centre)]
     sites = np.arange(-4, 5) * period
