@@ -1,1 +1,22 @@
 """Update rules, one a file."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from hpcrec.errors import ConfigError
+
+ENGINES = {
+    "epie": "hpcrec.engines.epie:Epie",
+    "lsqml": "hpcrec.engines.lsqml:LsqMl",
+    "gradient": "hpcrec.engines.gradient:Gradient",
+}
+
+
+def engine_class(name: str) -> Any:
+    """Return the engine's class; its ``Options`` is the class of its options. Raises ConfigError for another name."""
+    if name not in ENGINES:
+        raise ConfigError(f"engine: {name!r} is not known; expected one of {', '.join(ENGINES)}")
+    module, _, attribute = ENGINES[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,60 @@
+"""Windows of an object: cut them out, add them back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hpcrec.backend.array import Array, IntArray, array_module
+from hpcrec.operators.base import LinearOperator
+
+
+def cut_patches(obj: Array, corners: IntArray, window: tuple[int, int]) -> Array:
+    """Return the windows (slice, position, y, x) of ``obj`` (slice, y, x) whose first pixels are ``corners`` (n, 2)."""
+    xp = array_module(obj)
+    patches = xp.empty((obj.shape[0], len(corners), *window), obj.dtype)
+    for j, (y, x) in enumerate(corners):
+        patches[:, j] = obj[:, y : y + window[0], x : x + window[1]]
+    return patches  # type: ignore[no-any-return]
+
+
+def add_patches(obj: Array, patches: Array, corners: IntArray) -> None:
+    """Add windows (slice, position, y, x) to ``obj`` (slice, y, x) in place; windows may overlap."""
+    ny, nx = patches.shape[-2:]
+    for j, (y, x) in enumerate(corners):
+        obj[:, y : y + ny, x : x + nx] += patches[:, j]
+
+
+class Patches(LinearOperator):
+    """Cuts windows (slice, position, y, x) from an object (slice, y, x); the adjoint adds them where they overlap.
+
+    ``corners`` (n, 2) are the first pixels of the windows in the object's own numbering. Raises ValueError if a window
+    leaves the object.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], corners: IntArray, window: tuple[int, int], dtype: Any = np.complex64
+    ) -> None:
+        inside = (corners >= 0).all() and (corners + np.array(window) <= np.array(shape[1:])).all()
+        if not inside:
+            raise ValueError(f"a window of {window} pixels leaves the object of {shape[1:]} pixels")
+        self.domain = shape
+        self.range = (shape[0], len(corners), *window)
+        self.dtype = np.dtype(dtype)
+        self._corners, self._window = corners, window
+
+    @classmethod
+    def example(cls) -> Patches:
+        """Return a small instance for the shared tests."""
+        return cls((2, 12, 15), np.array([[0, 0], [3, 4], [2, 5], [5, 8]]), (6, 7), np.complex128)
+
+    def apply(self, a: Array) -> Array:
+        """Cut the windows."""
+        return cut_patches(a, self._corners, self._window)
+
+    def adjoint(self, b: Array) -> Array:
+        """Add the windows into an empty object."""
+        obj = array_module(b).zeros(self.domain, b.dtype)
+        add_patches(obj, b, self._corners)
+        return obj  # type: ignore[no-any-return]

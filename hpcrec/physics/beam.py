@@ -1,0 +1,44 @@
+"""Beams: wavelength and strength of interaction from the beam energy (CODATA constants)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import constants
+
+from hpcrec.errors import ConfigError
+
+_ANGSTROM = 1e-10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beam:
+    """A monochromatic beam: ``wavelength`` in Å; ``interaction`` σ in rad/(V·Å), None for light."""
+
+    wavelength: float
+    interaction: float | None = None
+
+
+def electron_beam(energy_ev: float) -> Beam:
+    """Return the beam of electrons of kinetic energy E (eV), relativistic.
+
+    λ = hc / √(E (E + 2 mc²)), σ = 2π / (λE) · (mc² + E) / (2 mc² + E): Kirkland, Advanced Computing in Electron
+    Microscopy (2010), eqs. 2.5 and 5.6. Raises ConfigError if the energy is not positive.
+    """
+    energy = _positive(energy_ev) * constants.e
+    rest = constants.m_e * constants.c**2
+    wavelength = constants.h * constants.c / np.sqrt(energy * (energy + 2 * rest)) / _ANGSTROM
+    interaction = 2 * np.pi / (wavelength * energy_ev) * (rest + energy) / (2 * rest + energy)
+    return Beam(wavelength=float(wavelength), interaction=float(interaction))
+
+
+def photon_beam(energy_ev: float) -> Beam:
+    """Return the beam of photons of energy E (eV): λ = hc/E. Raises ConfigError if the energy is not positive."""
+    return Beam(wavelength=constants.h * constants.c / (_positive(energy_ev) * constants.e) / _ANGSTROM)
+
+
+def _positive(energy_ev: float) -> float:
+    if not (np.isfinite(energy_ev) and energy_ev > 0):
+        raise ConfigError(f"energy_ev: expected a positive number of electron volts, got {energy_ev!r}")
+    return energy_ev

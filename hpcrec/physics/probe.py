@@ -1,0 +1,121 @@
+"""Probes: aberrated apertures, start modes of a partially coherent probe, and the fit of a probe into its window."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from hpcrec.backend.array import ComplexArray, FloatArray
+from hpcrec.backend.fft import fft2, ifft2
+from hpcrec.errors import ConfigError
+from hpcrec.geometry.grid import Grid
+
+_NAME = re.compile(r"(C|phi)([0-9])([0-9])")
+_BORDER_POWER = 0.05
+
+
+def aberration_function(
+    ky: FloatArray, kx: FloatArray, wavelength: float, aberrations: Mapping[str, float]
+) -> FloatArray:
+    """Return χ(k) in rad: χ = (2π/λ) Σ C_nm (λk)^(n+1) cos(m(φ − φ_nm)) / (n+1).
+
+    ``ky``, ``kx`` in 1/Å (broadcast together); ``aberrations`` maps "C10", "C12", "C30", … to Å and "phi12", … to rad.
+    Raises ConfigError for a name that is no aberration (n + m must be odd, m ≤ n + 1).
+    """
+    angle = wavelength * np.hypot(ky, kx)
+    azimuth = np.arctan2(ky, kx)
+    chi = np.zeros(np.broadcast_shapes(ky.shape, kx.shape))
+    for name, value in aberrations.items():
+        kind, n, m = _parse(name)
+        if kind == "phi" or value == 0.0:
+            continue
+        direction = azimuth - aberrations.get(f"phi{n}{m}", 0.0)
+        chi += value * angle ** (n + 1) * np.cos(m * direction) / (n + 1)
+    return 2 * np.pi / wavelength * chi
+
+
+def _parse(name: str) -> tuple[str, int, int]:
+    match = _NAME.fullmatch(name)
+    n, m = (int(match[2]), int(match[3])) if match else (0, 0)
+    if match is None or (n + m) % 2 == 0 or m > n + 1 or (match[1] == "phi" and m == 0):
+        raise ConfigError(f"aberrations: {name!r} is not an aberration; expected names such as C10, C12, phi12, C30")
+    return match[1], n, m
+
+
+def aberrated_probe(
+    shape: tuple[int, int],
+    sampling: tuple[float, float],
+    wavelength: float,
+    semiangle: float,
+    aberrations: Mapping[str, float] | None = None,
+    *,
+    soft_edge: bool = True,
+) -> ComplexArray:
+    """Return the probe ψ (y, x) of a round aperture, complex128, centred at n//2, unit total intensity.
+
+    ψ(k) = A(k) exp(−iχ(k)), see :func:`aberration_function`. ``sampling`` (dy, dx) and ``wavelength`` in Å,
+    ``semiangle`` in rad. With ``soft_edge`` the aperture falls over one reciprocal pixel, which makes the probe
+    independent of how the edge meets the pixels. Raises ConfigError if the aperture covers no pixel.
+    """
+    grid = Grid(shape=shape, sampling=sampling)
+    ky, kx = grid.frequencies()
+    distance = semiangle / wavelength - np.hypot(ky, kx)
+    pixel = max(1 / (n * d) for n, d in zip(shape, sampling))
+    aperture = np.clip(distance / pixel + 0.5, 0, 1) if soft_edge else (distance >= 0).astype(float)
+    power = np.sum(aperture**2)
+    if power == 0:
+        raise ConfigError(f"semiangle: an aperture of {semiangle:g} rad covers no pixel of the {shape} window")
+    chi = aberration_function(ky, kx, wavelength, aberrations or {})
+    return np.fft.fftshift(ifft2(aperture * np.exp(-1j * chi) / np.sqrt(power)))
+
+
+def orthogonal_start_modes(probe: ComplexArray, n_modes: int, share: float = 0.02) -> ComplexArray:
+    """Return orthogonal start modes (mode, y, x) of a partially coherent probe with the total power of ``probe``.
+
+    Mode 0 is the probe (y, x); the others are its spectrum times 1, ky, kx, ky², … (the derivatives that a source of
+    finite size mixes in; they stay inside the aperture), orthogonalised, each with ``share`` of the total power.
+    Raises ConfigError unless 0 < share·(n_modes − 1) < 1.
+    """
+    if n_modes == 1:
+        return probe[None].copy()
+    if n_modes < 1 or not 0 < share * (n_modes - 1) < 1:
+        raise ConfigError(f"n_modes: {n_modes} modes with a share of {share:g} each leave no power for the first mode")
+    spectrum = fft2(probe)
+    ky, kx = np.meshgrid(np.fft.fftfreq(probe.shape[0]), np.fft.fftfreq(probe.shape[1]), indexing="ij")
+    degrees = [(d - i, i) for d in range(n_modes) for i in range(d + 1)][:n_modes]
+    columns = np.stack([(spectrum * ky**a * kx**b).ravel() for a, b in degrees], axis=1)
+    # Scaled to one norm so that the orthogonalisation is well conditioned
+    basis, triangle = np.linalg.qr(columns / np.linalg.norm(columns, axis=0))
+    basis *= np.exp(1j * np.angle(np.diag(triangle)))
+    powers = np.full(n_modes, share)
+    powers[0] = 1 - share * (n_modes - 1)
+    modes = np.sqrt(powers) * basis * np.linalg.norm(probe)
+    return ifft2(modes.T.reshape(n_modes, *probe.shape)).astype(probe.dtype, copy=False)
+
+
+def probe_window_fault(
+    probe: ComplexArray, sampling: tuple[float, float], wavelength: float, semiangle: float
+) -> str | None:
+    """Say in one sentence why a probe (…, y, x) does not fit its window, or return None if it does.
+
+    Faults: the aperture reaches beyond the Nyquist frequency; the outer border (1/16 of the window on each side)
+    holds more than 5 % of the power, so that the probe wraps around.
+    """
+    for axis, d in zip("yx", sampling):
+        if semiangle / wavelength > 0.5 / d:
+            return (
+                f"the aperture of {semiangle * 1e3:.3g} mrad reaches beyond the detector along {axis}: "
+                f"{semiangle / wavelength:.3g} 1/Å is more than the Nyquist frequency of {0.5 / d:.3g} 1/Å"
+            )
+    power = np.abs(probe) ** 2
+    by, bx = (max(n // 16, 1) for n in probe.shape[-2:])
+    outside = 1 - float(power[..., by:-by, bx:-bx].sum() / power.sum())
+    if outside > _BORDER_POWER:
+        size = " × ".join(f"{n * d:.3g}" for n, d in zip(probe.shape[-2:], sampling))
+        return (
+            f"the probe is larger than its window of {size} Å: {outside:.0%} of its power lies in the outer border; "
+            "use less defocus or a finer detector sampling (a larger window)"
+        )
+    return None

@@ -1,0 +1,23 @@
+import pytest
+
+from hpcrec.errors import ConfigError
+from hpcrec.physics.beam import electron_beam, photon_beam
+
+
+# Kirkland (2010) tables of wavelength and interaction parameter, given to the printed digits
+@pytest.mark.parametrize(("energy", "wavelength", "sigma"), [(100e3, 0.03701, 0.9244e-3), (200e3, 0.02508, 0.7288e-3)])
+def test_electron_beam_agrees_with_published_tables(energy, wavelength, sigma):
+    beam = electron_beam(energy)
+    assert beam.wavelength == pytest.approx(wavelength, rel=3e-4)
+    assert beam.interaction == pytest.approx(sigma, rel=3e-4)
+
+
+def test_photon_beam_is_hc_over_energy():
+    assert photon_beam(12398.419843).wavelength == pytest.approx(1.0, rel=1e-9)
+    assert photon_beam(1000.0).interaction is None
+
+
+@pytest.mark.parametrize("energy", [0.0, -5.0, float("nan")])
+def test_a_beam_without_energy_is_refused(energy):
+    with pytest.raises(ConfigError, match="energy_ev"):
+        electron_beam(energy)
