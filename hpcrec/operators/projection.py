@@ -1,0 +1,189 @@
+"""Projections of a volume at any pose, with exact adjoint, depth bins and the images Gauss–Newton alignment needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+from scipy.ndimage import correlate1d
+
+from hpcrec.backend.array import BoolArray, FloatArray, IntArray
+from hpcrec.backend.kernels.projection import BORDER, back_project, project
+from hpcrec.errors import ConfigError
+from hpcrec.geometry.pose import Pose, angles_from_rotation, rotation_about
+
+_DEGREES = {"linear": 1, "quadratic": 2}
+# Sixth-order central difference; 0.1 % accurate for structures of σ ≥ 1.5 pixels.
+_DIFFERENCE = np.array([-1, 9, -45, 0, 45, -9, 1]) / 60.0
+
+
+class Projector:
+    """Integrals of a volume along the beam at many poses: P_k(y, x) = ∫ V(R_kᵀ r) dz, shifted on the detector.
+
+    A voxel at r (components x, y, z, zero at index n//2 of each axis) projects to the first two components of
+    R r + shift and is spread there with a B-spline of degree 1 or 2. The spline adds 1/6 or 1/4 pixel² of variance, the
+    same at every angle; degree 2 (default) keeps the comb ripple near 45° below 2 %. Sums are kept exactly: ΣP·pixel² =
+    ΣV·voxel³ for an object inside the field. With degree 1, poses of 0° and 90° are plain sums.
+
+    volume_shape : (z, y, x) voxels of the whole volume
+    voxel_size : Å, cubic; a volume in rad/Å gives projections in rad
+    detector_shape : (y, x) pixels, zero at n//2
+    poses : one :class:`Pose` a projection
+    n_bins : depth bins along the beam (1: plain tomography); voxels beyond the outer bins count in the outer bins
+    bin_thickness : Å; default the volume's depth / n_bins. The bins are centred at depth zero
+    slab : rows [y0, y1) of the volume held here; arrays passed in have these rows only. Projections of slabs add up
+    pixel_size : Å, default ``voxel_size``
+    support : boolean (z, rows of the slab, x); voxels before the first and after the last True of each (z, x) column
+        are taken as zero and get zero from the adjoint. Default all
+    threads : threads of one call
+
+    Literature: Long, Fessler, Balter, IEEE TMI 29 (2010) 1839 (footprints); Momey et al., IEEE TIP 24 (2015) 5172
+    (B-spline footprints).
+    """
+
+    def __init__(
+        self,
+        volume_shape: tuple[int, int, int],
+        voxel_size: float,
+        detector_shape: tuple[int, int],
+        poses: Sequence[Pose],
+        *,
+        n_bins: int = 1,
+        bin_thickness: float | None = None,
+        slab: tuple[int, int] | None = None,
+        pixel_size: float | None = None,
+        support: BoolArray | None = None,
+        footprint: Literal["linear", "quadratic"] = "quadratic",
+        threads: int = 1,
+    ) -> None:
+        y0, y1 = slab if slab is not None else (0, volume_shape[1])
+        if not 0 <= y0 <= y1 <= volume_shape[1]:
+            raise ConfigError(f"slab must lie within the {volume_shape[1]} rows of the volume, got {slab}")
+        self.slab = (y0, y1)
+        self.volume_shape = (volume_shape[0], y1 - y0, volume_shape[2])
+        self.whole_shape = volume_shape
+        self.voxel_size = float(voxel_size)
+        self.pixel_size = float(pixel_size or voxel_size)
+        self.detector_shape = detector_shape
+        self.poses = tuple(poses)
+        self.n_bins = n_bins
+        self.bin_thickness = bin_thickness or volume_shape[0] * self.voxel_size / n_bins
+        self.threads = threads
+        self._degree = _DEGREES[footprint]
+        self._scale = np.float32(self.voxel_size**3 / self.pixel_size**2)
+        self._affine = np.array([self._map(pose) for pose in self.poses], np.float64).reshape(-1, 4, 4)
+        self._ranges = self._column_ranges(support)
+
+    def _map(self, pose: Pose) -> FloatArray:
+        """Return the affine map of voxel index (ix, iy, iz, 1) to pixel x, pixel y, bin coordinate and depth (Å)."""
+        n_z, n_y, n_x = self.whole_shape
+        centre = np.array([n_x // 2, n_y // 2 - self.slab[0], n_z // 2])
+        lengths = np.zeros((4, 4))
+        lengths[[0, 1, 3], :3] = pose.rotation * self.voxel_size
+        lengths[:, 3] = -lengths[:, :3] @ centre + (pose.shift[1], pose.shift[0], 0.0, 0.0)
+        affine = np.empty((4, 4))
+        affine[:2] = lengths[:2] / self.pixel_size
+        affine[:2, 3] += (self.detector_shape[1] // 2, self.detector_shape[0] // 2)
+        affine[2] = lengths[3] / self.bin_thickness
+        affine[2, 3] += (self.n_bins - 1) / 2
+        affine[3] = lengths[3]
+        return affine
+
+    def _column_ranges(self, support: BoolArray | None) -> IntArray:
+        n_z, n_y, n_x = self.volume_shape
+        ranges = np.empty((n_z, n_x, 2), np.int64)
+        if support is None:
+            ranges[..., 0], ranges[..., 1] = 0, n_y
+            return ranges
+        if support.shape != self.volume_shape:
+            raise ConfigError(f"support must have the slab's shape {self.volume_shape}, got {support.shape}")
+        filled = support.any(axis=1)
+        ranges[..., 0] = np.where(filled, support.argmax(axis=1), 0)
+        ranges[..., 1] = np.where(filled, n_y - support[:, ::-1].argmax(axis=1), 0)
+        return ranges
+
+    def _each(self, task: Callable[[int, int], None], n: int) -> None:
+        """Run ``task(first, last)`` over n things split among the threads."""
+        edges = np.linspace(0, n, max(min(self.threads, n), 1) + 1).astype(int)
+        if len(edges) == 2:
+            return task(0, n)
+        with ThreadPoolExecutor(self.threads) as pool:
+            for _ in pool.map(task, edges[:-1], edges[1:]):
+                pass
+        return None
+
+    def _splat(self, volume: FloatArray, moment: bool) -> FloatArray:
+        if volume.shape != self.volume_shape:
+            raise ConfigError(f"the volume must have the slab's shape {self.volume_shape}, got {volume.shape}")
+        columns = np.ascontiguousarray(volume.transpose(0, 2, 1), np.float32)
+        height, width = self.detector_shape
+        shape = (len(self.poses), self.n_bins, width + 2 * BORDER, height + 2 * BORDER)
+        images = np.zeros(shape, np.float32)
+
+        def task(first: int, last: int) -> None:
+            part = slice(first, last)
+            project(columns, self._ranges, self._affine[part], self._degree, moment, images[part])
+
+        self._each(task, len(self.poses))
+        inner = images[:, :, BORDER:-BORDER, BORDER:-BORDER].transpose(0, 1, 3, 2) * self._scale
+        return np.ascontiguousarray(inner if self.n_bins > 1 else inner[:, 0])
+
+    def forward(self, volume: FloatArray) -> FloatArray:
+        """Project ``volume`` (z, rows, x): return (projection, [bin,] y, x) float32."""
+        return self._splat(volume, moment=False)
+
+    def depth_moment(self, volume: FloatArray) -> FloatArray:
+        """Project the volume weighted by each voxel's depth R r|_z in Å: (projection, [bin,] y, x) float32."""
+        return self._splat(volume, moment=True)
+
+    def adjoint(self, stack: FloatArray) -> FloatArray:
+        """Apply the exact transpose of :meth:`forward` to ``stack`` (projection, [bin,] y, x): (z, rows, x) float32."""
+        height, width = self.detector_shape
+        shape = (len(self.poses), self.n_bins, height, width)
+        if stack.size != np.prod(shape):
+            raise ConfigError(f"the stack must have the shape {shape}, got {stack.shape}")
+        padded = np.zeros((*shape[:2], width + 2 * BORDER, height + 2 * BORDER), np.float32)
+        padded[:, :, BORDER:-BORDER, BORDER:-BORDER] = stack.reshape(shape).transpose(0, 1, 3, 2) * self._scale
+        n_z, n_y, n_x = self.volume_shape
+        columns = np.zeros((n_z, n_x, n_y), np.float32)
+
+        def task(first: int, last: int) -> None:
+            back_project(padded, self._ranges[first:last], self._affine, self._degree, first, columns[first:last])
+
+        self._each(task, n_z)
+        return np.ascontiguousarray(columns.transpose(0, 2, 1))
+
+
+def _axes(rotation: FloatArray) -> FloatArray:
+    """Return the lab axes (3, xyz) about which in_plane, tilt and out_of_plane of :func:`angles_from_rotation` turn."""
+    in_plane, tilt, _ = angles_from_rotation(rotation)
+    after_tilt = rotation_about("z", in_plane)
+    return np.array([[0.0, 0.0, 1.0], after_tilt[:, 1], (after_tilt @ rotation_about("y", tilt))[:, 0]])
+
+
+def pose_jacobian(image: FloatArray, moment: FloatArray, pose: Pose, pixel_size: float) -> FloatArray:
+    """Return the derivatives (5, y, x) of a projection by dy, dx (per Å), in_plane, tilt, out_of_plane (per rad).
+
+    ``image`` (y, x) is the projection and ``moment`` the depth moment of the same pose. Moving a density with the
+    velocity d changes it by −∇·(V d); turning about the lab axis n moves r by d = n × r, so with the projection P and
+    the depth moment D, ∂P = −∂x(n_y D − n_z y P) − ∂y(n_z x P − n_x D): two images give all five derivatives. x and y
+    count from the pose's own shift, about which the sample turns.
+    """
+    gy, gx = (correlate1d(image, _DIFFERENCE / pixel_size, axis=axis, mode="nearest") for axis in (0, 1))
+    my, mx = (correlate1d(moment, _DIFFERENCE / pixel_size, axis=axis, mode="nearest") for axis in (0, 1))
+    height, width = image.shape
+    y = ((np.arange(height) - height // 2) * pixel_size - pose.shift[0])[:, None]
+    x = ((np.arange(width) - width // 2) * pixel_size - pose.shift[1])[None, :]
+    turns = [-n[1] * mx + n[2] * y * gx - n[2] * x * gy + n[0] * my for n in _axes(pose.rotation)]
+    return np.stack([-gy, -gx, *turns]).astype(np.float32)
+
+
+def operator_norm(apply_normal: Callable[[Any], Any], start: FloatArray, n_steps: int = 15) -> float:
+    """Return ‖A‖² as the largest eigenvalue of AᵀA by power iteration from ``start``; a bound from below, ~1 % low."""
+    vector, value = start, 0.0
+    for _ in range(n_steps):
+        vector = apply_normal(vector / np.linalg.norm(vector))
+        value = float(np.linalg.norm(vector))
+    return value
