@@ -1,0 +1,221 @@
+"""What the rest of the package sees of measured data: a series of tilts, each a scan of diffraction patterns.
+
+Patterns stay where they are until asked for. Whatever the file's layout, units and orientation were, here they are
+ångström, radians and counts, with the zero frequency at [0, 0].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import numpy as np
+
+from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
+from hpcrec.data.preprocess import DetectorFrame, count_fault
+from hpcrec.errors import DataError
+
+_SAMPLE_BYTES: Final = 1 << 20
+_SAMPLES: Final = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """Which file the data came from: what provenance keeps and what decides whether a result is stale.
+
+    ``path`` resolved; ``size`` in bytes; ``modified_ns`` since the epoch; ``digest`` is ``"sha256:…"`` of the whole
+    file, or ``"sha256-sampled:…"`` of its size and 16 blocks of 1 MiB spread from the first byte to the last.
+    """
+
+    path: Path
+    size: int
+    modified_ns: int
+    digest: str
+
+
+def file_identity(path: Path) -> Identity:
+    """Return the identity of a file; files above 16 MiB are hashed by samples, in constant time.
+
+    Raises :class:`DataError` if the file cannot be read.
+    """
+    try:
+        stat = path.stat()
+        with path.open("rb") as stream:
+            whole = stat.st_size <= _SAMPLES * _SAMPLE_BYTES
+            last = max(stat.st_size - _SAMPLE_BYTES, 0)
+            starts = [0] if whole else [i * last // (_SAMPLES - 1) for i in range(_SAMPLES)]
+            length = stat.st_size if whole else _SAMPLE_BYTES
+            digest = hashlib.sha256() if whole else hashlib.sha256(str(stat.st_size).encode())
+            for start in starts:
+                stream.seek(start)
+                digest.update(stream.read(length))
+    except OSError as fault:
+        raise DataError(
+            f"{path}: cannot be read ({fault.strerror or fault}); check the path and permissions"
+        ) from fault
+    kind = "sha256" if whole else "sha256-sampled"
+    return Identity(
+        path=path.resolve(), size=stat.st_size, modified_ns=stat.st_mtime_ns, digest=f"{kind}:{digest.hexdigest()}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesFacts:
+    """All that is known of a tilt series without reading a pattern.
+
+    ``tilt_angles`` (tilt,) rad and ``tilt_numbers`` (tilt,) indices in the file, of the tilts kept;
+    ``positions`` one array (position, 2) float64 Å, (y, x), per kept tilt; ``frame`` what is done to each pattern;
+    ``dtype`` of the patterns as returned; ``sampling`` (dy, dx) Å of the probe's window; ``mask`` (ky, kx), zero
+    frequency at [0, 0], True = good, or None; ``raw_mask`` the same on the detector as stored; ``probe``
+    (mode, y, x) centred at n//2, or None; ``energy_ev`` and ``wavelength`` (Å) where the file or its options give them.
+    """
+
+    tilt_angles: FloatArray
+    tilt_numbers: IntArray
+    positions: tuple[FloatArray, ...]
+    frame: DetectorFrame
+    dtype: np.dtype[np.generic]
+    sampling: tuple[float, float]
+    mask: BoolArray | None
+    raw_mask: BoolArray | None
+    probe: ComplexArray | None
+    energy_ev: float | None
+    wavelength: float | None
+    identity: Identity
+
+
+class TiltSeries(ABC):
+    """A series of tilts in one file; readers in ``io`` supply :meth:`read_frames` and :meth:`close`."""
+
+    def __init__(self, facts: SeriesFacts) -> None:
+        self.facts = facts
+
+    @property
+    def n_tilts(self) -> int:
+        """How many tilts are kept."""
+        return len(self.facts.tilt_angles)
+
+    @property
+    def tilt_angles(self) -> FloatArray:
+        """Nominal angles of the kept tilts, (tilt,) rad."""
+        return self.facts.tilt_angles
+
+    @property
+    def tilt_numbers(self) -> IntArray:
+        """Index of each kept tilt in the file, (tilt,)."""
+        return self.facts.tilt_numbers
+
+    @property
+    def pattern_shape(self) -> tuple[int, int]:
+        """Shape (ky, kx) of the patterns as returned, which is the shape of the probe's window too."""
+        return self.facts.frame.shape
+
+    @property
+    def sampling(self) -> tuple[float, float]:
+        """Real-space pixel (dy, dx) of the probe's window in Å."""
+        return self.facts.sampling
+
+    @property
+    def detector_sampling(self) -> tuple[float, float]:
+        """Detector pixel (dky, dkx) of the patterns as returned, in 1/Å: 1 / (n · sampling)."""
+        shape, sampling = self.pattern_shape, self.sampling
+        return 1 / (shape[0] * sampling[0]), 1 / (shape[1] * sampling[1])
+
+    @property
+    def mask(self) -> BoolArray | None:
+        """Good pixels (ky, kx) with the zero frequency at [0, 0]; None if all are good."""
+        return self.facts.mask
+
+    @property
+    def probe(self) -> ComplexArray | None:
+        """The start probe (mode, y, x) that the file brings, or None."""
+        return self.facts.probe
+
+    @property
+    def identity(self) -> Identity:
+        """Which file this is."""
+        return self.facts.identity
+
+    def tilt(self, i_tilt: int) -> TiltScan:
+        """Return the scan of kept tilt ``i_tilt``."""
+        if not 0 <= i_tilt < self.n_tilts:
+            raise DataError(f"{self.identity.path}: tilt {i_tilt} was asked for, but there are {self.n_tilts} tilts")
+        return TiltScan(self, i_tilt)
+
+    @abstractmethod
+    def read_frames(self, tilt_number: int, indices: IntArray) -> Array:
+        """Return the patterns (n, rows, columns) exactly as stored, in the order of ``indices``, native byte order."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the file; reading afterwards is an error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class TiltScan:
+    """The patterns of one tilt, read only when asked for."""
+
+    def __init__(self, series: TiltSeries, i_tilt: int) -> None:
+        self._series = series
+        self.i_tilt = i_tilt
+        self.number = int(series.tilt_numbers[i_tilt])
+        self.angle = float(series.tilt_angles[i_tilt])
+        self.positions: FloatArray = series.facts.positions[i_tilt]
+
+    @property
+    def n_positions(self) -> int:
+        """How many patterns the tilt has."""
+        return len(self.positions)
+
+    @property
+    def pattern_shape(self) -> tuple[int, int]:
+        """Shape (ky, kx) of a pattern."""
+        return self._series.pattern_shape
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Type of the patterns: the detector's own, wider only if pixels are binned."""
+        return self._series.facts.dtype
+
+    @property
+    def mask(self) -> BoolArray | None:
+        """Good pixels (ky, kx), True = good; None if all are good."""
+        return self._series.mask
+
+    @property
+    def sampling(self) -> tuple[float, float]:
+        """Real-space pixel (dy, dx) of the probe's window in Å."""
+        return self._series.sampling
+
+    def read(self, indices: IntArray) -> Array:
+        """Return patterns (n, ky, kx) in counts, zero frequency at [0, 0], in the order of ``indices``.
+
+        Bad pixels are zero. Raises :class:`DataError` naming tilt and position where a good pixel is negative or not
+        a finite number, or an index is outside the scan.
+        """
+        indices = np.asarray(indices, dtype=np.int64).ravel()
+        facts = self._series.facts
+        if len(indices) == 0:
+            return np.zeros((0, *self.pattern_shape), self.dtype)
+        if indices.min() < 0 or indices.max() >= self.n_positions:
+            raise DataError(
+                f"{facts.identity.path}: tilt {self.number} has positions 0…{self.n_positions - 1}, "
+                f"asked for {indices.min()}…{indices.max()}"
+            )
+        frames = facts.frame.clean(self._series.read_frames(self.number, indices), facts.raw_mask)
+        fault = count_fault(frames)
+        if fault is not None:
+            i_frame, text = fault
+            raise DataError(
+                f"{facts.identity.path}: tilt {self.number}, position {indices[i_frame]}: {text}; mask such pixels, "
+                "set clip_negative for background-subtracted counts, or drop the tilt"
+            )
+        return facts.frame.apply(frames)

@@ -1,0 +1,89 @@
+"""Tilt series in any HDF5 file (NeXus, CXI, Data Exchange, our own): the options say where things are."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import numpy as np
+
+from hpcrec.backend.array import Array, IntArray
+from hpcrec.data.dataset import TiltSeries
+from hpcrec.io.base import SeriesOptions, describe_series
+from hpcrec.io.hdf5_access import Hdf5Access, LinkedFiles, read_block
+from hpcrec.io.layout import find_layout, read_runs
+from hpcrec.options import options
+
+_GAP_BYTES: Final = 128 << 10  # reading this much too much costs about as much as one more h5py call
+_BLOCK_BYTES: Final = 64 << 20
+
+
+@options
+class Hdf5Options(SeriesOptions):
+    """Where an HDF5 file keeps what; the shared options are those of :class:`SeriesOptions`.
+
+    format : the reader's name
+    patterns : data set of the patterns, ([tilt,] position, ky, kx) or ([tilt,] row, column, ky, kx)
+    positions : data set of the positions, ([tilt,] position, components)
+    tilt_angles : data set of the tilt angles
+    mask : data set of the detector mask (ky, kx)
+    probe : data set of a start probe (mode, y, x), complex, centred at n//2
+    linked_files : refuse data in other files, or follow links inside the file's own folder
+
+    Numbers may be given as ``"attribute:NAME"``, ``"attribute:OBJECT@NAME"`` or ``"dataset:NAME"``.
+    """
+
+    format: Literal["hdf5"] = "hdf5"
+    patterns: str
+    positions: str | None = None
+    tilt_angles: str | None = None
+    mask: str | None = None
+    probe: str | None = None
+    linked_files: LinkedFiles = "refuse"
+
+
+class Hdf5Series(TiltSeries):
+    """A tilt series whose patterns are read block by block, each chunk once per call."""
+
+    Options = Hdf5Options
+
+    def __init__(self, given: Hdf5Options) -> None:
+        access = Hdf5Access(given.path, given.linked_files)
+        try:
+            self._patterns = access.dataset(given.patterns)
+            names = ("positions", "tilt_angles", "mask", "probe")
+            arrays = {name: access.array(getattr(given, name)) for name in names}
+            keys = ("detector_pixel_inverse_angstrom", "detector_pixel_mrad", "pixel_size_angstrom", "energy_ev")
+            numbers = {key: access.number(getattr(given, key)) for key in keys}
+            angles = arrays["tilt_angles"]
+            n_angles = None if angles is None else int(angles.size)
+            self._scan = find_layout(given.path, self._patterns.shape, given.layout, n_angles)
+            dtype = self._patterns.dtype.newbyteorder("=")
+            super().__init__(describe_series(given, self._scan, dtype, arrays, numbers))
+        except BaseException:
+            access.close()
+            raise
+        self._access = access
+
+    def read_frames(self, tilt_number: int, indices: IntArray) -> Array:
+        """Return frames (n, rows, columns) as stored; raises :class:`DataError` where the file is damaged."""
+        scan, lead = self._scan, (tilt_number,) if self._scan.has_tilts else ()
+        dtype = self._patterns.dtype.newbyteorder("=")
+        frames = np.empty((len(indices), *scan.frame_shape), dtype)
+        chunk, chunk_bytes = self._chunk()
+        for part, block, inside in read_runs(indices, scan.scan_shape, chunk, max(_BLOCK_BYTES // chunk_bytes, 1)):
+            where = f"{self.identity.path}: tilt {tilt_number}, positions {indices[part].min()}…{indices[part].max()}"
+            frames[part] = read_block(self._patterns, (*lead, *block), where)[inside]
+        return frames
+
+    def close(self) -> None:
+        """Close the file and the files linked to it."""
+        self._access.close()
+
+    def _chunk(self) -> tuple[tuple[int, ...], int]:
+        """Patterns per chunk along each scan axis, and the bytes of that many patterns."""
+        frame_bytes = int(np.prod(self._scan.frame_shape)) * self._patterns.dtype.itemsize
+        if self._patterns.chunks is None:
+            chunk: tuple[int, ...] = (1,) * (len(self._scan.scan_shape) - 1) + (max(_GAP_BYTES // frame_bytes, 1),)
+        else:
+            chunk = tuple(self._patterns.chunks[int(self._scan.has_tilts) : -2])
+        return chunk, int(np.prod(chunk)) * frame_bytes
