@@ -136,7 +136,9 @@ def spread(part: Field, box: Box) -> Array:
 
 
 def peak(values: Array) -> float:
-    """Return the largest real value, at least 0 (untouched pixels are zero); not-a-number wins."""
+    """Return the largest of real ``values``, at least 0 (untouched pixels are zero); not-a-number wins."""
+    if values.dtype.kind == "c":
+        raise TypeError("complex values have no peak: ask for the peak of a real field")
     return max(float(values.max()), 0.0) if values.size else 0.0
 
 
