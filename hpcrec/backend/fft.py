@@ -45,6 +45,29 @@ def _transform(a: Array, axes: tuple[int, ...], forward: bool) -> ComplexArray:
     return out  # type: ignore[no-any-return]
 
 
+def aligned_empty(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return an uninitialised host array as the in-place transforms and compiled kernels want it."""
+    return pyfftw.empty_aligned(shape, dtype=dtype)  # type: ignore[no-any-return]
+
+
+def fft2_inplace(a: ComplexArray) -> ComplexArray:
+    """As :func:`fft2`, but overwrite and return ``a``: an array from :func:`aligned_empty`, ValueError else."""
+    return _transform_inplace(a, True)
+
+
+def ifft2_inplace(a: ComplexArray) -> ComplexArray:
+    """As :func:`ifft2`, but overwrite and return ``a``: an array from :func:`aligned_empty`, ValueError else."""
+    return _transform_inplace(a, False)
+
+
+def _transform_inplace(a: ComplexArray, forward: bool) -> ComplexArray:
+    if array_module(a) is not np:
+        a[...] = _transform(a, (-2, -1), forward)
+    elif a.size:
+        _plan(a.shape, a.dtype.name, (-2, -1), forward, threading.get_ident())(input_array=a, output_array=a)
+    return a
+
+
 def fft2(a: Array) -> ComplexArray:
     """Unitary forward transform over the last two axes, F(k) = n^(−1/2) Σ f(r) exp(−2πi k·r); returns a new array."""
     return _transform(a, (-2, -1), True)

@@ -38,10 +38,10 @@ def amplitude_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray |
 
 
 def poisson_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[float, FloatArray]:
-    """L = Σ I − I₀ − (I₀+ε) ln((I+ε)/(I₀+ε)), w = 1 − (I₀+ε)/(I+ε): negative log-likelihood of counts, zero at I = I₀.
+    """L = Σ I − I₀ − (I₀+ε) ln((I+ε)/(I₀+ε)), w = 1 − (I₀+ε)/(I+ε): of Poisson counts, 0 at I = I₀.
 
-    Thibault and Guizar-Sicairos, New J. Phys. 14, 063004 (2012). The background ε = 0.01 counts, in model and data alike,
-    bounds the pull of single counts in dark places (a detector's own background is of that order).
+    Thibault and Guizar-Sicairos, New J. Phys. 14, 063004 (2012). The background ε = 0.01 counts, in model and data
+    alike, bounds the pull of single counts in dark places (a detector's own background is of that order).
     """
     xp = array_module(modelled)
     ratio = (measured + POISSON_FLOOR) / (modelled + POISSON_FLOOR)

@@ -52,8 +52,8 @@ def dot_test(operator: LinearOperator, rng: np.random.Generator) -> float:
     """Return |⟨A a, b⟩ − ⟨a, Aᴴ b⟩| / (‖A a‖ ‖b‖) for random a and b: round-off if the adjoint is exact."""
     a, b = (_random(shape, operator.dtype, rng) for shape in (operator.domain, operator.range))
     image, back = operator.apply(a), operator.adjoint(b)
-    left = np.vdot(image.astype(np.complex128), b)
-    right = np.vdot(a, back.astype(np.complex128))
+    left = complex(np.vdot(image.astype(np.complex128), b))
+    right = complex(np.vdot(a, back.astype(np.complex128)))
     return float(abs(left - right) / (np.linalg.norm(image) * np.linalg.norm(b)))
 
 

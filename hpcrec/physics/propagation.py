@@ -18,7 +18,7 @@ def fresnel_factors_1d(
     ``sampling``, ``wavelength``, ``distance`` Δz in Å; frequencies beyond ``band_limit`` times Nyquist are zero.
     """
     k = np.fft.fftfreq(n, sampling)
-    factor = np.exp(PROPAGATION_SIGN * 1j * np.pi * wavelength * distance * k**2)
+    factor: ComplexArray = np.exp(PROPAGATION_SIGN * 1j * np.pi * wavelength * distance * k**2)
     if band_limit is not None:
         factor[np.abs(k) > band_limit * 0.5 / sampling] = 0
     return factor
