@@ -10,7 +10,7 @@ from hpcrec.errors import ConfigError
 ENGINES = {
     "epie": "hpcrec.engines.epie:Epie",
     "lsqml": "hpcrec.engines.lsqml:LsqMl",
-    "gradient": "hpcrec.engines.gradient:Gradient",
+    "gradient": "hpcrec.engines.gradient:GradientEngine",
 }
 
 

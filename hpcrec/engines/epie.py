@@ -1,0 +1,81 @@
+"""The extended ptychographic iterative engine, ePIE and rPIE, for one or many slices."""
+
+from __future__ import annotations
+
+from hpcrec.backend.array import array_module
+from hpcrec.engines.base import Engine
+from hpcrec.engines.sweeps import (
+    SweepOptions,
+    change_object,
+    change_positions,
+    finish_sweep,
+    gradient_partial,
+    prepare_state,
+)
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.partial import Partial, Total
+from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.options import options
+
+
+@options
+class EpieOptions(SweepOptions):
+    """Options of ePIE, beside those of all engines.
+
+    object_step : α
+    probe_step : β
+    object_regularity, probe_regularity : γ; 1 is ePIE, smaller values give rPIE, which moves dim places faster
+    """
+
+    object_step: float = 1.0
+    probe_step: float = 1.0
+    object_regularity: float = 1.0
+    probe_regularity: float = 1.0
+
+
+class Epie(Engine):
+    """ePIE (Maiden and Rodenburg, Ultramicroscopy 109, 1256 (2009)), rPIE (Maiden et al., Optica 4, 736 (2017)).
+
+    Over the batch B, with revised exit waves φ + χ:
+    O += α Σ_B ψ*χ / ((1−γ) W + γ max W), W = Σ_B |ψ|²;  P += β Σ_B O*χ / ((1−γ) V + γ max V), V = Σ_B |O|².
+    A batch of one pattern is the serial algorithm; its sums are as small as the window. Larger batches are the same
+    formula on the batch's sums. Slices behind the first see χ carried back by the exact adjoint (instead of the
+    revised waves of 3PIE, Maiden et al., J. Opt. Soc. Am. A 29, 1606 (2012)).
+    """
+
+    Options = EpieOptions
+    peaks = {"update": ("illumination",)}
+
+    def __init__(self, model: PtychographyModel, options: EpieOptions) -> None:
+        self._model, self._options = model, options
+
+    def prepare(self, state: PtychographyState) -> None:
+        """Keep the start that gauges refer to."""
+        prepare_state(state)
+
+    def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
+        """Return numerators (as gradients, −Σψ*χ) and weights of a share."""
+        return gradient_partial(self._model, state, batch, self._options)
+
+    def apply(self, name: str, state: PtychographyState, total: Total) -> None:
+        """Update object and probe, each with the other one as it was."""
+        chosen, curvature = self._options, self._model.curvature
+        peak = total.peaks["illumination"]
+        field, weight = total.fields["object_gradient"], total.fields["illumination"].values
+        if peak > 0:
+            gamma = chosen.object_regularity
+            xp, real = array_module(weight), weight.dtype.type
+            scale = xp.maximum((1 - gamma) * weight + gamma * peak, xp.finfo(weight.dtype).tiny) * curvature
+            change = field.values * (real(-chosen.object_step) / scale.astype(weight.dtype, copy=False))
+            change_object(state, field.box, change, weight > 0, chosen.object_constraint)
+        if "probe_gradient" in total.sums and total.sums["object_weight"].max() > 0:
+            gamma, weight = chosen.probe_regularity, total.sums["object_weight"]
+            scale = ((1 - gamma) * weight + gamma * weight.max()) * curvature
+            scale[scale == 0] = 1
+            change = total.sums["probe_gradient"] * (chosen.probe_step / scale)
+            state.probe = (state.probe - change).astype(state.probe.dtype, copy=False)
+        change_positions(self._model, state, total, chosen)
+
+    def finish_iteration(self, state: PtychographyState) -> None:
+        """Orthogonalise the modes, fix scale and drift."""
+        finish_sweep(state, self._options)

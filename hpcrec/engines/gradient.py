@@ -1,0 +1,131 @@
+"""Preconditioned gradient descent with Nesterov momentum or Adam."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from hpcrec.backend.array import Array, ComplexArray, array_module, real_dtype
+from hpcrec.engines.base import Engine
+from hpcrec.engines.sweeps import (
+    SweepOptions,
+    change_object,
+    change_positions,
+    finish_sweep,
+    gradient_partial,
+    prepare_state,
+)
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.partial import Partial, Total
+from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.options import options
+
+_SECOND_DECAY = 0.999
+_ADAM_FLOOR = 1e-8
+
+
+@options
+class GradientOptions(SweepOptions):
+    """Options of the gradient engine, beside those of all engines.
+
+    method : "nesterov" takes preconditioned steps with momentum, "adam" steps of adaptive size
+    object_step : nesterov: 1 is the step of least squares; adam: change of the transmission in one update.
+        None takes 0.5 and 0.01
+    probe_step : the same for the probe; adam: in units of the probe's rms. None takes 0.5 and 0.01
+    momentum : share of the last change that is kept
+    weight_floor : share a of the largest illumination in the preconditioner √(((1−a)W)² + (a W_max)²)
+    """
+
+    method: Literal["nesterov", "adam"] = "nesterov"
+    object_step: float | None = None
+    probe_step: float | None = None
+    momentum: float = 0.5
+    weight_floor: float = 0.3
+
+
+class GradientEngine(Engine):
+    """Descends the loss on object, probe and positions.
+
+    The object's gradient is divided by √(((1−a)W)² + (a W_max)²), W the batch's illumination of the slice (Chen et
+    al., Science 372, 826 (2021) use the like), the probe's by the largest Σ|O|². Nesterov (1983) momentum in the form
+    v ← μv + u, z ← z − s(u + μv); Adam: Kingma and Ba, arXiv:1412.6980, with |g|² as second moment. Momenta move only
+    on pixels that the batch illuminates, so the result does not depend on the boxes of ranks.
+    """
+
+    Options = GradientOptions
+    peaks = {"update": ("illumination",)}
+
+    def __init__(self, model: PtychographyModel, options: GradientOptions) -> None:
+        self._model, self._options = model, options
+        default = 0.5 if options.method == "nesterov" else 0.01
+        self._object_step = default if options.object_step is None else options.object_step
+        self._probe_step = default if options.probe_step is None else options.probe_step
+
+    def prepare(self, state: PtychographyState) -> None:
+        """Fill the momenta with zeros where they lack."""
+        prepare_state(state)
+        xp, real = array_module(state.obj), real_dtype(state.obj.dtype)
+        for memory, like in ((state.object_memory, state.obj), (state.memory, state.probe)):
+            prefix = "" if memory is state.object_memory else "probe_"
+            memory.setdefault(f"{prefix}velocity", xp.zeros_like(like))
+            if self._options.method == "adam":
+                memory.setdefault(f"{prefix}square", xp.zeros(like.shape, real))
+        state.memory.setdefault("updates", np.zeros(2))
+
+    def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
+        """Return gradients and weights of a share."""
+        return gradient_partial(self._model, state, batch, self._options)
+
+    def apply(self, name: str, state: PtychographyState, total: Total) -> None:
+        """Take one step."""
+        if total.peaks["illumination"] > 0:
+            self._step_object(state, total)
+        if "probe_gradient" in total.sums and total.sums["object_weight"].max() > 0:
+            self._step_probe(state, total)
+        change_positions(self._model, state, total, self._options)
+
+    def finish_iteration(self, state: PtychographyState) -> None:
+        """Orthogonalise the modes, fix scale and drift."""
+        finish_sweep(state, self._options, momenta=("probe_velocity",))
+
+    def _step_object(self, state: PtychographyState, total: Total) -> None:
+        field, weight = total.fields["object_gradient"], total.fields["illumination"].values
+        xp = array_module(weight)
+        index = (slice(None), *field.box.slices(state.box))
+        touched = weight > 0
+        memory = {name: values[index] for name, values in state.object_memory.items()}
+        state.memory["updates"][0] += 1
+        if self._options.method == "adam":
+            change = self._adam(field.values, memory, "", int(state.memory["updates"][0]))
+        else:
+            floor = self._options.weight_floor
+            scale = xp.hypot((1 - floor) * weight, floor * total.peaks["illumination"]) * self._model.curvature
+            change = self._nesterov(field.values / scale.astype(weight.dtype, copy=False), memory, "")
+        for name, values in memory.items():
+            state.object_memory[name][index] = xp.where(touched, values, state.object_memory[name][index])
+        change_object(state, field.box, -self._object_step * change, touched, self._options.object_constraint)
+
+    def _step_probe(self, state: PtychographyState, total: Total) -> None:
+        gradient = total.sums["probe_gradient"]
+        state.memory["updates"][1] += 1
+        if self._options.method == "adam":
+            change = self._adam(gradient, state.memory, "probe_", int(state.memory["updates"][1]))
+            change = change * float(np.sqrt(np.mean(abs(state.probe) ** 2)))
+        else:
+            scale = float(total.sums["object_weight"].max()) * self._model.curvature
+            change = self._nesterov(gradient / scale, state.memory, "probe_")
+        state.probe = (state.probe - self._probe_step * change).astype(state.probe.dtype, copy=False)
+
+    def _nesterov(self, u: Array, memory: dict[str, Array], prefix: str) -> ComplexArray:
+        momentum = self._options.momentum
+        memory[f"{prefix}velocity"] = momentum * memory[f"{prefix}velocity"] + u
+        return u + momentum * memory[f"{prefix}velocity"]  # type: ignore[no-any-return]
+
+    def _adam(self, g: ComplexArray, memory: dict[str, Array], prefix: str, n_updates: int) -> ComplexArray:
+        xp, first = array_module(g), self._options.momentum
+        mean = first * memory[f"{prefix}velocity"] + (1 - first) * g
+        square = _SECOND_DECAY * memory[f"{prefix}square"] + (1 - _SECOND_DECAY) * (g.real**2 + g.imag**2)
+        memory[f"{prefix}velocity"], memory[f"{prefix}square"] = mean, square
+        size = xp.sqrt(square / (1 - _SECOND_DECAY**n_updates)) + _ADAM_FLOOR
+        return mean / (1 - first**n_updates) / size  # type: ignore[no-any-return]

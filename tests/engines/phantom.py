@@ -1,0 +1,84 @@
+"""A small phantom with known truth, and a sweep loop of one rank, for the tests of engines."""
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from hpcrec.engines import engine_class
+from hpcrec.geometry.grid import object_grid
+from hpcrec.geometry.tiles import Box
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.partial import Total
+from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
+
+SHAPE, SAMPLING, WAVELENGTH, SEMIANGLE = (32, 32), (0.4, 0.4), 0.0251, 0.022
+
+
+class Phantom:
+    """True state, start state and patterns of a phase object of one or two slices under one or two modes."""
+
+    def __init__(
+        self, n_slices=1, n_modes=1, precision="single", loss="amplitude", counts=1e5, thickness=40.0, noise=False
+    ):
+        rng = np.random.default_rng(11)
+        self.model = PtychographyModel(
+            SHAPE, SAMPLING, WAVELENGTH, thickness if n_slices > 1 else 0.0, loss=loss, precision=precision
+        )
+        y, x = np.meshgrid(np.arange(8) * 1.3, np.arange(8) * 1.3, indexing="ij")
+        self.positions = np.stack([y.ravel(), x.ravel()], axis=1) + rng.uniform(-0.3, 0.3, (64, 2))
+        self.grid = object_grid(self.positions, SHAPE, SAMPLING)
+        self.box = Box(0, self.grid.shape[0], 0, self.grid.shape[1])
+        phase = gaussian_filter(rng.standard_normal((n_slices, *self.grid.shape)), (0, 2, 2), mode="wrap")
+        phase *= 0.3 / phase.std()
+        dtype = self.model.dtype
+        probe = aberrated_probe(SHAPE, SAMPLING, WAVELENGTH, SEMIANGLE, {"C10": -120.0})
+        probe = orthogonal_start_modes(probe, n_modes, share=0.15) * np.sqrt(counts)
+        self.truth = self._state(np.exp(1j * phase).astype(dtype), probe.astype(dtype))
+        self.start = self._state(np.ones_like(self.truth.obj), self.truth.probe.copy())
+        self.patterns = self.model.simulate(self.truth, self.positions)
+        if noise:
+            self.patterns = rng.poisson(self.patterns).astype(np.uint16)
+
+    def _state(self, obj, probe):
+        return PtychographyState(obj=obj, probe=probe, positions=self.positions.copy(), grid=self.grid, box=self.box)
+
+    def batches(self, size, seed):
+        order = np.random.default_rng(seed).permutation(len(self.positions))
+        for step, start in enumerate(range(0, len(order), size)):
+            indices = order[start : start + size]
+            yield Batch(indices, self.patterns[indices], step=step, n_global=len(indices))
+
+
+def total_of(partial, peaks):
+    """The total that one rank alone sees."""
+    found = {name: float(partial.fields[name].values.max(initial=0)) for name in peaks}
+    return Total(partial.fields, partial.sums, found)
+
+
+def sweep(engine, state, batches):
+    """Run one sweep on one rank; return Σ(√I − √I₀)² / ΣI₀ seen on the way."""
+    error = counts = 0.0
+    for batch in batches:
+        for name in engine.passes:
+            total = total_of(engine.accumulate(name, state, batch), engine.peaks.get(name, ()))
+            engine.apply(name, state, total)
+        error += total.sums["error"][0]
+        counts += total.sums["counts"][0]
+    engine.finish_iteration(state)
+    return error / counts
+
+
+def reconstruct(phantom, name, n_sweeps, batch_size=8, **options):
+    """Run an engine by name from the start state; return the state and the data error of each sweep."""
+    cls = engine_class(name)
+    engine = cls(phantom.model, cls.Options(**options))
+    engine.prepare(phantom.start)
+    errors = [sweep(engine, phantom.start, phantom.batches(batch_size, i)) for i in range(n_sweeps)]
+    return phantom.start, errors
+
+
+def phase_error(found, truth, margin=16):
+    """Relative rms error of the product of the slices inside the scan, with the free global factor removed."""
+    a, b = (np.prod(o, axis=0)[margin:-margin, margin:-margin] for o in (found, truth))
+    a = a * np.vdot(a, b) / np.vdot(a, a)
+    return np.linalg.norm(a - b) / np.linalg.norm(b - b.mean())
