@@ -135,6 +135,16 @@ class TiltSeries(ABC):
         return self.facts.probe
 
     @property
+    def energy_ev(self) -> float | None:
+        """Energy of the beam where the file or its options give it."""
+        return self.facts.energy_ev
+
+    @property
+    def wavelength(self) -> float | None:
+        """Wavelength of the beam in Å where the energy is known."""
+        return self.facts.wavelength
+
+    @property
     def identity(self) -> Identity:
         """Which file this is."""
         return self.facts.identity

@@ -105,7 +105,7 @@ def _binned(
         return frames, centre
     slices, new_centre = [], []
     for size, c in zip(frames.shape[1:], centre):
-        first = (c - binning // 2) % binning  # a coarse pixel is centred on the zero frequency
+        first = (c - (binning - 1) // 2) % binning  # a coarse pixel is centred on the zero frequency
         slices.append(slice(first, first + (size - first) // binning * binning))
         new_centre.append((c - first) // binning)
     cut = frames[:, slices[0], slices[1]]
@@ -158,20 +158,20 @@ def count_fault(frames: Array) -> tuple[int, str] | None:
     return i_frame, (f"negative counts (down to {worst:g})" if worst < 0 else "counts that are not finite numbers")
 
 
-def bad_pixels(mean: Array, spread: float = 12.0, radius: int = 2) -> BoolArray:
-    """Return the pixels (ky, kx) that are dead or hot in a mean pattern: True = bad.
+def bad_pixels(total: Array, factor: float = 5.0) -> BoolArray:
+    """Return the isolated dead and hot pixels (ky, kx) of a detector: True = bad.
 
-    ``mean`` (ky, kx) is the mean of many patterns. A pixel is bad if it deviates from the median of its
-    (2·``radius``+1)² neighbourhood by more than ``spread`` robust standard deviations (1.4826 · median absolute
-    deviation of the neighbourhood, and at least a tenth of the median, so that a smooth edge is not called bad).
+    ``total`` (ky, kx) counts summed over many patterns, so that its noise is known to be Poisson's. A pixel is hot
+    above ``factor`` times its brightest of eight neighbours, dead below its darkest over ``factor``, by more than six
+    standard deviations; the edge of a bright disc is neither. Raises :class:`ConfigError` for a factor up to 1.
     """
-    if radius < 1 or spread <= 0:
-        raise ConfigError(f"bad_pixels needs radius >= 1 and spread > 0, got {radius} and {spread}")
-    width = 2 * radius + 1
-    padded = np.pad(np.asarray(mean, np.float64), radius, mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (width, width)).reshape(*mean.shape, -1)
-    median = np.median(windows, axis=-1)
-    deviation = 1.4826 * np.median(np.abs(windows - median[..., None]), axis=-1)
-    floor = np.maximum(deviation, 0.1 * np.abs(median))
-    bad: BoolArray = np.abs(mean - median) > spread * np.maximum(floor, np.finfo(np.float64).tiny)
+    if factor <= 1:
+        raise ConfigError(f"bad_pixels needs a factor above 1, got {factor}")
+    total = np.asarray(total, np.float64)
+    padded = np.pad(total, 1, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).reshape(*total.shape, 9)
+    around = np.delete(windows, 4, axis=-1)
+    high, low = around.max(axis=-1), around.min(axis=-1)
+    hot = total > factor * high + 6 * np.sqrt(factor * high + 1)
+    bad: BoolArray = hot | (total < low / factor - 6 * np.sqrt(low / factor + 1))
     return bad

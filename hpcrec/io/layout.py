@@ -100,7 +100,7 @@ def scan_positions(
     if stored.dtype.kind not in "uif":
         raise DataError(f"{path}: positions are of type {stored.dtype}; expected real numbers")
     shared = (scan.n_positions, stored.shape[-1] if stored.ndim else 0)
-    if stored.ndim >= 2 and stored.size == np.prod(shared) and stored.shape[0] in (1, *scan.scan_shape):
+    if stored.ndim >= 2 and stored.size == np.prod(shared):
         per_tilt: list[FloatArray] = [np.asarray(stored, np.float64).reshape(shared)] * scan.n_tilts
     elif stored.ndim >= 3 and stored.shape[0] == scan.n_tilts and stored.size == scan.n_tilts * np.prod(shared):
         per_tilt = list(np.asarray(stored, np.float64).reshape(scan.n_tilts, *shared))
