@@ -8,6 +8,7 @@ import numpy as np
 
 from hpcrec.backend.array import Array, IntArray
 from hpcrec.geometry.grid import Grid
+from hpcrec.geometry.scan import hilbert_order
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,6 +46,12 @@ class Box:
             return self
         return Box(min(self.y0, other.y0), max(self.y1, other.y1), min(self.x0, other.x0), max(self.x1, other.x1))
 
+    def grow(self, margin: int) -> Box:
+        """Return the box with ``margin`` more pixels on each side; an empty box stays empty."""
+        if self.empty:
+            return self
+        return Box(self.y0 - margin, self.y1 + margin, self.x0 - margin, self.x1 + margin)
+
     def contains(self, other: Box) -> bool:
         """Whether every pixel of ``other`` lies in this box."""
         return other.empty or self.intersect(other) == other
@@ -65,3 +72,67 @@ def window_corners(positions: Array, grid: Grid, window: tuple[int, int]) -> Int
     """Return the first pixel (n, 2) of the probe window at each position in Å: round(pixel) − n//2."""
     pixels = np.rint(grid.to_pixels(np.reshape(positions, (-1, 2)))).astype(np.int64)
     return pixels - np.array([window[0] // 2, window[1] // 2])  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileLayout:
+    """How the ranks share one object: rank r owns the pixels ``cores[r]`` and works on positions ``shares[r]``.
+
+    cores : boxes that partition the grid exactly; some may be empty
+    held : each core and its halo: the windows of the rank's share with a margin around, inside the grid
+    shares : for each rank its positions, along the Hilbert curve; every position once, counts equal within one
+    """
+
+    cores: tuple[Box, ...]
+    held: tuple[Box, ...]
+    shares: tuple[IntArray, ...]
+
+
+def tile_layout(positions: Array, grid: Grid, window: tuple[int, int], n_ranks: int, margin: int) -> TileLayout:
+    """Share positions (n, 2) in Å and the pixels of ``grid`` by recursive bisection (Berger & Bokhari, 1987).
+
+    Every cut halves the positions at hand across the longer side of their extent, and the box at hand along the same
+    line. Runs of the Hilbert curve would balance as well, but only bisection makes the cores rectangles, which keeps
+    halos and messages plain boxes; the curve orders the visits within a share. Positions on the line of a cut go
+    either way, so a rank's windows may start just outside its core: the halo covers them. ``window`` (ny, nx) and
+    ``margin`` in pixels.
+    """
+    centres = np.rint(grid.to_pixels(np.reshape(positions, (-1, 2)))).astype(np.int64)
+    whole = Box(0, grid.shape[0], 0, grid.shape[1])
+    parts = _bisect(centres, np.arange(len(centres)), whole, n_ranks)
+    corners = window_corners(positions, grid, window)
+    shares = tuple(share[hilbert_order(centres[share])] for _, share in parts)
+    return TileLayout(
+        cores=tuple(core for core, _ in parts),
+        held=tuple(
+            core.union(bounding_box(corners[share], window).grow(margin)).intersect(whole)
+            for (core, _), share in zip(parts, shares, strict=True)
+        ),
+        shares=shares,
+    )
+
+
+def _bisect(centres: IntArray, share: IntArray, box: Box, n_ranks: int) -> list[tuple[Box, IntArray]]:
+    """Split ``box`` and the positions ``share`` among ``n_ranks``; returns (core, share) for each."""
+    if n_ranks == 1:
+        return [(box, share)]
+    n_low = n_ranks // 2
+    each, rest = divmod(len(share), n_ranks)
+    count = n_low * each + rest * n_low // n_ranks
+    points = centres[share]
+    extent = np.ptp(points, axis=0) if len(share) else np.array(box.shape)
+    axis = 0 if extent[0] >= extent[1] else 1
+    order = np.lexsort((points[:, 1 - axis], points[:, axis]))
+    low, high = share[order[:count]], share[order[count:]]
+    start, stop = ((box.y0, box.y1), (box.x0, box.x1))[axis]
+    if len(low) and len(high):
+        cut = int(centres[low[-1], axis] + centres[high[0], axis] + 1) // 2
+    else:
+        cut = start + (stop - start) * n_low // n_ranks
+    cut = min(max(cut, start), stop)
+    boxes = (
+        (Box(box.y0, cut, box.x0, box.x1), Box(cut, box.y1, box.x0, box.x1))
+        if axis == 0
+        else (Box(box.y0, box.y1, box.x0, cut), Box(box.y0, box.y1, cut, box.x1))
+    )
+    return _bisect(centres, low, boxes[0], n_low) + _bisect(centres, high, boxes[1], n_ranks - n_low)

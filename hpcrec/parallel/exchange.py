@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Final, Literal, Protocol, cast
+from typing import Final, Protocol, cast
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.scan import hilbert_order, split_positions
 from hpcrec.geometry.tiles import EMPTY_BOX, Box, bounding_box, window_corners
 from hpcrec.models.partial import Field, Partial, Total
-from hpcrec.options import options
 from hpcrec.parallel.communicator import Communicator
 
 EXCHANGES: Final = {
@@ -27,24 +26,12 @@ EXCHANGES: Final = {
 }
 
 
-@options
-class ExchangeOptions:
-    """How the object of one tilt is shared by the ranks of a group.
-
-    kind : "replicated" (every rank holds the whole object), "tiled" (a core and its halo), "auto" (the planner picks)
-    halo_margin_pixels : pixels around a rank's windows into which refined positions may move (tiled only)
-    """
-
-    kind: Literal["auto", "replicated", "tiled"] = "auto"
-    halo_margin_pixels: int = 8
-
-
 class Exchange(Protocol):
     """Who processes which positions of one tilt, who holds which pixels, and how partial sums become totals.
 
-    Made from ``(communicator, positions, grid, window, margin)``: all positions (n, 2) in Å of the tilt, the object's
-    grid, the probe's window (ny, nx) in pixels and the halo margin in pixels, the same on all ranks. All methods but
-    :meth:`share` are collective over ``communicator``.
+    Made by :func:`make_exchange` from ``(communicator, positions, grid, window, margin)``: all positions (n, 2) in Å
+    of the tilt, the object's grid, the probe's window (ny, nx) in pixels and the halo margin in pixels, the same on
+    all ranks. All methods but :meth:`share` are collective over ``communicator``.
     """
 
     communicator: Communicator

@@ -1,0 +1,209 @@
+"""Both exchanges give the direct sum of random partials, on any number of ranks, with empty shares."""
+
+import numpy as np
+import pytest
+
+from hpcrec.errors import ParallelError
+from hpcrec.geometry.grid import object_grid
+from hpcrec.geometry.scan import raster_positions
+from hpcrec.geometry.tiles import EMPTY_BOX, Box, bounding_box, window_corners
+from hpcrec.models.partial import Field, Partial
+from hpcrec.parallel.communicator import SerialCommunicator, run_ranks
+from hpcrec.parallel.exchange import EXCHANGES, make_exchange
+
+WINDOW = (6, 9)
+SAMPLING = (0.5, 0.4)
+POSITIONS = raster_positions((9, 7), (1.3, 1.1)) + np.random.default_rng(0).normal(scale=0.2, size=(63, 2))
+GRID = object_grid(POSITIONS, WINDOW, SAMPLING)
+WHOLE = Box(0, GRID.shape[0], 0, GRID.shape[1])
+SIZES = [1, 2, 3, 5]
+MARGIN = 2
+
+
+def pattern_values(index):
+    """What the pattern at one position contributes: known from its index alone."""
+    rng = np.random.default_rng(index)
+    numerator = rng.normal(size=(2, *WINDOW)) + 1j * rng.normal(size=(2, *WINDOW))
+    return numerator.astype(np.complex64), rng.random((2, *WINDOW)).astype(np.float32), rng.random(3)
+
+
+def partial_of(indices, positions=POSITIONS):
+    """Return the partial of some patterns as an engine makes it: fields on the touched box, sums of full length."""
+    corners = window_corners(positions[indices], GRID, WINDOW)
+    box = bounding_box(corners, WINDOW)
+    numerator, weight = np.zeros((2, *box.shape), np.complex64), np.zeros((2, *box.shape), np.float32)
+    small, steps = np.zeros(3), np.zeros(len(positions), np.float32)
+    for index, corner in zip(indices, corners):
+        patch = Box(corner[0], corner[0] + WINDOW[0], corner[1], corner[1] + WINDOW[1]).slices(box)
+        values = pattern_values(index)
+        numerator[(..., *patch)] += values[0]
+        weight[(..., *patch)] += values[1]
+        small += values[2]
+        steps[index] = index
+    return Partial(
+        {"numerator": Field(box, numerator), "weight": Field(box, weight)},
+        {"loss": small, "count": np.array([len(indices)], np.int64), "steps": steps},
+    )
+
+
+def batches():
+    rng = np.random.default_rng(5)
+    yield np.arange(len(POSITIONS))
+    yield rng.permutation(len(POSITIONS))[:20]
+    yield np.array([31])  # one pattern: all other ranks have an empty share
+    yield np.zeros(0, int)  # nobody has anything
+
+
+def check_totals(kind, comm):
+    """Compare the totals of some batches with the direct sum on one rank; also run under MPI by test_mpi.py."""
+    exchange = make_exchange(kind, comm, POSITIONS, GRID, WINDOW, MARGIN)
+    for indices in batches():
+        share = exchange.share(indices)
+        counts = comm.gather(sorted(share.tolist()))
+        if counts is not None:
+            assert sorted(sum(counts, [])) == sorted(indices.tolist())
+        direct = partial_of(indices)
+        total = exchange.total(partial_of(share), ("weight",))
+        assert sorted(total.fields) == ["numerator", "weight"]
+        for name, field in total.fields.items():
+            expected = direct.fields[name]
+            box = expected.box.intersect(exchange.held)
+            assert field.box == (EMPTY_BOX if box.empty else box)
+            assert field.values.dtype == expected.values.dtype
+            if not box.empty:
+                # single precision, at most some 30 terms of size 1 in another order
+                np.testing.assert_allclose(field.values, expected.values[(..., *box.slices(expected.box))], atol=2e-5)
+        for name, value in total.sums.items():
+            assert value.dtype == direct.sums[name].dtype
+            np.testing.assert_allclose(value, direct.sums[name], rtol=1e-13)  # double precision, few terms
+        highest = direct.fields["weight"].values.max() if len(indices) else 0.0
+        assert total.peaks == {"weight": pytest.approx(highest, rel=1e-5)}
+
+
+def check_place_and_whole(kind, comm):
+    """Hand out an object and gather it again: the identity, and halos hold what the neighbours' cores hold."""
+    exchange = make_exchange(kind, comm, POSITIONS, GRID, WINDOW, MARGIN)
+    rng = np.random.default_rng(3)
+    obj = (rng.normal(size=(2, *GRID.shape)) + 1j * rng.normal(size=(2, *GRID.shape))).astype(np.complex64)
+    held = exchange.place(obj if comm.rank == 0 else None)
+    assert held.dtype == obj.dtype
+    np.testing.assert_array_equal(held, obj[(..., *exchange.held.slices(WHOLE))])
+    back = exchange.whole(held)
+    if comm.rank == 0:
+        np.testing.assert_array_equal(back, obj)
+    else:
+        assert back is None
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", EXCHANGES)
+def test_totals_are_the_direct_sum(kind, size):
+    run_ranks(size, lambda comm: check_totals(kind, comm))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", EXCHANGES)
+def test_place_and_whole_are_inverse(kind, size):
+    run_ranks(size, lambda comm: check_place_and_whole(kind, comm))
+
+
+@pytest.mark.parametrize("kind", EXCHANGES)
+def test_more_ranks_than_positions(kind):
+    few = POSITIONS[:3]
+
+    def total(comm):
+        exchange = make_exchange(kind, comm, few, GRID, WINDOW, MARGIN)
+        found = exchange.total(partial_of(exchange.share(np.arange(3)), few), ("weight",))
+        return exchange.whole(np.zeros((1, *exchange.held.shape))), found.sums["count"][0]
+
+    results = run_ranks(5, total)
+    assert results[0][0].shape == (1, *GRID.shape)
+    assert [count for _, count in results] == [3] * 5
+
+
+@pytest.mark.parametrize("kind", EXCHANGES)
+def test_share_follows_the_curve_whatever_the_order_asked(kind):
+    exchange = make_exchange(kind, SerialCommunicator(), POSITIONS, GRID, WINDOW, MARGIN)
+    shuffled = np.random.default_rng(1).permutation(len(POSITIONS))
+    np.testing.assert_array_equal(exchange.share(shuffled), exchange.share(np.arange(len(POSITIONS))))
+
+
+def test_halos_agree_with_the_owners_bit_by_bit():
+    def held_total(comm):
+        exchange = make_exchange("tiled", comm, POSITIONS, GRID, WINDOW, MARGIN)
+        return exchange.total(partial_of(exchange.share(np.arange(len(POSITIONS))))).fields["numerator"]
+
+    fields = run_ranks(4, held_total)
+    for i, a in enumerate(fields):
+        for b in fields[i + 1 :]:
+            common = a.box.intersect(b.box)
+            if not common.empty:
+                same = a.values[(..., *common.slices(a.box))] == b.values[(..., *common.slices(b.box))]
+                assert same.all()
+
+
+def test_only_neighbours_and_touched_boxes_travel():
+    sent = []
+
+    def exchange_one_pattern(comm):
+        exchange = make_exchange("tiled", comm, POSITIONS, GRID, WINDOW, 0)
+        partial = partial_of(exchange.share(np.array([0])))
+        swap = comm.swap
+        comm.swap = lambda out, into: (sent.extend(a.nbytes for a in out.values()), swap(out, into))[1]
+        exchange.total(partial)
+
+    run_ranks(3, exchange_one_pattern)
+    window_bytes = 2 * WINDOW[0] * WINDOW[1] * (8 + 4)
+    assert sum(sent) <= 2 * window_bytes  # position 0 lies in a corner: its window has at most one neighbour each way
+
+
+@pytest.mark.parametrize("kind", EXCHANGES)
+def test_positions_that_leave_are_told_on_all_ranks(kind):
+    def move(comm):
+        exchange = make_exchange(kind, comm, POSITIONS, GRID, WINDOW, MARGIN)
+        exchange.update_positions(POSITIONS + 0.4)  # one pixel: inside every halo and the grid's margin
+        try:
+            exchange.update_positions(POSITIONS * 1.5)
+        except ParallelError as error:
+            return str(error)
+
+    messages = run_ranks(3, move)
+    assert len(set(messages)) == 1
+    assert ("halo_margin" if kind == "tiled" else "margin of the object grid") in messages[0]
+
+
+def test_touching_beyond_the_halo_is_an_error():
+    def touch(comm):
+        exchange = make_exchange("tiled", comm, POSITIONS, GRID, WINDOW, 0)
+        exchange.total(partial_of(np.arange(len(POSITIONS))))
+
+    with pytest.raises(ParallelError, match="halo"):
+        run_ranks(2, touch)
+
+
+def test_fields_of_different_types_are_refused():
+    def mixed(comm):
+        exchange = make_exchange("tiled", comm, POSITIONS, GRID, WINDOW, MARGIN)
+        dtype = np.complex128 if comm.rank else np.complex64
+        exchange.total(Partial({"a": Field(EMPTY_BOX, np.zeros((1, 0, 0), dtype))}, {}))
+
+    with pytest.raises(ParallelError, match="different types"):
+        run_ranks(2, mixed)
+
+
+@pytest.mark.parametrize("kind", EXCHANGES)
+def test_not_a_number_reaches_everybody(kind):
+    def poison(comm):
+        exchange = make_exchange(kind, comm, POSITIONS, GRID, WINDOW, MARGIN)
+        partial = partial_of(exchange.share(np.arange(len(POSITIONS))))
+        if comm.rank == 1:
+            partial.fields["weight"].values[...] = np.nan
+        return exchange.total(partial, ("weight",)).peaks["weight"]
+
+    assert np.isnan(run_ranks(3, poison)).all()
+
+
+def test_a_complex_field_has_no_peak():
+    exchange = make_exchange("replicated", SerialCommunicator(), POSITIONS, GRID, WINDOW)
+    with pytest.raises(TypeError, match="complex"):
+        exchange.total(partial_of(np.arange(3)), ("numerator",))
