@@ -22,7 +22,7 @@ from hpcrec.options import options
 class EpieOptions(SweepOptions):
     """Options of ePIE, beside those of all engines.
 
-    object_step : α
+    object_step : α, shared by the slices
     probe_step : β
     object_regularity, probe_regularity : γ; 1 is ePIE, smaller values give rPIE, which moves dim places faster
     """
@@ -65,7 +65,9 @@ class Epie(Engine):
         if peak > 0:
             gamma = chosen.object_regularity
             xp, real = array_module(weight), weight.dtype.type
-            scale = xp.maximum((1 - gamma) * weight + gamma * peak, xp.finfo(weight.dtype).tiny) * curvature
+            scale = xp.maximum((1 - gamma) * weight + gamma * peak, xp.finfo(weight.dtype).tiny)
+            # All slices move at once and to first order alike, so each takes its share of the step
+            scale *= curvature * len(state.obj)
             change = field.values * (real(-chosen.object_step) / scale.astype(weight.dtype, copy=False))
             change_object(state, field.box, change, weight > 0, chosen.object_constraint)
         if "probe_gradient" in total.sums and total.sums["object_weight"].max() > 0:

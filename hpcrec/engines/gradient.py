@@ -40,7 +40,7 @@ class GradientOptions(SweepOptions):
     method: Literal["nesterov", "adam"] = "nesterov"
     object_step: float | None = None
     probe_step: float | None = None
-    momentum: float = 0.5
+    momentum: float = 0.8
     weight_floor: float = 0.3
 
 
@@ -100,7 +100,9 @@ class GradientEngine(Engine):
             change = self._adam(field.values, memory, "", int(state.memory["updates"][0]))
         else:
             floor = self._options.weight_floor
-            scale = xp.hypot((1 - floor) * weight, floor * total.peaks["illumination"]) * self._model.curvature
+            scale = xp.hypot((1 - floor) * weight, floor * total.peaks["illumination"])
+            # All slices move at once and to first order alike, so each takes its share of the step
+            scale *= self._model.curvature * len(state.obj)
             change = self._nesterov(field.values / scale.astype(weight.dtype, copy=False), memory, "")
         for name, values in memory.items():
             state.object_memory[name][index] = xp.where(touched, values, state.object_memory[name][index])
@@ -117,10 +119,10 @@ class GradientEngine(Engine):
             change = self._nesterov(gradient / scale, state.memory, "probe_")
         state.probe = (state.probe - self._probe_step * change).astype(state.probe.dtype, copy=False)
 
-    def _nesterov(self, u: Array, memory: dict[str, Array], prefix: str) -> ComplexArray:
+    def _nesterov(self, u: Array, memory: dict[str, Array], prefix: str) -> Array:
         momentum = self._options.momentum
         memory[f"{prefix}velocity"] = momentum * memory[f"{prefix}velocity"] + u
-        return u + momentum * memory[f"{prefix}velocity"]  # type: ignore[no-any-return]
+        return u + momentum * memory[f"{prefix}velocity"]
 
     def _adam(self, g: ComplexArray, memory: dict[str, Array], prefix: str, n_updates: int) -> ComplexArray:
         xp, first = array_module(g), self._options.momentum

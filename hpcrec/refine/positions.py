@@ -40,4 +40,5 @@ def limit_moves(positions: FloatArray, start: FloatArray, max_move: float | None
 
 def without_drift(positions: FloatArray, start: FloatArray) -> FloatArray:
     """Return ``positions`` less the mean of their moves from ``start``: the object could follow any common shift."""
-    return positions - np.mean(positions - start, axis=0)
+    drift: FloatArray = np.mean(positions - start, axis=0)
+    return positions - drift

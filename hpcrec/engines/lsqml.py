@@ -1,0 +1,162 @@
+"""Least-squares maximum likelihood, LSQ-ML: steps of optimal length in batches."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import trim_mean
+
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, array_module
+from hpcrec.engines.base import Engine
+from hpcrec.engines.sweeps import (
+    SweepOptions,
+    change_object,
+    change_positions,
+    finish_sweep,
+    gradient_partial,
+    loss_sums,
+    prepare_state,
+)
+from hpcrec.geometry.tiles import EMPTY_BOX
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.partial import Field, Partial, Total
+from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.options import options
+
+_TRIM = 0.1
+
+
+@options
+class LsqMlOptions(SweepOptions):
+    """Options of LSQ-ML, beside those of all engines.
+
+    weight_floor : δ, share of the largest illumination in the preconditioner √(W² + (δ W_max)²)
+    damping : λ, share of the mean diagonal added to the 2×2 systems of the steps
+    step_share : share of the optimal step that is taken
+    momentum : share of the last change that is added to the next one; 0 is the published engine
+    """
+
+    weight_floor: float = 0.1
+    damping: float = 0.1
+    step_share: float = 0.9
+    momentum: float = 0.0
+
+
+class LsqMl(Engine):
+    """LSQ-ML (Odstrčil, Menzel and Guizar-Sicairos, Opt. Express 26, 3108 (2018)).
+
+    Pass "direction": D_O = Σ ψ*χ / √(W² + (δ W_max)²) and D_P = Σ O*χ / Σ max|O|² over the batch.
+    Pass "step": for each position the far field's first-order change along D_O (of all slices together) and along D_P
+    gives a 2×2 least-squares problem for both step lengths (eq. 22); for one slice these are the published sums,
+    since the far field is a unitary map. The steps of the batch, negative ones set to zero, enter as their mean
+    without the largest and smallest tenth. The 2×2 systems travel in an array over all positions of the tilt, so this
+    statistic is that of the whole batch on every rank.
+    """
+
+    Options = LsqMlOptions
+    passes = ("direction", "step")
+    peaks = {"direction": ("illumination",)}
+
+    def __init__(self, model: PtychographyModel, options: LsqMlOptions) -> None:
+        self._model, self._options = model, options
+        # What pass "direction" leaves for pass "step": its total, the lit pixels, both directions
+        self._directions = Total({}, {})
+        self._touched: Field = Field(EMPTY_BOX, np.zeros((1, 0, 0), bool))
+        self._object_direction: Field = self._touched
+        self._probe_direction: ComplexArray | None = None
+
+    def prepare(self, state: PtychographyState) -> None:
+        """Fill the momenta with zeros where they lack."""
+        prepare_state(state)
+        if self._options.momentum:
+            state.object_memory.setdefault("velocity", array_module(state.obj).zeros_like(state.obj))
+            state.memory.setdefault("probe_velocity", array_module(state.probe).zeros_like(state.probe))
+
+    def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
+        """Return the sums of the directions, or the terms of the 2×2 systems of a share's positions."""
+        if name == "direction":
+            return gradient_partial(self._model, state, batch, self._options)
+        probe = self._probe_direction
+        change = np.zeros_like(state.probe) if probe is None else probe
+        found = self._model.responses(state, batch, self._object_direction, change)
+        # Columns: the five terms, and whether the position is in the batch
+        terms = np.zeros((len(state.positions), 6))
+        terms[batch.indices, :5] = found.terms
+        terms[batch.indices, 5] = 1
+        return Partial({}, {"terms": terms} | loss_sums(found))
+
+    def apply(self, name: str, state: PtychographyState, total: Total) -> None:
+        """Keep the directions, or take the steps along them."""
+        if name == "direction":
+            self._keep_directions(total)
+        else:
+            self._take_steps(state, total)
+            # Not before: the responses must see the windows of the directions
+            change_positions(self._model, state, self._directions, self._options)
+
+    def finish_iteration(self, state: PtychographyState) -> None:
+        """Orthogonalise the modes, fix scale and drift."""
+        finish_sweep(state, self._options, momenta=("probe_velocity",) if self._options.momentum else ())
+
+    def _keep_directions(self, total: Total) -> None:
+        field, weight = total.fields["object_gradient"], total.fields["illumination"].values
+        xp = array_module(weight)
+        scale = xp.hypot(weight, self._options.weight_floor * total.peaks["illumination"])
+        scale[scale == 0] = 1
+        self._directions = total
+        self._touched = Field(field.box, weight > 0)
+        self._object_direction = Field(field.box, field.values / -scale.astype(weight.dtype, copy=False))
+        self._probe_direction = None
+        if "probe_gradient" in total.sums and total.sums["object_weight"].max() > 0:
+            largest = total.sums["object_weight"].max()
+            self._probe_direction = total.sums["probe_gradient"] * (-1 / largest)
+
+    def _take_steps(self, state: PtychographyState, total: Total) -> None:
+        terms = total.sums["terms"]
+        terms = terms[terms[:, 5] > 0, :5]
+        if len(terms) == 0:
+            return
+        steps = step_lengths(terms, self._options.damping, probe=self._probe_direction is not None)
+        object_step, probe_step = self._options.step_share * steps
+        box, touched = self._touched.box, self._touched.values
+        index = (slice(None), *box.slices(state.box))
+        change = self._with_momentum(
+            object_step * self._object_direction.values, state.object_memory, "velocity", index, touched
+        )
+        change_object(state, box, change, touched, self._options.object_constraint)
+        if self._probe_direction is not None:
+            change = self._with_momentum(probe_step * self._probe_direction, state.memory, "probe_velocity")
+            state.probe = (state.probe + change).astype(state.probe.dtype, copy=False)
+
+    def _with_momentum(
+        self,
+        change: Array,
+        memory: dict[str, Array],
+        name: str,
+        index: tuple[slice, ...] = (),
+        touched: Array | bool = True,
+    ) -> Array:
+        if not self._options.momentum:
+            return change
+        old = memory[name][index]
+        new = (change + self._options.momentum * old).astype(old.dtype, copy=False)
+        memory[name][index] = array_module(old).where(touched, new, old)
+        return new
+
+
+def step_lengths(terms: FloatArray, damping: float, *, probe: bool) -> FloatArray:
+    """Return the step lengths (2,) along the object's and the probe's direction, the latter 0 without ``probe``.
+
+    ``terms`` (n, 5): Σ|A|², Re Σ AB*, Σ|B|², Re Σ A*χ, Re Σ B*χ of each position, see
+    :func:`hpcrec.models.multislice.add_responses`. For each position solves [[a11, a12], [a12, a22]] s = b with
+    ``damping`` times the batch's mean added to the diagonal, and returns the trimmed mean of max(s, 0).
+    """
+    a11, a12, a22, b1, b2 = terms.T
+    a11 = a11 + damping * a11.mean()
+    if not probe or not a22.any():
+        first = np.divide(b1, a11, out=np.zeros_like(b1), where=a11 > 0)
+        return np.array([trim_mean(np.maximum(first, 0), _TRIM), 0.0])
+    a22 = a22 + damping * a22.mean()
+    determinant = a11 * a22 - a12**2
+    steps = np.stack([a22 * b1 - a12 * b2, a11 * b2 - a12 * b1])
+    steps = np.divide(steps, determinant, out=np.zeros_like(steps), where=determinant > 0)
+    return np.asarray(trim_mean(np.maximum(steps, 0), _TRIM, axis=1))

@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+from phantom import SHAPE, Phantom, total_of
+
+from hpcrec.backend.fft import fft2, ifft2
+from hpcrec.engines.epie import Epie
+from hpcrec.models.base import Batch
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.2])
+def test_a_batch_of_one_pattern_is_the_published_serial_update(gamma):
+    phantom = Phantom(precision="double")
+    state = phantom.start
+    # On a whole pixel the probe is not shifted, and the published formula applies as it stands
+    state.positions = phantom.grid.to_length(np.rint(phantom.grid.to_pixels(state.positions)))
+    alpha, beta = 0.9, 0.7
+    engine = Epie(
+        phantom.model,
+        Epie.Options(
+            object_step=alpha, probe_step=beta, object_regularity=gamma, probe_regularity=gamma, probe_start=0
+        ),
+    )
+    engine.prepare(state)
+    for j in (20, 21):
+        y, x = phantom.model.windows(state.positions, phantom.grid)[0][j]
+        window = (0, slice(y, y + SHAPE[0]), slice(x, x + SHAPE[1]))
+        patch, probe = state.obj[window].copy(), state.probe[0].copy()
+        far = fft2(patch * probe)
+        # The loss's floor ε = 1e-6 counts is part of the modulus ratio
+        chi = ifft2(far * (np.sqrt((phantom.patterns[j] + 1e-6) / (np.abs(far) ** 2 + 1e-6)) - 1))
+        w, v = np.abs(probe) ** 2, np.abs(patch) ** 2
+        wanted = patch + alpha * probe.conj() * chi / ((1 - gamma) * w + gamma * w.max())
+        wanted_probe = probe + beta * patch.conj() * chi / ((1 - gamma) * v + gamma * v.max())
+        partial = engine.accumulate("update", state, Batch(np.array([j]), phantom.patterns[j : j + 1], n_global=1))
+        assert partial.fields["object_gradient"].box.shape == SHAPE
+        engine.apply("update", state, total_of(partial, ("illumination",)))
+        np.testing.assert_allclose(state.obj[window], wanted, atol=1e-9)
+        np.testing.assert_allclose(state.probe[0], wanted_probe, atol=1e-7)
