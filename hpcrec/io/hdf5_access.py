@@ -8,6 +8,8 @@ as far as the file's own folder (detector master files need that).
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -24,6 +26,16 @@ LinkedFiles = Literal["refuse", "same_folder"]
 _MAX_LINKS: Final = 32
 _MAX_NAMES: Final = 2000
 _MAX_BYTES: Final = 4 << 30
+
+
+@contextmanager
+def damage_reported(where: str, advice: str = "copy it again") -> Iterator[None]:
+    """Turn whatever h5py raises on damaged metadata (it uses many types) into a :class:`DataError` naming ``where``."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as fault:
+        text = " ".join(str(fault).split())
+        raise DataError(f"{where}: cannot be read, the file is damaged there ({text}); {advice}") from fault
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -67,11 +79,12 @@ class Hdf5Access:
         Raises :class:`DataError` if it is missing (with the nearest names), is a group, was never written, needs a
         filter that is not installed, or leaves the file in a way that is not allowed.
         """
-        node = self._walk(self._open(self.path), name, name, [0])
-        if not isinstance(node, h5py.Dataset):
-            raise DataError(f"{self.path}: {name!r} is a group, not a data set; {self._suggest(name)}")
-        self._check_storage(node, name)
-        return node
+        with damage_reported(f"{self.path}: {name!r}"):
+            node = self._walk(self._open(self.path), name, name, [0])
+            if not isinstance(node, h5py.Dataset):
+                raise DataError(f"{self.path}: {name!r} is a group, not a data set; {self._suggest(name)}")
+            self._check_storage(node, name)
+            return node
 
     def array(self, name: str | None) -> Array | None:
         """Return the whole of a small data set (at most 4 GiB), or None for no name."""
@@ -92,7 +105,8 @@ class Hdf5Access:
         if kind == "dataset" and name:
             value = self.array(name)
         elif kind == "attribute" and name:
-            value = self._attribute(name)
+            with damage_reported(f"{self.path}: {given!r}"):
+                value = self._attribute(name)
         else:
             raise DataError(
                 f"{given!r}: expected a number, 'attribute:NAME', 'attribute:OBJECT@NAME' or 'dataset:NAME'"
@@ -192,8 +206,6 @@ class Hdf5Access:
 
 def read_block(dataset: h5py.Dataset, selection: tuple[int | slice, ...], where: str) -> Array:
     """Return part of a data set in native byte order; a read error becomes a :class:`DataError` that says ``where``."""
-    try:
+    with damage_reported(where):
         block = np.asarray(dataset[selection])
-    except (OSError, RuntimeError) as fault:
-        raise DataError(f"{where}: cannot be read, the file is damaged there ({fault})") from fault
     return block.astype(block.dtype.newbyteorder("="), copy=False)

@@ -228,6 +228,23 @@ def test_damage_inside_a_chunk_names_tilt_and_positions(path):
             series.tilt(1).read(np.array([5, 6]))
 
 
+def test_flipped_bytes_of_a_file_give_data_errors_or_other_counts_but_nothing_else(path):
+    write(path, shape=(3, 4, 2, 2), chunks=(1, 2, 2, 2))
+    content = path.read_bytes()
+    caught = 0
+    for where in np.random.default_rng(0).integers(0, len(content), 150):
+        damaged = bytearray(content)
+        damaged[where] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            with open_series(given(path)) as series:
+                for i_tilt in range(3):
+                    series.tilt(i_tilt).read(np.arange(4))
+        except (DataError, ConfigError):
+            caught += 1
+    assert caught > 10
+
+
 def test_a_data_set_that_was_never_written_is_refused(path):
     write(path)
     with h5py.File(path, "r+") as file:

@@ -1,0 +1,276 @@
+"""The results of a run, and the documentation of their files.
+
+``checkpoints/tilt_0017.h5``: one reconstructed tilt, a record (``io/store.py``: ``sha256`` guards it)
+    attributes  format = "hpcrec-tilt", format_version = 1; tilt_index (in the input file), tilt_deg (nominal),
+                sampling_angstrom (dy, dx), origin_angstrom (y, x) of the centre of object pixel [0, 0],
+                slice_thickness_angstrom, engine, iterations, seconds; energy_ev, wavelength_angstrom where known
+    object            (slice, y, x) complex64   transmission; its phase is σ times the projected potential
+    probe             (mode, y, x) complex64    centred at n//2; |probe|² sums to the counts of a pattern
+    positions_angstrom (position, 2) float64    refined, (y, x)
+    illumination      (y, x) float32            Σ|probe|² seen by each object pixel: where the object can be trusted
+    loss, data_error  (iteration,) float64
+
+``projections.h5``: all tilts
+    attributes  format = "hpcrec-projections", format_version = 1; sampling_angstrom (dy, dx), n_tilts;
+                energy_ev, wavelength_angstrom where known
+    tilts/0017  the record above
+
+``volume.h5`` (and ``volume.mrc`` for viewers): a record
+    attributes  format = "hpcrec-volume", format_version = 1; voxel_size_angstrom, and what the stage adds
+    volume      (z, y, x) float32
+    alignment/  shifts_angstrom (tilt, 2), rotations (tilt, 3, 3), angles_deg (tilt, 3), offsets, weights, history
+    projections/ prepared (tilt, y, x), denoised (optional), reprojected, weight
+    halves/     even, odd (z, y, x): volumes from half of the tilts each
+    convergence/ what the solver reported in each iteration
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+import h5py
+import mrcfile
+import numpy as np
+
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray
+from hpcrec.errors import DataError
+from hpcrec.io.atomic import atomic_path
+from hpcrec.io.hdf5_access import damage_reported, open_hdf5
+from hpcrec.io.store import Attribute, Attributes, Hdf5Writer, check_format, create_hdf5, read_file, read_record
+
+_TILT: Final = "hpcrec-tilt"
+_PROJECTIONS: Final = "hpcrec-projections"
+_VOLUME: Final = "hpcrec-volume"
+_VERSION: Final = 1
+_TILT_NAME: Final = re.compile(r"tilt_(\d+)\.h5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiltResult:
+    """One reconstructed tilt; units and shapes as in the module's description (``positions`` in Å)."""
+
+    tilt_index: int
+    tilt_deg: float
+    obj: ComplexArray
+    probe: ComplexArray
+    positions: FloatArray
+    illumination: FloatArray
+    loss: FloatArray
+    data_error: FloatArray
+    sampling: tuple[float, float]
+    origin: tuple[float, float]
+    slice_thickness: float
+    engine: str
+    iterations: int
+    seconds: float
+    energy_ev: float | None = None
+    wavelength: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeResult:
+    """A volume (z, y, x) float32, its voxel size in Å, further arrays by ``"group/name"``, and further attributes."""
+
+    volume: FloatArray
+    voxel_size: float
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+
+
+def tilt_path(folder: Path, tilt_index: int) -> Path:
+    """Return the path of a tilt's result in the folder of checkpoints."""
+    return folder / f"tilt_{tilt_index:04d}.h5"
+
+
+def write_tilt_result(path: Path, result: TiltResult) -> None:
+    """Write a tilt's result atomically. Raises :class:`StorageError`, or :class:`DataError` if it is not finite."""
+    for name in ("obj", "probe", "positions"):
+        if not np.isfinite(getattr(result, name)).all():
+            raise DataError(f"tilt {result.tilt_index}: the reconstructed {name} is not finite; it was not written")
+    with create_hdf5(path) as writer:
+        arrays, attributes = _tilt_record(result)
+        writer.record("/", arrays, attributes)
+
+
+def read_tilt_result(path: Path) -> TiltResult:
+    """Read a tilt's result; raises :class:`DataError` if it is missing, damaged or something else."""
+    return _tilt_result(*read_file(path, _TILT, _VERSION), str(path))
+
+
+def assemble_projections(run_dir: Path, expected: Sequence[int] | None = None) -> Path:
+    """Gather ``run_dir/checkpoints/tilt_*.h5`` into ``run_dir/projections.h5`` and return its path.
+
+    ``expected`` names the tilts that must be there; others are then left out. One tilt is in memory at a time.
+    Raises :class:`DataError` for missing, damaged or unlike tilts, :class:`StorageError` if it cannot be written.
+    """
+    found = {int(m[1]): p for p in (run_dir / "checkpoints").glob("tilt_*.h5") if (m := _TILT_NAME.fullmatch(p.name))}
+    wanted = sorted(found if expected is None else expected)
+    missing = [i for i in wanted if i not in found]
+    if missing or not wanted:
+        which = f"tilts {missing} are" if missing else "no tilt is"
+        raise DataError(f"{run_dir / 'checkpoints'}: {which} reconstructed yet; run the ptychography stage first")
+    target = run_dir / "projections.h5"
+    with create_hdf5(target) as writer:
+        _gather(writer, [found[i] for i in wanted])
+    return target
+
+
+def _gather(writer: Hdf5Writer, paths: list[Path]) -> None:
+    common: dict[str, Attribute] = {}
+    for path in paths:
+        result = read_tilt_result(path)
+        shared = _shared_attributes(result)
+        if common and any(not np.allclose(shared.get(k, 0), common[k], rtol=1e-9) for k in common):
+            raise DataError(f"{path}: has sampling or energy {shared}, the tilts before it {common}; do not mix runs")
+        common = common or shared
+        arrays, attributes = _tilt_record(result)
+        writer.record(f"tilts/{result.tilt_index:04d}", arrays, attributes)
+    header = {"format": _PROJECTIONS, "format_version": _VERSION, "n_tilts": len(paths), **common}
+    writer.attributes("/", header)
+
+
+def _shared_attributes(result: TiltResult) -> dict[str, Attribute]:
+    beam = {"energy_ev": result.energy_ev, "wavelength_angstrom": result.wavelength}
+    return {"sampling_angstrom": result.sampling, **{k: v for k, v in beam.items() if v is not None}}
+
+
+def _tilt_record(result: TiltResult) -> tuple[dict[str, Array], dict[str, Attribute]]:
+    arrays: dict[str, Array] = {
+        "object": result.obj.astype(np.complex64, copy=False),
+        "probe": result.probe.astype(np.complex64, copy=False),
+        "positions_angstrom": np.asarray(result.positions, np.float64),
+        "illumination": result.illumination.astype(np.float32, copy=False),
+        "loss": np.asarray(result.loss, np.float64),
+        "data_error": np.asarray(result.data_error, np.float64),
+    }
+    attributes: dict[str, Attribute] = {
+        "format": _TILT,
+        "format_version": _VERSION,
+        "tilt_index": result.tilt_index,
+        "tilt_deg": result.tilt_deg,
+        "origin_angstrom": result.origin,
+        "slice_thickness_angstrom": result.slice_thickness,
+        "engine": result.engine,
+        "iterations": result.iterations,
+        "seconds": result.seconds,
+        **_shared_attributes(result),
+    }
+    return arrays, attributes
+
+
+def _tilt_result(arrays: dict[str, Array], attributes: Mapping[str, Any], where: str) -> TiltResult:
+    try:
+        return TiltResult(
+            tilt_index=int(attributes["tilt_index"]),
+            tilt_deg=float(attributes["tilt_deg"]),
+            obj=arrays["object"],
+            probe=arrays["probe"],
+            positions=arrays["positions_angstrom"],
+            illumination=arrays["illumination"],
+            loss=arrays["loss"],
+            data_error=arrays["data_error"],
+            sampling=_pair(attributes["sampling_angstrom"]),
+            origin=_pair(attributes["origin_angstrom"]),
+            slice_thickness=float(attributes["slice_thickness_angstrom"]),
+            engine=str(attributes["engine"]),
+            iterations=int(attributes["iterations"]),
+            seconds=float(attributes["seconds"]),
+            energy_ev=_optional(attributes.get("energy_ev")),
+            wavelength=_optional(attributes.get("wavelength_angstrom")),
+        )
+    except KeyError as fault:
+        raise DataError(f"{where}: lacks {fault}; it is not a tilt written by this program") from fault
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    return float(value[0]), float(value[1])
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+class ProjectionStore:
+    """``projections.h5`` opened for reading; tilts are read, and their checksums tested, when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: h5py.File = open_hdf5(path)
+        try:
+            check_format(self._file, path, _PROJECTIONS, _VERSION)
+            with damage_reported(str(path), "assemble the projections again"):
+                self._read_header()
+        except DataError:
+            self.close()
+            raise
+
+    def _read_header(self) -> None:
+        header = self._file.attrs
+        self.sampling = _pair(header["sampling_angstrom"])
+        self.energy_ev = _optional(header.get("energy_ev"))
+        self.wavelength = _optional(header.get("wavelength_angstrom"))
+        self._names = sorted(self._file["tilts"])
+        tilts = [self._file["tilts"][name].attrs for name in self._names]
+        self.tilt_indices: IntArray = np.array([int(tilt["tilt_index"]) for tilt in tilts], np.int64)
+        self.tilt_angles: FloatArray = np.deg2rad([float(tilt["tilt_deg"]) for tilt in tilts])
+
+    @property
+    def n_tilts(self) -> int:
+        """How many tilts the store holds."""
+        return len(self._names)
+
+    def tilt(self, i_tilt: int) -> TiltResult:
+        """Read tilt ``i_tilt`` (counted in the store); raises :class:`DataError` if it is damaged."""
+        if not 0 <= i_tilt < self.n_tilts:
+            raise DataError(f"{self.path}: tilt {i_tilt} was asked for, but there are {self.n_tilts} tilts")
+        where = f"{self.path}: tilts/{self._names[i_tilt]}"
+        return _tilt_result(*read_record(self._file["tilts"][self._names[i_tilt]], where), where)
+
+    def __iter__(self) -> Iterator[TiltResult]:
+        return (self.tilt(i) for i in range(self.n_tilts))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def write_volume(path: Path, result: VolumeResult, *, mrc: bool = True) -> None:
+    """Write ``volume.h5``, and beside it an ``.mrc`` of the same name, each atomically.
+
+    Raises :class:`StorageError`, or :class:`DataError` if the volume is not finite.
+    """
+    if not np.isfinite(result.volume).all():
+        raise DataError(f"{path}: the volume is not finite; it was not written")
+    volume = np.ascontiguousarray(result.volume, np.float32)
+    fixed: Attributes = {"format": _VOLUME, "format_version": _VERSION, "voxel_size_angstrom": result.voxel_size}
+    with create_hdf5(path) as writer:
+        writer.record("/", {**result.arrays, "volume": volume}, {**result.attributes, **fixed})
+    if mrc:
+        write_mrc(path.with_suffix(".mrc"), volume, result.voxel_size)
+
+
+def write_mrc(path: Path, volume: FloatArray, voxel_size: float) -> None:
+    """Write a volume (z, y, x) as MRC2014 (Cheng et al., J. Struct. Biol. 192, 146 (2015)) with its voxel size in Å."""
+    with atomic_path(path) as temporary, mrcfile.new(temporary, overwrite=True) as file:
+        file.set_data(np.ascontiguousarray(volume, np.float32))
+        file.voxel_size = voxel_size
+
+
+def read_volume(path: Path) -> VolumeResult:
+    """Read ``volume.h5``; raises :class:`DataError` if it is missing, damaged or something else."""
+    arrays, attributes = read_file(path, _VOLUME, _VERSION)
+    if "volume" not in arrays or "voxel_size_angstrom" not in attributes:
+        raise DataError(f"{path}: lacks the volume or its voxel size; it was not written by this program")
+    volume, voxel_size = arrays.pop("volume"), attributes["voxel_size_angstrom"]
+    rest = {k: v for k, v in attributes.items() if k not in ("format", "format_version", "voxel_size_angstrom")}
+    return VolumeResult(volume=volume, voxel_size=float(np.asarray(voxel_size)), arrays=arrays, attributes=rest)

@@ -1,0 +1,180 @@
+"""Groups of named arrays in HDF5 files of our own, with a checksum, written so that a full disk does no harm.
+
+A *record* is a group with arrays (names may contain ``/``) and attributes (text, numbers, short lists of numbers).
+Its attribute ``sha256`` is the hash of all of them, so damage is noticed even where HDF5 sees none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import h5py
+import numpy as np
+
+from hpcrec.backend.array import Array
+from hpcrec.errors import DataError
+from hpcrec.io.atomic import atomic_path, storage_error
+from hpcrec.io.hdf5_access import damage_reported, open_hdf5, read_block
+
+Attribute: TypeAlias = str | int | float | bool | tuple[float, ...] | tuple[int, ...] | Array
+Attributes: TypeAlias = Mapping[str, Attribute]
+
+_DIGEST: Final = "sha256"
+_ADVICE: Final = "use an earlier copy or compute it again"
+
+
+class _Sink(io.RawIOBase):
+    """A file for h5py that remembers the first write error instead of raising it.
+
+    HDF5 cannot recover from a failed write: it raises again while closing and may crash the process. So it is told
+    that all went well, and :func:`create_hdf5` asks :attr:`fault` afterwards.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("r+b", buffering=0)
+        self.fault: OSError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        return self._file.readinto(buffer) or 0
+
+    def write(self, data: memoryview, /) -> int:  # type: ignore[override]
+        rest = memoryview(data).cast("B")
+        total = len(rest)
+        while len(rest) and self.fault is None:
+            try:
+                rest = rest[self._file.write(rest) :]
+            except OSError as fault:
+                self.fault = fault
+        return total
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            return self._file.truncate(size)
+        except OSError as fault:
+            self.fault = self.fault or fault
+            return size or 0
+
+    def flush(self) -> None:
+        if not self._file.closed:
+            self._file.flush()
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as fault:
+            self.fault = self.fault or fault
+        super().close()
+
+
+class Hdf5Writer:
+    """An HDF5 file being written; :meth:`record` adds a group and stops at the first write error."""
+
+    def __init__(self, file: h5py.File, sink: _Sink) -> None:
+        self._file, self._sink = file, sink
+
+    def record(self, name: str, arrays: Mapping[str, Array], attributes: Attributes) -> None:
+        """Write a record as group ``name`` (``"/"`` is the file itself)."""
+        group = self._file.require_group(name)
+        for key, value in sorted(arrays.items()):
+            group.create_dataset(key, data=value)
+            self._file.flush()
+            self.check()
+        for key, attribute in attributes.items():
+            group.attrs[key] = attribute
+        group.attrs[_DIGEST] = record_digest(arrays, attributes)
+
+    def attributes(self, name: str, attributes: Attributes) -> None:
+        """Set attributes of group ``name`` that belong to no record."""
+        group = self._file.require_group(name)
+        for key, value in attributes.items():
+            group.attrs[key] = value
+
+    def check(self) -> None:
+        """Raise the first write error, if there was one."""
+        if self._sink.fault is not None:
+            raise self._sink.fault
+
+
+@contextmanager
+def create_hdf5(target: Path) -> Iterator[Hdf5Writer]:
+    """Write an HDF5 file atomically. Raises :class:`StorageError`; the earlier file then stays."""
+    with atomic_path(target) as temporary:
+        sink = _Sink(temporary)
+        try:
+            with h5py.File(sink, "w", libver=("v110", "v114")) as file:
+                yield Hdf5Writer(file, sink)
+        finally:
+            sink.close()
+        if sink.fault is not None:
+            raise storage_error(target, sink.fault) from sink.fault
+
+
+def record_digest(arrays: Mapping[str, Array], attributes: Attributes) -> str:
+    """Return the sha256 of names, types, shapes and bytes of all arrays and attributes, in the order of names."""
+    digest = hashlib.sha256()
+    for kind, values in (("array", arrays), ("attribute", attributes)):
+        for name in sorted(values):
+            value = values[name]
+            if isinstance(value, str):
+                digest.update(f"{kind} {name} text {len(value.encode())}\n".encode() + value.encode())
+                continue
+            array = np.asarray(value)
+            digest.update(f"{kind} {name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def read_record(group: h5py.Group, where: str) -> tuple[dict[str, Array], dict[str, Attribute]]:
+    """Return arrays and attributes of a record; raises :class:`DataError` naming ``where`` if it is damaged."""
+    with damage_reported(where, _ADVICE):
+        names: list[str] = []
+        group.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
+        attributes = {name: group.attrs[name] for name in group.attrs}
+        foreign = [name for name in names if group[name].external or group[name].is_virtual]
+        if foreign:
+            raise DataError(f"{where}: {foreign[0]!r} keeps its bytes in another file: refused")
+        arrays = {name: read_block(group[name], (), f"{where}: {name!r}") for name in names}
+    stored = attributes.pop(_DIGEST, None)
+    if stored is None:
+        raise DataError(f"{where}: has no checksum; it was not written by this program")
+    if stored != record_digest(arrays, attributes):
+        raise DataError(f"{where}: its content does not match its checksum; {_ADVICE}")
+    return arrays, attributes
+
+
+def read_file(path: Path, file_format: str, version: int) -> tuple[dict[str, Array], dict[str, Attribute]]:
+    """Return the record that is the whole of a file of our own; raises :class:`DataError`."""
+    with open_hdf5(path) as file:
+        check_format(file, path, file_format, version)
+        return read_record(file["/"], str(path))
+
+
+def check_format(file: h5py.File, path: Path, file_format: str, version: int) -> None:
+    """Raise :class:`DataError` unless the file says that it has this format and at most this version."""
+    with damage_reported(str(path), _ADVICE):
+        found, number = file.attrs.get("format"), file.attrs.get("format_version")
+    if found != file_format:
+        raise DataError(f"{path}: is not a file of format {file_format} (it says {found!r})")
+    if not isinstance(number, (int, np.integer)) or number > version:
+        raise DataError(f"{path}: has version {number} of {file_format}, this program reads up to {version}; update it")
