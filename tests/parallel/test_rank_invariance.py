@@ -1,0 +1,151 @@
+"""One rank and many give the same reconstruction, whatever the engine and the exchange."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from hpcrec.engines import engine_class
+from hpcrec.geometry.grid import object_grid
+from hpcrec.geometry.scan import raster_positions
+from hpcrec.geometry.tiles import Box
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.parallel.communicator import run_ranks
+from hpcrec.parallel.exchange import EXCHANGES, make_exchange
+from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
+
+SHAPE, SAMPLING, WAVELENGTH = (16, 16), (0.4, 0.4), 0.0251
+POSITIONS = raster_positions((8, 7), (0.9, 0.9)) + np.random.default_rng(2).uniform(-0.2, 0.2, (56, 2))
+GRID = object_grid(POSITIONS, SHAPE, SAMPLING)
+MARGIN = 3
+SWEEPS = 10
+BATCH = 12
+
+
+@cache
+def problem(precision):
+    """Return model, starting probe and the patterns of a phase object of two slices under two modes."""
+    model = PtychographyModel(SHAPE, SAMPLING, WAVELENGTH, 30.0, precision=precision)
+    rng = np.random.default_rng(11)
+    phase = gaussian_filter(rng.standard_normal((2, *GRID.shape)), (0, 2, 2), mode="wrap")
+    probe = aberrated_probe(SHAPE, SAMPLING, WAVELENGTH, 0.022, {"C10": -60.0})
+    probe = (orthogonal_start_modes(probe, 2, share=0.15) * 300.0).astype(model.dtype)
+    truth = PtychographyState(
+        obj=np.exp(0.3j * phase / phase.std()).astype(model.dtype),
+        probe=probe,
+        positions=POSITIONS,
+        grid=GRID,
+        box=Box(0, GRID.shape[0], 0, GRID.shape[1]),
+    )
+    patterns = np.rint(model.simulate(truth, POSITIONS)).astype(np.uint16)
+    return model, probe, patterns
+
+
+def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, **options):
+    """Run sweeps as the run loop does; return rank 0's whole object, and every rank's probe, positions, errors."""
+    model, probe, patterns = problem(precision)
+    cls = engine_class(engine_name)
+    engine = cls(model, cls.Options(**options))
+    exchange = make_exchange(kind, comm, POSITIONS, GRID, SHAPE, MARGIN)
+    state = PtychographyState(
+        obj=np.ones((2, *exchange.held.shape), model.dtype),
+        probe=probe.copy(),
+        positions=POSITIONS.copy(),
+        grid=GRID,
+        box=exchange.held,
+    )
+    engine.prepare(state)
+    errors = []
+    for i in range(SWEEPS):
+        order = np.random.default_rng(i).permutation(len(POSITIONS))
+        error = counts = 0.0
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            own = exchange.share(indices)
+            batch = Batch(own, patterns[own], step=start, n_global=len(indices))
+            for name in engine.passes:
+                partial = engine.accumulate(name, state, batch)
+                total = exchange.total(partial, engine.peaks.get(name, ()))
+                engine.apply(name, state, total)
+            error, counts = error + total.sums["error"][0], counts + total.sums["counts"][0]
+        engine.finish_iteration(state)
+        exchange.update_positions(state.positions)
+        errors.append(error / counts)
+    return exchange.whole(state.obj), state.probe, state.positions, errors
+
+
+@cache
+def alone(engine_name, precision, options):
+    return run_ranks(1, lambda comm: reconstruct(comm, "replicated", engine_name, precision, **dict(options)))[0]
+
+
+def difference(a, b):
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+CASES = {
+    "gradient": {"probe_start": 1},
+    "gradient-adam": {"probe_start": 1, "method": "adam"},
+    "lsqml": {"probe_start": 1},
+    "lsqml-momentum": {"probe_start": 1, "momentum": 0.5},
+    "epie": {"probe_start": 1, "object_regularity": 0.5},
+}
+
+
+POSITION_CASES = {
+    "gradient-positions": {"probe_start": 1, "position_start": 3},
+    "lsqml-positions": {"probe_start": 1, "position_start": 3},
+}
+
+
+def check(case, kind, size, precision, tolerance):
+    name, options = case.split("-")[0], (CASES | POSITION_CASES)[case]
+    obj, probe, positions, errors = alone(name, precision, tuple(options.items()))
+    assert errors[-1] < 0.3 * errors[0], "the reference itself must converge, or agreement says nothing"
+    results = run_ranks(size, lambda comm: reconstruct(comm, kind, name, precision, **options))
+    assert difference(results[0][0], obj) <= tolerance
+    np.testing.assert_allclose(results[0][3], errors, rtol=100 * tolerance)
+    for _, its_probe, its_positions, its_errors in results:
+        assert difference(its_probe, probe) <= tolerance
+        assert difference(its_positions, positions) <= tolerance
+        np.testing.assert_array_equal(its_probe, results[0][1])  # what is the same on all ranks is so bit by bit
+        np.testing.assert_array_equal(its_positions, results[0][2])
+        assert its_errors == results[0][3]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("kind", EXCHANGES)
+@pytest.mark.parametrize("case", ["gradient", "lsqml", "epie"])
+def test_many_ranks_give_the_answer_of_one(case, kind, size):
+    check(case, kind, size, "single", 1e-4)
+
+
+@pytest.mark.parametrize("kind", EXCHANGES)
+@pytest.mark.parametrize("case", CASES)
+def test_what_differs_is_round_off(case, kind):
+    """In double precision the difference falls with the precision."""
+    check(case, kind, 3, "double", 1e-10)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="PtychographyModel's position weight takes one-sided differences at the edge of the batch's box, so it "
+    "depends on how ranks cut a batch; remove this mark when it is taken in each window alone",
+)
+@pytest.mark.parametrize("kind", EXCHANGES)
+@pytest.mark.parametrize("case", POSITION_CASES)
+def test_refined_positions_differ_by_round_off(case, kind):
+    check(case, kind, 3, "double", 1e-10)
+
+
+def test_batches_of_epie_end_no_worse_than_serial_epie():
+    """Ranks share batches of 8 patterns; one rank alone visits pattern by pattern."""
+
+    def last_error(comm, batch_size):
+        return reconstruct(comm, "replicated", "epie", "single", batch_size, probe_start=1)[3][-1]
+
+    serial = run_ranks(1, lambda comm: last_error(comm, 1))[0]
+    shared = run_ranks(2, lambda comm: last_error(comm, 8))[0]
+    assert shared < 1.02 * serial  # measured after 10 sweeps: 0.0060 against 0.0077
