@@ -187,8 +187,8 @@ def keep_distant(positions: FloatArray, min_distance: float) -> IntArray:
 def particle_support(volume: Array, voxel_size: float, sigma_angstrom: float = 2.0) -> BoolArray:
     """Return the region (z, y, x) of the particle: the volume averaged over ~2 Å, above the vacuum.
 
-    Otsu's threshold parts vacuum and particle; the limit lies at 0.3 of the way between their median levels, and 1 Å
-    is added all round. A volume without any density has no support.
+    Otsu's threshold parts vacuum and particle; the limit lies at 0.3 of the way between their median levels, and 2 Å
+    are added all round. A volume without any density has no support.
     """
     smooth = ndimage.gaussian_filter(np.maximum(volume, 0).astype(np.float32), sigma_angstrom / voxel_size)
     if float(np.ptp(smooth)) == 0.0:
@@ -196,7 +196,7 @@ def particle_support(volume: Array, voxel_size: float, sigma_angstrom: float = 2
     split = float(threshold_otsu(smooth))  # type: ignore[no-untyped-call]
     low, high = float(np.median(smooth[smooth <= split])), float(np.median(smooth[smooth > split]))
     depth = ndimage.distance_transform_edt(smooth < low + 0.3 * (high - low)) * voxel_size
-    return np.asarray(depth <= 1.0, np.bool_)
+    return np.asarray(depth <= 2.0, np.bool_)
 
 
 def _check(volume: Array, voxel_size: float, options: AtomOptions) -> None:
