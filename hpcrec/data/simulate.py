@@ -39,7 +39,7 @@ _BAND_LIMIT = (
     2 / 3
 )  # of Nyquist: the product of two waves inside it does not alias back into it (Kirkland, section 6.6)
 _PATTERNS_AT_ONCE = 8  # waves of 72² in complex64 then stay in a 1 MB cache
-_POTENTIAL_REACH = 4.0  # Å; beyond it the projected potential of any atom is below 1 % of 1 V·Å
+_POTENTIAL_REACH = 4.0  # Å; beyond it the projected potential of any atom is below 0.6 V·Å, a phase of 0.5 mrad
 _MODE_POWER = 1e-2  # of the probe's power may be lost by leaving out weak modes
 
 
