@@ -22,6 +22,7 @@ class Engine(ABC):
 
     passes: tuple[str, ...] = ("update",)
     peaks: dict[str, tuple[str, ...]] = {}
+    default_batch_size: int = 32
 
     @abstractmethod
     def prepare(self, state: PtychographyState) -> None:

@@ -1,0 +1,112 @@
+"""The ``hpcrec`` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from hpcrec.errors import HpcrecError
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+app = typer.Typer(
+    name="hpcrec",
+    help="From raw diffraction patterns to phase images, volumes and atoms.\n\n"
+    "Start with: hpcrec check JOB.toml, then hpcrec run JOB.toml (or mpiexec -n N hpcrec run JOB.toml).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job, e.g. ptychography.iterations=10."),
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run directory; default runs/<name>-<date>.")]
+
+
+@app.command()
+def run(
+    target: Annotated[Path, typer.Argument(metavar="JOB.toml|DIR", help="Job file, or a run directory to continue.")],
+    out: Out = None,
+    override: Set = None,
+    until: Annotated[
+        str, typer.Option("--until", metavar="STAGE", help="Stop after ptychography, tomography or analysis.")
+    ] = "report",
+    verbose: Annotated[bool, typer.Option("--verbose", help="Also log what is of use to developers.")] = False,
+) -> None:
+    """Reconstruct: one job file in; phase images, volume, atoms and a report out. Continues what was interrupted."""
+    from hpcrec.cli.run import run_job
+
+    run_job(target, out, override or [], until, verbose)
+
+
+@app.command()
+def check(
+    target: Annotated[Path, typer.Argument(metavar="JOB.toml", help="Job file.")],
+    override: Set = None,
+    ranks: Annotated[int, typer.Option("--ranks", help="Number of MPI ranks to plan for.")] = 1,
+) -> None:
+    """Check a job file and its data, and say memory per rank and time before anything starts."""
+    from hpcrec.cli.check import check_job_file
+
+    check_job_file(target, override or [], ranks)
+
+
+@app.command()
+def info() -> None:
+    """Say which MPI, cores, memory, libraries and accelerators hpcrec sees here."""
+    from hpcrec.cli.info import print_info
+
+    print_info()
+
+
+@app.command()
+def simulate(
+    target: Annotated[Path, typer.Argument(metavar="SAMPLE.toml", help="Description of sample, microscope and scan.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.h5", help="File to write.")],
+    override: Set = None,
+) -> None:
+    """Simulate a tilt series of 4D-STEM data by multislice, with its truth, for trying things out."""
+    from hpcrec.cli.simulate import simulate_file
+
+    simulate_file(target, out, override or [])
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory.")],
+) -> None:
+    """Write report.html anew from what a run directory holds."""
+    from hpcrec.cli.report import rewrite_report
+
+    rewrite_report(directory)
+
+
+def main() -> None:
+    """Run the command line; end with the exit code of ``errors.py`` and one sentence for a user's mistake."""
+    from hpcrec.parallel import mpi
+
+    try:
+        with mpi.guard():
+            app()
+    except HpcrecError as fault:
+        Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(fault))}", highlight=False, soft_wrap=True)
+        sys.exit(fault.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""``hpcrec run``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hpcrec.errors import ConfigError, HpcrecError
+from hpcrec.logs import configure_logging
+from hpcrec.parallel import mpi
+from hpcrec.parallel.communicator import Communicator
+from hpcrec.run.config import check_job, load_job
+from hpcrec.run.directory import STAGES, RunDirectory, default_path, find_job, open_directory
+from hpcrec.run.pipeline import run_pipeline
+
+
+def run_job(target: Path, out: Path | None, overrides: Sequence[str], until: str, verbose: bool) -> None:
+    """Run or continue a job on all ranks; rank 0 prints."""
+    world = mpi.world()
+    configure_logging(world.rank, verbose)
+    raw, directory = _agree(world, target, out, overrides, until)
+    console = Console(quiet=world.rank != 0)
+    if world.rank == 0:
+        console.print(f"run directory [bold]{directory.path}[/]", highlight=False)
+    quality = run_pipeline(check_job(raw), raw, directory, world, console, until)
+    if quality is not None:
+        console.print(quality_table(quality))
+        if directory.report.exists():
+            console.print(f"report: [bold]{directory.report}[/]", highlight=False, soft_wrap=True)
+
+
+def _agree(
+    world: Communicator, target: Path, out: Path | None, overrides: Sequence[str], until: str
+) -> tuple[dict[str, Any], RunDirectory]:
+    """Read the job and open the directory on rank 0; all ranks return the same, or leave with the same exit code."""
+    answer: Any = None
+    fault: HpcrecError | None = None
+    if world.rank == 0:
+        try:
+            if until not in STAGES:
+                raise ConfigError(f"--until {until}: choose one of {', '.join(STAGES)}")
+            path, out = find_job(target, out)
+            job, raw = load_job(path, overrides)
+            answer = raw, open_directory((out or default_path(job.name)).absolute(), raw)
+        except HpcrecError as error:
+            fault = error
+    fault = world.broadcast(fault)
+    if fault is not None:
+        if world.size == 1:
+            raise fault
+        if world.rank == 0:
+            Console(stderr=True).print(f"error: {fault}", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(fault.exit_code)
+    return world.broadcast(answer)  # type: ignore[no-any-return]
+
+
+def quality_table(quality: dict[str, str]) -> Table:
+    """Return the figures of a run as a table."""
+    table = Table(title="Result", show_header=False, title_justify="left")
+    for name, value in quality.items():
+        table.add_row(str(name), str(value))
+    return table

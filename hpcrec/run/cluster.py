@@ -1,0 +1,108 @@
+"""Dask: the workers of the tomography stage. The only home of dask."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster
+from distributed.client import FutureCancelledError
+from distributed.comm.core import CommClosedError
+from distributed.scheduler import KilledWorker
+
+from hpcrec.errors import ParallelError
+
+logger = logging.getLogger(__name__)
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class DaskExecutor:
+    """Runs pure functions on Dask workers; the :class:`hpcrec.tomography.reconstruct.Executor` of a cluster.
+
+    A lost worker's results are computed again elsewhere, because nothing but the functions' arguments makes them.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    @property
+    def n_workers(self) -> int:
+        """Number of workers now."""
+        return max(len(self.client.scheduler_info(n_workers=-1)["workers"]), 1)
+
+    def map(self, function: Callable[..., Any], *iterables: Iterable[Any]) -> list[Any]:
+        """Return ``function`` of the items as values, brought here in order."""
+        futures = self.keep(function, *iterables)
+        try:
+            return self.client.gather(futures)  # type: ignore[no-any-return]
+        except (KilledWorker, FutureCancelledError, CommClosedError) as fault:
+            raise ParallelError(
+                f"Dask workers were lost while they ran {getattr(function, '__name__', function)} ({fault}); start the "
+                "same command again to continue, with more memory or fewer workers (parallel.workers) if it was memory"
+            ) from None
+
+    def keep(self, function: Callable[..., Any], *iterables: Iterable[Any]) -> list[Any]:
+        """Return handles of the results, which stay on the workers that computed them."""
+        return self.client.map(function, *[list(items) for items in iterables], pure=False)  # type: ignore[no-any-return]
+
+    def share(self, value: Any) -> Any:
+        """Send a value to every worker once and return its handle."""
+        return self.client.scatter(value, broadcast=True, hash=False)
+
+
+@contextmanager
+def cluster(n_workers: int, scheduler: str = "") -> Iterator[DaskExecutor]:
+    """Give an executor on a running scheduler (by address), or on ``n_workers`` local processes of one thread each.
+
+    Local workers listen on the loopback address only, and their traffic is encrypted.
+
+    Raises
+    ------
+    ParallelError : the scheduler at the given address does not answer.
+    """
+    if scheduler:
+        try:
+            client = Client(scheduler, timeout="30s", set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as fault:
+            raise ParallelError(
+                f"no Dask scheduler answers at {scheduler} ({fault}); check parallel.scheduler"
+            ) from None
+        with client:
+            yield DaskExecutor(client)
+        return
+    settings = {
+        "distributed.worker.daemon": True,
+        "distributed.comm.timeouts.connect": "60s",
+        "logging.distributed": "error",
+    }
+    with dask.config.set(settings), _single_threaded_children():
+        local = LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            security=True,
+            silence_logs=logging.ERROR,
+        )
+    with local, Client(local, set_as_default=False) as client:
+        yield DaskExecutor(client)
+
+
+@contextmanager
+def _single_threaded_children() -> Iterator[None]:
+    """Let worker processes start with one thread a library, and without the launcher's rank variables."""
+    kept = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,261 @@
+"""Job files: TOML in, a checked :class:`~hpcrec.run.job.Job` out. The only home of pydantic."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pydantic
+import tomli_w
+
+from hpcrec.engines import engine_class
+from hpcrec.errors import ConfigError
+from hpcrec.io.base import READERS, reader_class
+from hpcrec.run.job import Job
+
+T = TypeVar("T")
+PATH_KEYS = {("data", "path"), ("analysis", "reference")}
+STAGE_SECTIONS = {
+    "ptychography": ("data", "beam", "probe", "ptychography"),
+    "tomography": ("tomography",),
+    "analysis": ("analysis",),
+}
+
+
+def read_job_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the raw tables of a job file with ``key=value`` overrides and absolute paths; nothing is checked yet.
+
+    Relative paths in the file count from the file's folder, those in overrides from the working directory.
+
+    Raises
+    ------
+    ConfigError : no such file, not TOML, an override that is not key=value, an unset variable in a path.
+    """
+    raw = _read_toml(path)
+    _absolute_paths(raw, path.resolve().parent)
+    _override(raw, overrides)
+    _absolute_paths(raw, Path.cwd())
+    return raw
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no job file at {path}: check the path") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder: give a job file (TOML)") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"{path} is not a valid TOML file: {fault}") from None
+    except OSError as fault:
+        raise ConfigError(f"cannot read {path}: {fault.strerror}") from None
+
+
+def _override(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    for override in overrides:
+        keys, value = _parse_override(override)
+        table = raw
+        for key in keys[:-1]:
+            table = table.setdefault(key, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"--set {override}: {key} is a value, not a table")
+        table[keys[-1]] = value
+
+
+def load_options(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+    """Return the options object of class ``cls`` that a TOML file describes; all its faults are listed at once."""
+    raw = _read_toml(path)
+    _override(raw, overrides)
+    faults: list[str] = []
+    made = _validate(cls, raw, (), faults)
+    if faults:
+        raise ConfigError(_fault_list(str(path), faults))
+    return cast(T, made)
+
+
+def _fault_list(what: str, faults: Sequence[str]) -> str:
+    head = f"{what} has 1 fault:" if len(faults) == 1 else f"{what} has {len(faults)} faults:"
+    return "\n  ".join([head, *faults])
+
+
+def _parse_override(text: str) -> tuple[list[str], Any]:
+    """Split ``a.b=value``; the value is read as TOML, and as plain text where that fails."""
+    name, equals, value = text.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(re.fullmatch(r"[A-Za-z0-9_-]+", key) for key in keys):
+        raise ConfigError(f"--set {text}: expected key=value, for example --set ptychography.iterations=10")
+    try:
+        return keys, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return keys, value.strip()
+
+
+def _absolute_paths(raw: dict[str, Any], folder: Path) -> None:
+    for section, key in PATH_KEYS:
+        table = raw.get(section)
+        if isinstance(table, dict) and isinstance(table.get(key), str) and table[key]:
+            table[key] = str((folder / _expand(table[key], f"{section}.{key}")).resolve())
+
+
+def _expand(text: str, key: str) -> str:
+    """Replace ``${NAME}`` and ``${NAME:-default}`` by environment variables."""
+
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1], match[2])
+        if not found:
+            raise ConfigError(
+                f"{key}: the environment variable {match[1]} is not set; set it, or write the path itself"
+            )
+        return found
+
+    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value, text)
+
+
+def check_job(raw: Mapping[str, Any]) -> Job:
+    """Return the job that the raw tables describe.
+
+    Raises
+    ------
+    ConfigError : every fault at once, one a line, with the nearest known key for a mistyped one.
+    """
+    faults: list[str] = []
+    tables = dict(raw)
+    data = tables.pop("data", None)
+    options = None
+    if not isinstance(data, dict) or "format" not in data:
+        faults.append(f"data.format: missing; choose one of {', '.join(READERS)}")
+    elif data["format"] not in READERS:
+        faults.append(f"data.format: no reader {data['format']!r}; choose one of {', '.join(READERS)}")
+    else:
+        options = _validate(reader_class(data["format"]).Options, data, ("data",), faults)
+    job = _validate(Job, {**tables, "data": None}, (), faults)
+    if job is not None:
+        faults.extend(_cross_checks(job))
+    if faults:
+        raise ConfigError(_fault_list("the job file", faults))
+    assert job is not None
+    return dataclasses.replace(job, data=options)
+
+
+def _validate(cls: type[Any], values: Any, where: tuple[str, ...], faults: list[str]) -> Any:
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(values)
+    except pydantic.ValidationError as error:
+        for entry in error.errors(include_url=False):
+            faults.append(_describe(cls, entry, where))
+        return None
+
+
+def _describe(cls: type[Any], entry: Any, where: tuple[str, ...]) -> str:
+    """Turn one of pydantic's findings into a line a person can act on."""
+    location = [part for part in entry["loc"] if not _is_type_tag(part)]
+    key = ".".join([*where, *(str(part) for part in location)])
+    if entry["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _keys_at(cls, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if entry["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{key}: missing"
+    return f"{key}: {entry['msg'].lower()}, got {entry['input']!r}"
+
+
+def _is_type_tag(part: Any) -> bool:
+    """Whether a piece of pydantic's location names a branch of a union and not a key."""
+    return isinstance(part, str) and (part in {"int", "float", "str"} or "[" in part)
+
+
+def _keys_at(cls: Any, location: Sequence[Any]) -> list[str]:
+    for part in location:
+        hints = typing.get_type_hints(cls)
+        cls = next((c for c in _members(hints.get(part)) if dataclasses.is_dataclass(c)), None)
+        if cls is None:
+            return []
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _cross_checks(job: Job) -> list[str]:
+    """Return the faults that only several keys together show."""
+    faults = []
+    p, probe = job.ptychography, job.probe
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", job.name):
+        faults.append("name: use 1 to 64 letters, digits, dots, dashes or underscores")
+    if probe.source == "aperture" and (probe.semiangle_mrad is None or job.beam is None):
+        faults.append("probe: source = 'aperture' needs probe.semiangle_mrad and a [beam] section")
+    if p.slices != 1 and p.slice_thickness_angstrom is None:
+        faults.append("ptychography.slice_thickness_angstrom: missing; more than one slice needs it")
+    if p.slices != 1 and job.beam is None:
+        faults.append("beam: missing; more than one slice needs the wavelength")
+    if p.slices == "auto" and p.sample_thickness_angstrom is None:
+        faults.append("ptychography.sample_thickness_angstrom: missing; slices = 'auto' needs it")
+    numbers = [p.slices] if isinstance(p.slices, int) else p.slices if isinstance(p.slices, list) else []
+    if any(n < 1 for n in numbers):
+        faults.append("ptychography.slices: must be 1 or more")
+    if isinstance(job.parallel.group_size, int) and job.parallel.group_size < 1:
+        faults.append("parallel.group_size: must be 1 or more, or 'auto'")
+    for key, value, low in (
+        ("ptychography.iterations", p.iterations, 1),
+        ("ptychography.batch_size", p.batch_size, 0),
+        ("ptychography.checkpoint_every", p.checkpoint_every, 1),
+        ("probe.modes", probe.modes, 1),
+    ):
+        if value < low:
+            faults.append(f"{key}: must be {low} or more, got {value}")
+    for key, number in (
+        ("beam.energy_ev", job.beam.energy_ev if job.beam else None),
+        ("probe.semiangle_mrad", probe.semiangle_mrad),
+        ("ptychography.slice_thickness_angstrom", p.slice_thickness_angstrom),
+    ):
+        if number is not None and number <= 0:
+            faults.append(f"{key}: must be positive, got {number}")
+    if job.analysis and not job.tomography:
+        faults.append("analysis: needs a [tomography] section, whose volume it measures")
+    engine_class(p.engine)
+    return faults
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> tuple[Job, dict[str, Any]]:
+    """Read and check a job file: return the job and its raw tables (for the run directory)."""
+    raw = read_job_file(path, overrides)
+    return check_job(raw), raw
+
+
+def job_text(raw: Mapping[str, Any]) -> str:
+    """Return the raw tables as TOML."""
+    return tomli_w.dumps(dict(raw))
+
+
+def fingerprint(raw: Mapping[str, Any], stage: str) -> str:
+    """Return a short hash of everything that decides the result of a stage (and of the stages before it)."""
+    names = []
+    for name, sections in STAGE_SECTIONS.items():
+        names.extend(sections)
+        if name == stage:
+            break
+    content = {name: raw.get(name) for name in names}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def changed_keys(old: Any, new: Any, where: str = "") -> list[str]:
+    """Return the keys whose values differ between two raw jobs, as ``a.b: old → new``."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in changed_keys(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+        ]
+    return [] if old == new else [f"{where}: {old!r} → {new!r}"]

@@ -1,0 +1,168 @@
+"""What a job file says: one frozen options class a section. ``run/config.py`` reads and checks it.
+
+Values carry their unit in the name. The sections of algorithms are the options classes beside those algorithms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any, Literal
+
+from hpcrec.analysis.atoms import AtomOptions
+from hpcrec.engines.epie import Epie
+from hpcrec.engines.fista import FistaOptions
+from hpcrec.engines.gradient import GradientEngine
+from hpcrec.engines.lsqml import LsqMl
+from hpcrec.engines.resire import ResireOptions
+from hpcrec.options import options
+from hpcrec.tomography.align import AlignmentOptions
+from hpcrec.tomography.denoise import DenoiseOptions
+from hpcrec.tomography.prepare import PrepareOptions
+
+
+@options
+class BeamSection:
+    """The beam; leave the section out where the data have pixel units only (one slice then).
+
+    kind : electrons or photons
+    energy_ev : kinetic energy of an electron, or energy of a photon
+    """
+
+    kind: Literal["electron", "photon"] = "electron"
+    energy_ev: float
+
+
+@options
+class ProbeSection:
+    """The starting probe.
+
+    source : "aperture" computes it from the values below, "file" takes the one in the data file
+    semiangle_mrad : half convergence angle
+    defocus_angstrom : positive is underfocus, counted from the middle of the sample
+    astigmatism_angstrom, astigmatism_angle_deg : two-fold astigmatism C12 and its direction
+    spherical_mm : C30
+    modes : number of mutually incoherent probe modes
+    mode_share : share of the power each extra mode starts with
+    """
+
+    source: Literal["aperture", "file"] = "aperture"
+    semiangle_mrad: float | None = None
+    defocus_angstrom: float = 0.0
+    astigmatism_angstrom: float = 0.0
+    astigmatism_angle_deg: float = 0.0
+    spherical_mm: float = 0.0
+    modes: int = 1
+    mode_share: float = 0.02
+
+
+@options
+class PtychographySection:
+    """How each tilt's patterns become complex object slices.
+
+    engine : update rule; its own options stand in the table of the same name below
+    iterations : sweeps over all patterns
+    batch_size : patterns in one update, over all ranks of a group; 0 takes the engine's own choice
+    batch_kind : "random" scatters a batch over the scan, "compact" takes neighbours
+    slices : object slices of every tilt, a list with one number a tilt, or "auto" from the sample's thickness
+    slice_thickness_angstrom : distance between slices
+    sample_thickness_angstrom, sample_shape : used by slices = "auto"; a film's path grows with 1/cos, a particle's
+        at most by √2
+    precision : of waves and object
+    kernel : "compiled" loops, their plain "numpy" twin, or "auto"
+    seed : of the order of batches
+    checkpoint_every : sweeps between checkpoints of a tilt
+    """
+
+    engine: Literal["epie", "lsqml", "gradient"] = "lsqml"
+    iterations: int = 50
+    batch_size: int = 0
+    batch_kind: Literal["random", "compact"] = "random"
+    slices: int | list[int] | Literal["auto"] = 1
+    slice_thickness_angstrom: float | None = None
+    sample_thickness_angstrom: float | None = None
+    sample_shape: Literal["film", "particle"] = "particle"
+    precision: Literal["single", "double"] = "single"
+    kernel: Literal["auto", "numpy", "compiled"] = "auto"
+    seed: int = 1
+    checkpoint_every: int = 20
+    epie: Epie.Options = field(default_factory=Epie.Options)
+    lsqml: LsqMl.Options = field(default_factory=LsqMl.Options)
+    gradient: GradientEngine.Options = field(default_factory=GradientEngine.Options)
+
+
+@options
+class ParallelSection:
+    """How ranks and workers share the work; changes no result beyond round-off.
+
+    exchange : "replicated" keeps the whole object on each rank of a group, "tiled" a part with its halo
+    group_size : ranks that share one tilt; "auto" is 1 unless the memory limit asks for more or tilts are fewer than ranks
+    halo_margin_angstrom : how far positions may move before a tile must hold more pixels
+    memory_gib_per_rank : what a rank may use; 0 takes the machine's memory divided by the ranks on it
+    workers : Dask processes of the tomography stage; 0 takes one a core, at most one a rank
+    scheduler : address of a running Dask scheduler; empty starts local workers
+    """
+
+    exchange: Literal["auto", "replicated", "tiled"] = "auto"
+    group_size: int | Literal["auto"] = "auto"
+    halo_margin_angstrom: float = 2.0
+    memory_gib_per_rank: float = 0.0
+    workers: int = 0
+    scheduler: str = ""
+
+
+@options
+class TomographySection:
+    """How phase projections become a volume.
+
+    solver : "fista" or "resire"
+    tilt_axis_deg : in-plane angle of the tilt axis, from y
+    thickness_angstrom : extent of the volume along the beam; 0 takes the extent across the tilt axis
+    field_angstrom : (y, x) extent of the reconstructed field, centred on the scan; 0 takes the scanned field
+    binning : detector pixels per voxel
+    half_sets : also reconstruct even and odd tilts apart, for the Fourier shell correlation
+    """
+
+    solver: Literal["fista", "resire"] = "fista"
+    tilt_axis_deg: float = 0.0
+    thickness_angstrom: float = 0.0
+    field_angstrom: tuple[float, float] = (0.0, 0.0)
+    binning: int = 1
+    half_sets: bool = True
+    prepare: PrepareOptions = field(default_factory=PrepareOptions)
+    denoise: DenoiseOptions = field(default_factory=DenoiseOptions)
+    alignment: AlignmentOptions = field(default_factory=AlignmentOptions)
+    fista: FistaOptions = field(default_factory=FistaOptions)
+    resire: ResireOptions = field(default_factory=ResireOptions)
+
+
+@options
+class AnalysisSection:
+    """What is measured in the volume.
+
+    atoms : how atoms are traced and named; leave out to trace none
+    reference : file with the true atoms (a simulated series, or xyz/CIF); read by the comparison only
+    match_within_angstrom : an atom counts as found when one of its species lies this near
+    """
+
+    atoms: AtomOptions | None = None
+    reference: str = ""
+    match_within_angstrom: float = 0.5
+
+
+@options
+class Job:
+    """A whole job; ``data`` is the options object of the reader that ``data.format`` names.
+
+    name : of the run; letters, digits, dot, dash, underscore
+    tomography, analysis : leave out to stop after the phase images
+    """
+
+    version: Literal[1] = 1
+    name: str
+    data: Any
+    beam: BeamSection | None = None
+    probe: ProbeSection = field(default_factory=ProbeSection)
+    ptychography: PtychographySection = field(default_factory=PtychographySection)
+    parallel: ParallelSection = field(default_factory=ParallelSection)
+    tomography: TomographySection | None = None
+    analysis: AnalysisSection | None = None

@@ -1,0 +1,206 @@
+"""The analysis stage: resolution, atoms, comparison with a reference, and the figures of ``quality.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcrec.analysis.atoms import AtomTable, trace_atoms
+from hpcrec.analysis.compare import AlignmentComparison, AtomComparison, compare_alignment, compare_atoms
+from hpcrec.analysis.quality import QualityReport, TiltQuality, atom_quality, resolution_quality, summarise_tilts
+from hpcrec.analysis.resolution import (
+    crystal_resolution,
+    directional_correlations,
+    fourier_shell_correlation,
+    soft_mask,
+)
+from hpcrec.backend.array import Array
+from hpcrec.data.specimen import Specimen, specimen_from_atoms
+from hpcrec.errors import DataError
+from hpcrec.io.atoms import write_xyz
+from hpcrec.io.checkpoint import save_checkpoint
+from hpcrec.io.results import ProjectionStore, VolumeResult, read_volume
+from hpcrec.io.truth import Truth, read_truth
+from hpcrec.physics.scattering import atomic_number
+from hpcrec.run.directory import RunDirectory
+from hpcrec.run.job import AnalysisSection, Job
+from hpcrec.run.observers import Observer
+
+
+def measure(job: Job, directory: RunDirectory, observer: Observer) -> None:
+    """Measure what the run directory holds; write ``quality.json``, ``atoms.xyz`` and the curves for the report."""
+    volume = read_volume(directory.volume) if job.tomography and directory.volume.exists() else None
+    tilts = tilt_qualities(directory, volume)
+    data_error, warnings = summarise_tilts(tilts)
+    record: dict[str, Any] = {}
+    arrays: dict[str, Array] = {}
+    parts: dict[str, Any] = {}
+    if volume is not None:
+        parts["projection_error"] = float(volume.arrays["convergence/r1"][-1])
+        parts["resolution"] = _resolution(volume, arrays)
+        if job.analysis is not None:
+            truth = read_truth(Path(job.analysis.reference)) if job.analysis.reference else None
+            parts["atoms"] = _atoms(job.analysis, volume, truth, directory, arrays, observer)
+            comparison = _alignment_errors(volume, truth)
+            if comparison is not None:
+                record["alignment"] = _alignment_figures(comparison)
+    quality = QualityReport(tilts=tilts, data_error=data_error, warnings=warnings, **parts)
+    for text in warnings:
+        observer({"event": "warning", "text": text})
+    save_checkpoint(directory.checkpoints / "analysis_000001.h5", arrays, {})
+    directory.write_json(directory.quality, {**quality.to_dict(), **record})
+
+
+def tilt_qualities(directory: RunDirectory, volume: VolumeResult | None) -> list[TiltQuality]:
+    """Return the figures of each tilt."""
+    masses = {} if volume is None else _by_number(volume, "alignment/mass")
+    with ProjectionStore(directory.projections) as store:
+        return [
+            TiltQuality(
+                index=tilt.tilt_index,
+                tilt_deg=tilt.tilt_deg,
+                data_error=float(tilt.data_error[-1]),
+                mass=masses.get(tilt.tilt_index),
+            )
+            for tilt in store
+        ]
+
+
+def _by_number(volume: VolumeResult, name: str) -> dict[int, float]:
+    return {int(n): float(v) for n, v in zip(volume.arrays["projections/number"], volume.arrays[name])}
+
+
+def _resolution(volume: VolumeResult, arrays: dict[str, Array]) -> Any:
+    voxel = (volume.voxel_size,) * 3
+    peaks = crystal_resolution(volume.volume, voxel)
+    for name, peak in peaks.items():
+        arrays[f"spectrum/{name}"] = peak.spectrum
+        arrays[f"spectrum/{name}_frequency"] = peak.frequencies[0]
+    if "halves/even" not in volume.arrays:
+        return resolution_quality(None, None, peaks)
+    even, odd = volume.arrays["halves/even"], volume.arrays["halves/odd"]
+    mask = soft_mask(volume.volume)
+    overall = fourier_shell_correlation(even, odd, voxel, mask)
+    cones = directional_correlations(even, odd, voxel, mask)
+    for name, curve in {"all": overall, **cones}.items():
+        arrays[f"fsc/{name}"] = np.stack([curve.frequency, curve.correlation, curve.threshold("half_bit")])
+    return resolution_quality(overall, cones, peaks)
+
+
+def _atoms(
+    section: AnalysisSection,
+    volume: VolumeResult,
+    truth: Truth | None,
+    directory: RunDirectory,
+    arrays: dict[str, Array],
+    observer: Observer,
+) -> Any:
+    if section.atoms is None:
+        return None
+    try:
+        atoms = trace_atoms(volume.volume, volume.voxel_size, section.atoms)
+    except DataError as fault:
+        observer({"event": "warning", "text": str(fault)})
+        return None
+    named = specimen_of(atoms)
+    write_xyz(directory.atoms, named, f"hpcrec {directory.path.name}; x y z in angstrom, origin at the volume's centre")
+    arrays["atoms/positions"] = atoms.positions
+    arrays["atoms/numbers"] = named.numbers
+    arrays["atoms/confidence"] = atoms.confidence
+    arrays["atoms/intensity"] = atoms.intensity
+    return atom_quality(atoms, _compare(section, atoms, truth))
+
+
+def _compare(section: AnalysisSection, atoms: AtomTable, truth: Truth | None) -> AtomComparison | None:
+    if truth is None:
+        return None
+    model = truth.specimen
+    return compare_atoms(
+        atoms.positions,
+        atoms.species,
+        model.positions,
+        np.array(model.symbols),
+        tolerance=section.match_within_angstrom,
+    )
+
+
+def specimen_of(atoms: AtomTable) -> Specimen:
+    """Return traced atoms as a specimen."""
+    return specimen_from_atoms([atomic_number(str(s)) for s in atoms.species], atoms.positions)
+
+
+def _alignment_errors(volume: VolumeResult, truth: Truth | None) -> AlignmentComparison | None:
+    """Return the errors of the alignment, where the reference is a series with truth for the tilts used."""
+    if truth is None or truth.angles is None or truth.shifts is None:
+        return None
+    numbers = np.asarray(volume.arrays["projections/number"], np.int64)
+    if numbers.max() >= len(truth.angles):
+        return None
+    return compare_alignment(
+        volume.arrays["alignment/shifts_angstrom"],
+        np.deg2rad(volume.arrays["alignment/angles_deg"]),
+        truth.shifts[numbers],
+        truth.angles[numbers],
+    )
+
+
+def _alignment_figures(found: AlignmentComparison) -> dict[str, Any]:
+    names = ("in_plane", "tilt", "out_of_plane")
+    return {
+        "shift_rms_yx_angstrom": list(found.shift_rms),
+        "angle_rms_deg": {n: float(np.degrees(v)) for n, v in zip(names, found.angle_rms)},
+    }
+
+
+def summary(directory: RunDirectory) -> dict[str, str]:
+    """Return the figures of a run as a person would read them, from ``quality.json``; empty if it is not there."""
+    quality = directory.read_json(directory.quality)
+    rows: dict[str, str] = {}
+    if quality.get("data_error") is not None:
+        rows["data error Σ(|F|−√I)²/ΣI"] = f"{quality['data_error']:.4f} over {len(quality['tilts'])} tilt(s)"
+    if quality.get("projection_error") is not None:
+        rows["projection error R1"] = f"{quality['projection_error']:.3f}"
+    rows |= _resolution_rows(quality.get("resolution") or {})
+    alignment = quality.get("alignment")
+    if alignment:
+        y, x = alignment["shift_rms_yx_angstrom"]
+        rows["shift errors (rms y, x)"] = f"{y:.3f}, {x:.3f} Å"
+        rows["angle errors (rms)"] = ", ".join(f"{k} {v:.3f}°" for k, v in alignment["angle_rms_deg"].items())
+    return rows | _atom_rows(quality.get("atoms") or {})
+
+
+def _resolution_rows(resolution: dict[str, Any]) -> dict[str, str]:
+    rows = {}
+    limited = resolution.get("at_nyquist") or []
+    if resolution.get("half_bit") is not None:
+        rows["resolution, FSC half-bit (even/odd tilts)"] = _length(resolution["half_bit"], "half_bit" in limited)
+    for name, value in (resolution.get("half_bit_axes") or {}).items():
+        rows[f"  along {name}"] = _length(value, f"half_bit {name}" in limited)
+    for name, value in (resolution.get("last_peak") or {}).items():
+        rows[f"last peak of the power spectrum, {name}"] = "none" if value is None else f"{value:.2f} Å"
+    return rows
+
+
+def _length(value: float, limited: bool) -> str:
+    return f"{value:.2f} Å" + (" (the voxel's limit)" if limited else "")
+
+
+def _atom_rows(atoms: dict[str, Any]) -> dict[str, str]:
+    if not atoms:
+        return {}
+    rows = {"atoms": ", ".join(f"{n} {name}" for name, n in atoms["counts"].items())}
+    comparison = atoms.get("comparison")
+    if comparison:
+        within = comparison["tolerance_angstrom"]
+        for name, score in comparison["species"].items():
+            if score["true"]:
+                rows[f"{name} found within {within:g} Å of truth"] = (
+                    f"{score['found']} of {score['true']} ({score['found_share']:.1%}), "
+                    f"{score['missing']} missing, {score['wrong_species']} misnamed"
+                )
+        rows["false atoms"] = f"{comparison['false_share']:.1%}"
+        z, y, x = comparison["rms_zyx_angstrom"]
+        rows["rms displacement"] = f"{comparison['rms_angstrom']:.3f} Å (z {z:.3f}, y {y:.3f}, x {x:.3f})"
+    return rows

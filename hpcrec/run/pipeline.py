@@ -1,0 +1,137 @@
+"""The stages of a run, each resumable: ptychography (all ranks), then tomography, analysis and report (rank 0 + Dask)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hpcrec.data.dataset import Identity, TiltSeries
+from hpcrec.errors import ParallelError
+from hpcrec.io.atomic import remove_leftovers
+from hpcrec.io.base import open_series
+from hpcrec.io.results import assemble_projections
+from hpcrec.parallel import mpi
+from hpcrec.parallel.communicator import Communicator
+from hpcrec.run.cluster import cluster
+from hpcrec.run.config import fingerprint
+from hpcrec.run.directory import STAGES, RunDirectory
+from hpcrec.run.job import Job
+from hpcrec.run.measure import measure, summary
+from hpcrec.run.observers import Event, EventLog, Observer, make_progress
+from hpcrec.run.page import write_report
+from hpcrec.run.plan import available_cores
+from hpcrec.run.provenance import collect_provenance, now
+from hpcrec.run.tilts import reconstruct_tilts, unfinished_tilts
+from hpcrec.run.volume import reconstruct_volume
+
+
+def run_pipeline(
+    job: Job, raw: dict[str, Any], directory: RunDirectory, world: Communicator, console: Console, until: str
+) -> dict[str, str] | None:
+    """Run the stages that are not done yet, up to ``until``; return the quality figures on rank 0, None elsewhere.
+
+    All ranks call it. Ranks other than 0 sleep after the ptychography stage.
+    """
+    with open_series(job.data) as series:
+        if world.rank:
+            reconstruct_tilts(job, series, world, directory.checkpoints, _unheard)
+            world.idle_barrier()
+            return None
+        progress = make_progress(console, series.n_tilts)
+        log = EventLog(directory.events)
+
+        def observer(event: Event) -> None:
+            log(event)
+            progress(event)
+
+        try:
+            quality = _lead(job, raw, directory, world, series, observer, until)
+        finally:
+            progress.close()
+    world.idle_barrier()
+    return quality
+
+
+def _unheard(event: Event) -> None:
+    raise ParallelError(f"only rank 0 hears events, got {event.get('event')}")
+
+
+def _lead(
+    job: Job,
+    raw: dict[str, Any],
+    directory: RunDirectory,
+    world: Communicator,
+    series: TiltSeries,
+    observer: Observer,
+    until: str,
+) -> dict[str, str]:
+    """What rank 0 does."""
+    remove_leftovers(directory.path)
+    remove_leftovers(directory.checkpoints)
+    _begin(raw, directory, world, series)
+    todo = unfinished_tilts(series, directory.checkpoints)
+    text = f"{len(todo)} of {series.n_tilts} tilts to do, {world.size} rank(s), {job.ptychography.engine}"
+    with _stage("ptychography", text, observer):
+        reconstruct_tilts(job, series, world, directory.checkpoints, observer)
+        if todo or not directory.projections.exists():
+            assemble_projections(directory.path, [int(n) for n in series.tilt_numbers])
+    last = STAGES.index(until)
+    if job.tomography and last >= STAGES.index("tomography") and series.n_tilts > 1:
+        _tomography(job, raw, directory, world.size, observer)
+    if last >= STAGES.index("analysis"):
+        with _stage("analysis", "resolution, atoms, quality", observer):
+            measure(job, directory, observer)
+    if last >= STAGES.index("report"):
+        with _stage("report", "figures and page", observer):
+            write_report(directory)
+    quality = summary(directory)
+    _finish(directory)
+    return quality
+
+
+def _tomography(job: Job, raw: dict[str, Any], directory: RunDirectory, n_ranks: int, observer: Observer) -> None:
+    key = fingerprint(raw, "tomography")
+    if directory.volume.exists() and directory.read_json(directory.stages).get("tomography") == key:
+        observer({"event": "note", "text": "tomography: done before, kept"})
+        return
+    workers = job.parallel.workers or max(1, min(available_cores(), n_ranks))
+    text = f"{workers} Dask worker(s)" if not job.parallel.scheduler else f"Dask at {job.parallel.scheduler}"
+    with _stage("tomography", text, observer), cluster(workers, job.parallel.scheduler) as executor:
+        reconstruct_volume(job, key, directory, executor, observer)
+    directory.write_json(directory.stages, {"tomography": key})
+
+
+@contextmanager
+def _stage(name: str, text: str, observer: Observer) -> Iterator[None]:
+    started = time.perf_counter()
+    observer({"event": "stage_started", "stage": name, "text": text})
+    yield
+    observer({"event": "stage_done", "stage": name, "seconds": time.perf_counter() - started})
+
+
+def _begin(raw: dict[str, Any], directory: RunDirectory, world: Communicator, series: TiltSeries) -> None:
+    """Write provenance before the work; a continued run adds an entry to ``restarts``."""
+    library = mpi.library_info().library if world.size > 1 else "none"
+    record = collect_provenance(raw, [identity_record(series.identity)], world.size, library)
+    before = directory.read_json(directory.provenance)
+    if before:
+        restarts = [*before.get("restarts", []), {k: record[k] for k in ("started", "command", "ranks", "hpcrec")}]
+        record = {**record, "started": before["started"], "restarts": restarts}
+    directory.write_json(directory.provenance, record)
+
+
+def _finish(directory: RunDirectory) -> None:
+    record = directory.read_json(directory.provenance)
+    outputs = sorted(p.name for p in directory.path.iterdir() if p.is_file() and p.name != directory.provenance.name)
+    directory.write_json(directory.provenance, {**record, "finished": now(), "outputs": outputs})
+
+
+def identity_record(identity: Identity) -> Mapping[str, Any]:
+    """Return a file's identity for provenance."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(identity).items()}

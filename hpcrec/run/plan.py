@@ -1,0 +1,152 @@
+"""The plan of a job: ranks a tilt, memory a rank, time; printed by ``hpcrec check`` before anything starts."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+
+from hpcrec.backend.array import complex_dtype
+from hpcrec.data.dataset import TiltSeries
+from hpcrec.engines import engine_class
+from hpcrec.errors import DeviceError
+from hpcrec.geometry.grid import Grid
+from hpcrec.geometry.tiles import Box
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.run.job import Job
+from hpcrec.run.start import TiltSetup, build_model, common_grid, slice_count, tilt_setup
+
+GIB = 2**30
+BASE_GIB = 0.35
+OBJECT_COPIES = 7
+VOLUME_COPIES = 8
+PATTERN_CACHE_BYTES = 2 * GIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a job will take on ``n_ranks`` ranks of this machine."""
+
+    n_ranks: int
+    group_size: int
+    n_tilts: int
+    n_positions: int
+    pattern_shape: tuple[int, int]
+    max_slices: int
+    object_shape: tuple[int, int]
+    memory_gib_per_rank: float
+    memory_limit_gib: float
+    patterns_per_s: float
+    ptychography_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the plan stays within the memory limit."""
+        return self.memory_gib_per_rank <= self.memory_limit_gib
+
+
+def available_cores() -> int:
+    """Return the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_limit(job: Job, n_ranks: int) -> float:
+    """Return the GiB one rank may use: the job's limit, or the machine's memory shared by the ranks."""
+    return job.parallel.memory_gib_per_rank or psutil.virtual_memory().total / GIB * 0.9 / n_ranks
+
+
+def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
+    """Return the GiB that a rank of a group of ``size`` needs at most: object copies, patterns in memory, a constant.
+
+    A rank keeps the object, its gradient, weight, direction, momentum and exchange buffers (at most seven copies of
+    its object box) and the patterns of its share, in their own integer type, up to 2 GiB.
+    """
+    slices = max(slice_count(job, i, float(a)) for i, a in enumerate(series.tilt_angles))
+    itemsize = complex_dtype(job.ptychography.precision).itemsize
+    pixels = grid.shape[0] * grid.shape[1]
+    if job.parallel.exchange == "tiled" and size > 1:
+        window = series.pattern_shape
+        halo = 2 * (min(window) / 2 + job.parallel.halo_margin_angstrom / min(series.sampling))
+        side = np.sqrt(pixels / size) + halo
+        pixels = int(min(pixels, side * side))
+    n_positions = max(len(p) for p in series.facts.positions)
+    pattern = series.pattern_shape[0] * series.pattern_shape[1] * np.dtype(series.facts.dtype).itemsize
+    patterns = min(pattern * n_positions / size, PATTERN_CACHE_BYTES)
+    return float(BASE_GIB + (OBJECT_COPIES * pixels * slices * itemsize + patterns) / GIB)
+
+
+def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int) -> int:
+    """Return the ranks that share one tilt: the job's number, else the smallest that fits memory and leaves no rank idle.
+
+    Raises
+    ------
+    DeviceError : not even all ranks together fit; the message names the smallest change that would.
+    """
+    chosen = job.parallel.group_size
+    if isinstance(chosen, int):
+        return min(chosen, n_ranks)
+    limit = memory_limit(job, n_ranks)
+    smallest = max(1, n_ranks // max(series.n_tilts, 1))
+    for size in range(smallest, n_ranks + 1):
+        if rank_memory(job, series, grid, size) <= limit:
+            return size
+    need = rank_memory(job, series, grid, n_ranks)
+    raise DeviceError(
+        f"a rank would need {need:.1f} GiB, the limit is {limit:.1f} GiB: start fewer ranks per node, "
+        "raise parallel.memory_gib_per_rank, or set parallel.exchange = 'tiled' and start more ranks"
+    )
+
+
+def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
+    """Return the plan of a job; it times a few real patterns, which takes about a second."""
+    grid = common_grid(series)
+    size = group_size(job, series, grid, n_ranks)
+    middle = int(np.argmin(np.abs(series.tilt_angles)))
+    setup = tilt_setup(job, series, middle, grid)
+    speed = measure_speed(job, series, setup)
+    counts = [len(p) for p in series.facts.positions]
+    slices = [slice_count(job, i, float(a)) for i, a in enumerate(series.tilt_angles)]
+    work = sum(n * s for n, s in zip(counts, slices)) / setup.n_slices * job.ptychography.iterations
+    busy = min(n_ranks, available_cores(), max(n_ranks // size, 1) * size)
+    return Plan(
+        n_ranks=n_ranks,
+        group_size=size,
+        n_tilts=series.n_tilts,
+        n_positions=sum(counts),
+        pattern_shape=series.pattern_shape,
+        max_slices=max(slices),
+        object_shape=grid.shape,
+        memory_gib_per_rank=rank_memory(job, series, grid, size),
+        memory_limit_gib=memory_limit(job, n_ranks),
+        patterns_per_s=speed,
+        ptychography_seconds=work / speed / busy,
+    )
+
+
+def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, seconds: float = 0.6) -> float:
+    """Return the patterns per second of one rank for this job, measured on real patterns of one tilt."""
+    name = job.ptychography.engine
+    options = getattr(job.ptychography, name)
+    model = build_model(job, setup, getattr(options, "loss", "amplitude"))
+    engine = engine_class(name)(model, options)
+    whole = Box(0, setup.grid.shape[0], 0, setup.grid.shape[1])
+    state = PtychographyState(
+        obj=np.ones((setup.n_slices, *whole.shape), complex_dtype(job.ptychography.precision)),
+        probe=setup.probe,
+        positions=setup.positions,
+        grid=setup.grid,
+        box=whole,
+    )
+    engine.prepare(state)
+    scan = series.tilt(setup.i_tilt)
+    indices = np.arange(min(32, scan.n_positions))
+    batch = Batch(indices=indices, patterns=scan.read(indices), n_global=len(indices))
+    engine.accumulate(engine.passes[0], state, batch)
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        engine.accumulate(engine.passes[0], state, batch)
+        done += len(indices)
+    return done / (time.perf_counter() - started) / len(engine.passes)

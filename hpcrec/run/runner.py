@@ -1,0 +1,252 @@
+"""The loop over one tilt: batches → engine → exchange → apply. It knows neither which algorithm nor how many ranks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, complex_dtype
+from hpcrec.data.batches import BatchReader, global_batches
+from hpcrec.data.dataset import TiltSeries
+from hpcrec.engines import engine_class
+from hpcrec.engines.base import Engine
+from hpcrec.errors import DivergedError
+from hpcrec.geometry.grid import Grid
+from hpcrec.geometry.scan import hilbert_order
+from hpcrec.geometry.tiles import Box, window_corners
+from hpcrec.io.checkpoint import latest_good, save_checkpoint
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.parallel.communicator import Communicator
+from hpcrec.parallel.exchange import Exchange, make_exchange
+from hpcrec.run.job import Job
+from hpcrec.run.observers import Observer
+from hpcrec.run.plan import PATTERN_CACHE_BYTES
+from hpcrec.run.start import TiltSetup, build_model, tilt_setup
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiltOutcome:
+    """One reconstructed tilt, complete on the group's first rank.
+
+    obj (slice, y, x) and illumination (y, x) on ``grid``; probe (mode, y, x); positions (position, 2) Å;
+    loss and data_error, one number a sweep; ``seconds`` of this attempt.
+    """
+
+    setup: TiltSetup
+    obj: ComplexArray
+    probe: ComplexArray
+    positions: FloatArray
+    illumination: FloatArray
+    loss: FloatArray
+    data_error: FloatArray
+    seconds: float
+    peak_memory_gib: float
+
+
+def batch_size(job: Job, group_size: int) -> int:
+    """Return how many patterns make one update: the job's number, or the engine's own choice.
+
+    ePIE is serial (1) on one rank; on several it needs batches to share.
+    """
+    if job.ptychography.batch_size:
+        return job.ptychography.batch_size
+    if job.ptychography.engine == "epie":
+        return 1 if group_size == 1 else 8 * group_size
+    return engine_class(job.ptychography.engine).default_batch_size
+
+
+class TiltRun:
+    """The reconstruction of one tilt by one group of ranks; every rank of the group makes the same calls."""
+
+    def __init__(
+        self,
+        job: Job,
+        series: TiltSeries,
+        grid: Grid,
+        i_tilt: int,
+        group: Communicator,
+        checkpoints: Path,
+        report: Observer,
+    ) -> None:
+        self.job, self.group, self.report, self.checkpoints = job, group, report, checkpoints
+        self.setup: TiltSetup = group.broadcast(tilt_setup(job, series, i_tilt, grid) if group.rank == 0 else None)
+        setup = self.setup
+        cls = engine_class(job.ptychography.engine)
+        options = getattr(job.ptychography, job.ptychography.engine)
+        self.model = build_model(job, setup, getattr(options, "loss", "amplitude"))
+        self.engine: Engine = cls(self.model, options)
+        kind = "replicated" if job.parallel.exchange == "auto" else job.parallel.exchange
+        margin = int(np.ceil(job.parallel.halo_margin_angstrom / min(setup.sampling)))
+        self.exchange: Exchange = make_exchange(kind, group, setup.positions, grid, setup.window, margin)
+        scan = series.tilt(i_tilt)
+        self.n_positions = scan.n_positions
+        self.reader = BatchReader(
+            scan, self.exchange.share(np.arange(scan.n_positions)), memory_limit=PATTERN_CACHE_BYTES
+        )
+        self.loss: list[float] = []
+        self.data_error: list[float] = []
+        self.state = self._start()
+
+    @property
+    def prefix(self) -> str:
+        """Name of this tilt's checkpoints."""
+        return f"sweeps_{self.setup.number:04d}"
+
+    def _start(self) -> PtychographyState:
+        """Return the state of the last good checkpoint, or an empty object under the starting probe."""
+        setup, dtype = self.setup, complex_dtype(self.job.ptychography.precision)
+        found = self.group.broadcast(latest_good(self.checkpoints, self.prefix) if self.group.rank == 0 else None)
+        if found is None:
+            shape = (setup.n_slices, *self.exchange.held.shape)
+            state = PtychographyState(
+                obj=np.ones(shape, dtype), probe=setup.probe.copy(), positions=setup.positions.copy(),
+                grid=setup.grid, box=self.exchange.held,
+            )  # fmt: skip
+        else:
+            state = self._resume(found.arrays, found.attributes)
+        self.engine.prepare(state)
+        return state
+
+    def _resume(self, arrays: dict[str, Array], attributes: dict[str, Any]) -> PtychographyState:
+        self.loss, self.data_error = list(arrays["loss"]), list(arrays["data_error"])
+
+        def group(name: str) -> dict[str, Array]:
+            return {k.removeprefix(name): v for k, v in arrays.items() if k.startswith(name)}
+
+        return PtychographyState(
+            obj=self.exchange.place(arrays["obj"]),
+            probe=arrays["probe"],
+            positions=arrays["positions"],
+            grid=self.setup.grid,
+            box=self.exchange.held,
+            iteration=int(attributes["iteration"]),
+            object_memory={k: self.exchange.place(v) for k, v in group("object_memory:").items()},
+            memory=group("memory:"),
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint of the whole state; collective."""
+        state = self.state
+        arrays = {"obj": self.exchange.whole(state.obj)}
+        arrays |= {f"object_memory:{k}": self.exchange.whole(v) for k, v in sorted(state.object_memory.items())}
+        if self.group.rank == 0:
+            arrays |= {"probe": state.probe, "positions": state.positions}
+            arrays |= {"loss": np.array(self.loss), "data_error": np.array(self.data_error)}
+            arrays |= {f"memory:{k}": v for k, v in state.memory.items()}
+            path = self.checkpoints / f"{self.prefix}_{state.iteration:06d}.h5"
+            save_checkpoint(path, {k: np.asarray(v) for k, v in arrays.items()}, {"iteration": state.iteration})
+
+    def sweep(self) -> None:
+        """Visit every pattern once."""
+        job = self.job.ptychography
+        sums = np.zeros(3)
+        batches = global_batches(
+            self.n_positions,
+            batch_size(self.job, self.group.size),
+            seed=job.seed,
+            tilt=self.setup.number,
+            iteration=self.state.iteration,
+            kind=job.batch_kind,
+            order=hilbert_order(self.setup.positions) if job.batch_kind == "compact" else None,
+        )
+        shares = [self.exchange.share(indices) for indices in batches]
+        for step, (own, patterns) in enumerate(zip(shares, self.reader.iterate(shares))):
+            batch = Batch(indices=own, patterns=patterns, step=step, n_global=len(batches[step]))
+            for name in self.engine.passes:
+                partial = self.engine.accumulate(name, self.state, batch)
+                total = self.exchange.total(partial, self.engine.peaks.get(name, ()))
+                self.engine.apply(name, self.state, total)
+            sums += [float(total.sums[name][0]) for name in ("loss", "error", "counts")]
+        self.engine.finish_iteration(self.state)
+        if not np.isfinite(sums).all():
+            raise DivergedError(
+                f"tilt {self.setup.number}: the loss is not finite after sweep {self.state.iteration}; "
+                f"take smaller steps in [ptychography.{job.engine}] or check the data's units"
+            )
+        self.exchange.update_positions(self.state.positions)
+        self.loss.append(float(sums[0]))
+        self.data_error.append(float(sums[1] / sums[2]))
+
+    def run(self) -> TiltOutcome | None:
+        """Sweep until done, with checkpoints; return the outcome on the group's first rank, None elsewhere."""
+        job, setup = self.job.ptychography, self.setup
+        started = time.perf_counter()
+        first = self.state.iteration
+        event = {"tilt": setup.number, "iterations": job.iterations, "n_positions": self.n_positions}
+        self._tell({"event": "tilt_started", **event, "resumed_at": first, "slices": setup.n_slices})
+        while self.state.iteration < job.iterations:
+            before = time.perf_counter()
+            self.sweep()
+            seconds = time.perf_counter() - before
+            self._tell(
+                {
+                    "event": "sweep",
+                    "tilt": setup.number,
+                    "iteration": self.state.iteration,
+                    "loss": self.loss[-1],
+                    "data_error": self.data_error[-1],
+                    "seconds": seconds,
+                    "patterns_per_s": self.n_positions / seconds,
+                }
+            )
+            if self.state.iteration % job.checkpoint_every == 0 and self.state.iteration < job.iterations:
+                self.save()
+        return self._outcome(time.perf_counter() - started, self.state.iteration - first)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        if self.group.rank == 0:
+            self.report(event)
+
+    def _outcome(self, seconds: float, sweeps: int) -> TiltOutcome | None:
+        obj = self.exchange.whole(self.state.obj)
+        memory = self.group.gather(peak_memory_gib())
+        if obj is None or memory is None:
+            return None
+        if not np.isfinite(obj).all():
+            raise DivergedError(
+                f"tilt {self.setup.number}: the object holds values that are not finite; take smaller steps"
+            )
+        self._tell(
+            {
+                "event": "tilt_done",
+                "tilt": self.setup.number,
+                "data_error": self.data_error[-1],
+                "seconds": seconds,
+                "patterns_per_s": self.n_positions * sweeps / seconds if sweeps else 0.0,
+                "peak_memory_gib": max(memory),
+            }
+        )
+        return TiltOutcome(
+            setup=self.setup,
+            obj=obj,
+            probe=self.state.probe,
+            positions=self.state.positions,
+            illumination=illumination(self.state.probe, self.state.positions, self.setup.grid),
+            loss=np.array(self.loss),
+            data_error=np.array(self.data_error),
+            seconds=seconds,
+            peak_memory_gib=max(memory),
+        )
+
+
+def illumination(probe: ComplexArray, positions: FloatArray, grid: Grid) -> FloatArray:
+    """Return Σ_j Σ_m |P_m(r − R_j)|² (y, x) float32 on whole pixels: how much each object pixel was seen."""
+    window = (probe.shape[-2], probe.shape[-1])
+    power = (np.abs(probe) ** 2).sum(axis=0)
+    whole = Box(0, grid.shape[0], 0, grid.shape[1])
+    seen = np.zeros(grid.shape, np.float32)
+    for y, x in window_corners(positions, grid, window):
+        seen[Box(int(y), int(y) + window[0], int(x), int(x) + window[1]).slices(whole)] += power
+    return seen
+
+
+def peak_memory_gib() -> float:
+    """Return the largest resident memory this process has had, in GiB."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 2**20
+    return 0.0

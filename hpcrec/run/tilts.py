@@ -1,0 +1,75 @@
+"""The ptychography stage: rank 0 hands tilts out to groups of ranks, each tilt is written when it is done."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from hpcrec.data.dataset import TiltSeries
+from hpcrec.errors import DataError
+from hpcrec.io.checkpoint import remove_checkpoints
+from hpcrec.io.results import TiltResult, read_tilt_result, tilt_path, write_tilt_result
+from hpcrec.parallel.communicator import Communicator
+from hpcrec.parallel.queue import Master
+from hpcrec.run.job import Job
+from hpcrec.run.observers import Observer
+from hpcrec.run.plan import group_size
+from hpcrec.run.runner import TiltOutcome, TiltRun
+from hpcrec.run.start import common_grid
+
+
+def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpoints: Path, observer: Observer) -> None:
+    """Reconstruct every tilt that has no result yet; collective over all ranks.
+
+    ``observer`` hears the events of all groups, on rank 0. Results are ``checkpoints/tilt_0017.h5``, numbered as in
+    the input file.
+    """
+    grid = common_grid(series)
+    size = world.broadcast(group_size(job, series, grid, world.size) if world.rank == 0 else None)
+    group = world.split(min(world.rank // size, max(world.size // size, 1) - 1))
+    todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []
+    hardest_first = sorted(todo, key=lambda i: -abs(series.tilt_angles[i]))
+    with Master(world, hardest_first, observer, group) as master:
+        while (i_tilt := master.next()) is not None:
+            run = TiltRun(job, series, grid, i_tilt, group, checkpoints, master.report)
+            outcome = run.run()
+            if outcome is not None:
+                number = int(series.tilt_numbers[i_tilt])
+                write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number))
+                remove_checkpoints(checkpoints, run.prefix)
+
+
+def unfinished_tilts(series: TiltSeries, checkpoints: Path) -> list[int]:
+    """Return the tilts (counted in the series) without a sound result; a damaged result counts as none."""
+
+    def sound(number: int) -> bool:
+        path = tilt_path(checkpoints, number)
+        try:
+            return path.exists() and read_tilt_result(path).tilt_index == number
+        except DataError:
+            return False
+
+    return [i for i, number in enumerate(series.tilt_numbers) if not sound(int(number))]
+
+
+def tilt_result(job: Job, outcome: TiltOutcome, number: int) -> TiltResult:
+    """Return an outcome in the form the store writes; ``number`` is the tilt's index in the input file."""
+    setup = outcome.setup
+    return TiltResult(
+        tilt_index=number,
+        tilt_deg=math.degrees(setup.angle),
+        obj=outcome.obj,
+        probe=outcome.probe,
+        positions=outcome.positions,
+        illumination=outcome.illumination,
+        loss=outcome.loss,
+        data_error=outcome.data_error,
+        sampling=setup.sampling,
+        origin=setup.grid.origin,
+        slice_thickness=setup.slice_thickness,
+        engine=job.ptychography.engine,
+        iterations=len(outcome.loss),
+        seconds=outcome.seconds,
+        energy_ev=job.beam.energy_ev if job.beam else None,
+        wavelength=setup.wavelength if job.beam else None,
+    )
