@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from functools import lru_cache
 from typing import Any
@@ -12,13 +13,17 @@ import pyfftw
 from hpcrec.backend.array import Array, ComplexArray, array_module
 
 _PLANNING = threading.Lock()
+_FFTW = ctypes.CDLL(pyfftw.pyfftw.__file__)
+_PATIENT, _FORWARD, _BACKWARD = 32, -1, 1
+_PLANNING_SECONDS = 2.0
+_ALIGNMENT = 64
 
 
 @lru_cache(maxsize=256)
 def _plan(shape: tuple[int, ...], dtype: str, axes: tuple[int, ...], forward: bool, thread: int) -> Any:
     """Plan one in-place transform; one plan a thread, because a plan owns its buffer."""
     with _PLANNING:
-        buffer = pyfftw.empty_aligned(shape, dtype=dtype)
+        buffer = pyfftw.empty_aligned(shape, dtype=dtype, n=_ALIGNMENT)
         return pyfftw.FFTW(
             buffer,
             buffer,
@@ -39,7 +44,7 @@ def _transform(a: Array, axes: tuple[int, ...], forward: bool) -> ComplexArray:
         return np.array(a)
     dtype = np.result_type(a.dtype, np.complex64)
     plan = _plan(a.shape, dtype.name, axes, forward, threading.get_ident())
-    out = pyfftw.empty_aligned(a.shape, dtype=dtype)
+    out = pyfftw.empty_aligned(a.shape, dtype=dtype, n=_ALIGNMENT)
     out[...] = a
     plan(input_array=out, output_array=out)
     return out  # type: ignore[no-any-return]
@@ -47,7 +52,7 @@ def _transform(a: Array, axes: tuple[int, ...], forward: bool) -> ComplexArray:
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> Array:
     """Return an uninitialised host array as the in-place transforms and compiled kernels want it."""
-    return pyfftw.empty_aligned(shape, dtype=dtype)  # type: ignore[no-any-return]
+    return pyfftw.empty_aligned(shape, dtype=dtype, n=_ALIGNMENT)  # type: ignore[no-any-return]
 
 
 def fft2_inplace(a: ComplexArray) -> ComplexArray:
@@ -86,3 +91,28 @@ def fftn(a: Array, axes: tuple[int, ...] | None = None) -> ComplexArray:
 def ifftn(a: Array, axes: tuple[int, ...] | None = None) -> ComplexArray:
     """Inverse (= adjoint) of :func:`fftn`; returns a new array."""
     return _transform(a, tuple(range(-a.ndim, 0)) if axes is None else axes, False)
+
+
+@lru_cache(maxsize=16)
+def inplace_plan_addresses(ny: int, nx: int) -> tuple[int, int]:
+    """Return FFTW's own addresses of a forward and a backward plan for compiled kernels; they live with the process.
+
+    The plans transform one complex64 array (ny, nx) in place, not normalised; its data must be aligned to 64 bytes.
+    Planned patiently, but for at most two seconds each: the patience gains up to 1.7 times on 256².
+    """
+    plan, limit = _FFTW.fftwf_plan_dft_2d, _FFTW.fftwf_set_timelimit
+    plan.restype = ctypes.c_void_p
+    plan.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint]
+    limit.restype, limit.argtypes = None, [ctypes.c_double]
+    buffer = aligned_empty((ny, nx), np.complex64)
+    at = buffer.ctypes.data
+    with _PLANNING:
+        limit(_PLANNING_SECONDS)
+        pair = plan(ny, nx, at, at, _FORWARD, _PATIENT), plan(ny, nx, at, at, _BACKWARD, _PATIENT)
+        limit(-1.0)
+    return pair
+
+
+def execute_address() -> int:
+    """Return the address of FFTW's ``fftwf_execute_dft(plan, in, out)``."""
+    return int(ctypes.cast(_FFTW.fftwf_execute_dft, ctypes.c_void_p).value or 0)

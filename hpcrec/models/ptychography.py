@@ -21,8 +21,9 @@ from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import Box, bounding_box
+from hpcrec.models import compiled, multislice
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.multislice import Chain, ChainSums, add_gradients, add_responses, chain_intensities
+from hpcrec.models.multislice import Chain, ChainSums
 from hpcrec.models.partial import Field
 from hpcrec.objectives.losses import LOSSES
 from hpcrec.physics.propagation import fresnel_factor, propagation_fault
@@ -81,7 +82,7 @@ class PtychographyModel:
 
     Raises
     ------
-    ConfigError : unknown loss; mask of another shape; slices too thick for the grid.
+    ConfigError : unknown loss; mask of another shape; slices too thick for the grid; compiled in double precision.
     """
 
     def __init__(
@@ -109,7 +110,12 @@ class PtychographyModel:
         self.dtype = complex_dtype(precision)
         self._mask = None if mask is None or mask.all() else mask
         self._propagator = fresnel_factor(shape, sampling, wavelength, slice_thickness, band_limit, self.dtype)
-        self._kernel = kernel
+        single = precision == "single"
+        if kernel == "compiled" and not single:
+            raise ConfigError(
+                "kernel: the compiled kernel works in single precision; use 'numpy' or 'auto' with double"
+            )
+        self._code = multislice if kernel == "numpy" or not single else compiled
 
     def windows(self, positions: FloatArray, grid: Grid) -> tuple[IntArray, FloatArray]:
         """Return the windows' first pixels (n, 2) on the whole grid and the sub-pixel shifts (n, 2) of the probe."""
@@ -123,7 +129,8 @@ class PtychographyModel:
 
     def simulate(self, state: PtychographyState, positions: FloatArray) -> FloatArray:
         """Return the intensities (n, ky, kx) at positions (n, 2) in Å, zero frequency at [0, 0]."""
-        return chain_intensities(self._chain(state, positions)[0])
+        found: FloatArray = self._code.chain_intensities(self._chain(state, positions)[0])
+        return found
 
     def gradients(
         self, state: PtychographyState, batch: Batch, *, probe: bool = True, positions: bool = False
@@ -139,7 +146,7 @@ class PtychographyModel:
             shifts=np.zeros((len(chain.corners), 2)),
             totals=np.zeros(3),
         )
-        add_gradients(chain, batch.patterns, sums, probe=probe, shifts=positions)
+        self._code.add_gradients(chain, batch.patterns, sums, probe=probe, shifts=positions)
         loss, error, counts = sums.totals.tolist()
         return Gradients(
             box=box,
@@ -167,7 +174,7 @@ class PtychographyModel:
         origin = (obj_change.box.y0 - state.box.y0, obj_change.box.x0 - state.box.x0)
         totals = np.zeros(3)
         change = obj_change.values.astype(self.dtype, copy=False)
-        terms = add_responses(chain, batch.patterns, change, origin, self._spectrum(probe_change), totals)
+        terms = self._code.add_responses(chain, batch.patterns, change, origin, self._spectrum(probe_change), totals)
         loss, error, counts = totals.tolist()
         return Responses(terms, loss, error, counts)
 

@@ -1,0 +1,69 @@
+"""The compiled chain against its plain twin."""
+
+import numpy as np
+import pytest
+from test_ptychography import case, random_like
+
+from hpcrec.errors import ConfigError
+from hpcrec.models.partial import Field
+
+# Sums of some thousand terms in single precision, in another order
+TOLERANCE = 1e-5
+
+CASES = pytest.mark.parametrize(
+    ("n_slices", "n_modes", "loss", "masked"),
+    [(1, 1, "amplitude", False), (1, 2, "poisson", True), (3, 1, "poisson", False), (3, 2, "amplitude", True)],
+)
+
+
+def twins(*arguments):
+    """The same case for both kernels, on the same counts."""
+    plain, _, batch = case(*arguments, precision="single", kernel="numpy")
+    fast, state, _ = case(*arguments, precision="single", kernel="compiled")
+    return plain, fast, state, batch
+
+
+def assert_close(found, wanted, name):
+    scale = np.abs(wanted).max()
+    assert scale > 0, name
+    assert np.abs(found - wanted).max() <= TOLERANCE * scale, name
+
+
+@CASES
+def test_gradients_agree(n_slices, n_modes, loss, masked):
+    plain, fast, state, batch = twins(n_slices, n_modes, loss, masked)
+    wanted = plain.gradients(state, batch, probe=True, positions=True)
+    found = fast.gradients(state, batch, probe=True, positions=True)
+    assert found.box == wanted.box
+    for name in ("obj", "illumination", "probe", "object_weight", "positions", "position_weight"):
+        assert_close(getattr(found, name), getattr(wanted, name), name)
+    for name in ("loss", "error", "counts"):
+        assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=TOLERANCE), name
+
+
+@CASES
+def test_responses_agree(n_slices, n_modes, loss, masked):
+    plain, fast, state, batch = twins(n_slices, n_modes, loss, masked)
+    rng = np.random.default_rng(12)
+    change = Field(state.box, random_like(state.obj, rng))
+    for probe_change in (random_like(state.probe, rng), np.zeros_like(state.probe)):
+        wanted, found = (model.responses(state, batch, change, probe_change) for model in (plain, fast))
+        np.testing.assert_allclose(found.terms, wanted.terms, rtol=1e-4, atol=TOLERANCE * np.abs(wanted.terms).max())
+        assert found.loss == pytest.approx(wanted.loss, rel=TOLERANCE)
+
+
+@CASES
+def test_intensities_agree(n_slices, n_modes, loss, masked):
+    plain, fast, state, _ = twins(n_slices, n_modes, loss, masked)
+    assert_close(fast.simulate(state, state.positions), plain.simulate(state, state.positions), "intensities")
+
+
+def test_an_empty_share_is_legal():
+    _, fast, state, batch = twins(2, 2)
+    empty = type(batch)(np.arange(0), batch.patterns[:0])
+    assert not fast.gradients(state, empty, positions=True).probe.any()
+
+
+def test_the_compiled_kernel_is_single_precision():
+    with pytest.raises(ConfigError, match="single precision"):
+        case(1, 1, precision="double", kernel="compiled")
