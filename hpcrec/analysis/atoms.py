@@ -28,13 +28,13 @@ _MAX_CANDIDATES = 400_000
 class AtomOptions:
     """How atoms are traced.
 
-    species: names of the elements, heaviest (brightest) first.
-    min_distance_angstrom: two atoms are never nearer than this; the brighter one stays.
-    smoothing_angstrom: σ of the Gaussian that is applied before maxima are sought.
-    fit_radius_angstrom: radius of the ball in which the polynomial for the position is fitted.
-    integration_radius_angstrom: radius of the ball whose intensity is summed; below half the shortest bond.
-    min_confidence: atoms whose class is less probable than this are left out.
-    support: whether candidates outside the particle (from the smoothed volume) are left out.
+    species : names of the elements, heaviest (brightest) first.
+    min_distance_angstrom : two atoms are never nearer than this; the brighter one stays.
+    smoothing_angstrom : σ of the Gaussian that is applied before maxima are sought.
+    fit_radius_angstrom : radius of the ball in which the polynomial for the position is fitted.
+    integration_radius_angstrom : radius of the ball whose intensity is summed; below half the shortest bond.
+    min_confidence : atoms whose class is less probable than this are left out.
+    support : whether candidates outside the particle (from the smoothed volume) are left out.
     """
 
     species: tuple[str, ...] = ("X",)

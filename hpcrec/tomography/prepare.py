@@ -30,12 +30,12 @@ _RAMP_PASSES = 4
 class PrepareOptions:
     """How object slices become a phase projection.
 
-    illumination_threshold: pixels with less than this share of the typical illumination count as not seen.
-    edge_angstrom: width of the soft edge inside the illuminated region.
-    unwrap: "reliability" (Herráez et al., Appl. Opt. 41, 7437 (2002)) or "none" for weak phase objects.
-    background: what is subtracted: "plane" (offset and ramps), "offset" alone, or "none".
-    smoothing_angstrom: width over which the phase is averaged to tell particle from vacuum.
-    max_residue_density: residues per pixel above which a projection is reported as doubtful.
+    illumination_threshold : pixels with less than this share of the typical illumination count as not seen.
+    edge_angstrom : width of the soft edge inside the illuminated region.
+    unwrap : "reliability" (Herráez et al., Appl. Opt. 41, 7437 (2002)) or "none" for weak phase objects.
+    background : what is subtracted: "plane" (offset and ramps), "offset" alone, or "none".
+    smoothing_angstrom : width over which the phase is averaged to tell particle from vacuum.
+    max_residue_density : residues per pixel above which a projection is reported as doubtful.
     """
 
     illumination_threshold: float = 0.25
