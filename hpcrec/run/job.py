@@ -95,7 +95,7 @@ class ParallelSection:
     """How ranks and workers share the work; changes no result beyond round-off.
 
     exchange : "replicated" keeps the whole object on each rank of a group, "tiled" a part with its halo
-    group_size : ranks that share one tilt; "auto" is 1 unless the memory limit asks for more or tilts are fewer than ranks
+    group_size : ranks that share one tilt; "auto" is 1 unless memory asks for more or tilts are fewer than ranks
     halo_margin_angstrom : how far positions may move before a tile must hold more pixels
     memory_gib_per_rank : what a rank may use; 0 takes the machine's memory divided by the ranks on it
     workers : Dask processes of the tomography stage; 0 takes one a core, at most one a rank

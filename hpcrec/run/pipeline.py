@@ -1,4 +1,4 @@
-"""The stages of a run, each resumable: ptychography (all ranks), then tomography, analysis and report (rank 0 + Dask)."""
+"""The stages of a run, each resumable: ptychography on all ranks; tomography, analysis and report on rank 0 and Dask."""
 
 from __future__ import annotations
 

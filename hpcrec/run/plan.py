@@ -79,7 +79,7 @@ def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
 
 
 def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int) -> int:
-    """Return the ranks that share one tilt: the job's number, else the smallest that fits memory and leaves no rank idle.
+    """Return the ranks that share one tilt: the job's number, else the smallest that fits memory and idles no rank.
 
     Raises
     ------

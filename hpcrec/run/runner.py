@@ -47,16 +47,9 @@ class TiltOutcome:
     peak_memory_gib: float
 
 
-def batch_size(job: Job, group_size: int) -> int:
-    """Return how many patterns make one update: the job's number, or the engine's own choice.
-
-    ePIE is serial (1) on one rank; on several it needs batches to share.
-    """
-    if job.ptychography.batch_size:
-        return job.ptychography.batch_size
-    if job.ptychography.engine == "epie":
-        return 1 if group_size == 1 else 8 * group_size
-    return engine_class(job.ptychography.engine).default_batch_size
+def batch_size(job: Job) -> int:
+    """Return how many patterns make one update: the job's number, or the engine's own choice; never the ranks'."""
+    return job.ptychography.batch_size or engine_class(job.ptychography.engine).default_batch_size  # type: ignore[no-any-return]
 
 
 class TiltRun:
@@ -146,7 +139,7 @@ class TiltRun:
         sums = np.zeros(3)
         batches = global_batches(
             self.n_positions,
-            batch_size(self.job, self.group.size),
+            batch_size(self.job),
             seed=job.seed,
             tilt=self.setup.number,
             iteration=self.state.iteration,

@@ -88,7 +88,8 @@ def starting_probe(job: Job, series: TiltSeries, n_slices: int) -> ComplexArray:
         modes = np.asarray(series.probe, np.complex128)
         if modes.shape[-2:] != series.pattern_shape:
             raise DataError(
-                f"{series.identity.path}: the probe is {modes.shape[-2:]} pixels, the patterns are {series.pattern_shape}"
+                f"{series.identity.path}: the probe is {modes.shape[-2:]} pixels, "
+                f"the patterns are {series.pattern_shape}; cut or pad one of them"
             )
         if len(modes) < probe.modes:
             modes = orthogonal_start_modes(modes[0], probe.modes, probe.mode_share)
@@ -114,7 +115,7 @@ def starting_probe(job: Job, series: TiltSeries, n_slices: int) -> ComplexArray:
 
 
 def tilt_setup(job: Job, series: TiltSeries, i_tilt: int, grid: Grid) -> TiltSetup:
-    """Return the setup of one tilt; reads a few patterns for the probe's power, so call it on one rank and hand it on."""
+    """Return the setup of one tilt; it reads a few patterns, so call it on one rank and hand the answer on."""
     scan = series.tilt(i_tilt)
     n_slices = slice_count(job, i_tilt, scan.angle)
     beam = beam_of(job)

@@ -20,6 +20,7 @@ from hpcrec.run.directory import RunDirectory
 from hpcrec.run.job import Job, TomographySection
 from hpcrec.run.observers import Observer
 from hpcrec.tomography.align import Alignment, AlignmentRound, align, downsample
+from hpcrec.tomography.align import _support_at
 from hpcrec.tomography.denoise import denoise
 from hpcrec.tomography.prepare import PreparedProjection, PrepareOptions, prepare_projection
 from hpcrec.tomography.reconstruct import Reconstruction, reconstruct
@@ -211,7 +212,7 @@ def _solve(
         data[picks],
         weights[picks],
         solver,
-        support=resample_support(alignment.support, alignment.support_voxel, shape, stack.pixel_size),
+        support=_support_at(alignment.support, shape, alignment.support_voxel, stack.pixel_size),
         n_slabs=executor.n_workers,
         executor=executor,
         callback=hear,

@@ -1,0 +1,112 @@
+"""The ptychography stage: any number of ranks, interrupted or not, one answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpcrec.data.dataset import TiltSeries
+from hpcrec.io.base import open_series
+from hpcrec.io.results import read_tilt_result, tilt_path
+from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_ranks
+from hpcrec.run.config import load_job
+from hpcrec.run.job import Job
+from hpcrec.run.runner import TiltRun
+from hpcrec.run.start import common_grid
+from hpcrec.run.tilts import reconstruct_tilts, unfinished_tilts
+
+
+def silent(event: Any) -> None:
+    """Hear nothing."""
+
+
+def objects(folder: Path, n_tilts: int = 3) -> list[np.ndarray]:
+    return [read_tilt_result(tilt_path(folder, i)).obj for i in range(n_tilts)]
+
+
+def reconstruct(job: Job, folder: Path, n_ranks: int) -> list[np.ndarray]:
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def rank(world: Communicator) -> None:
+        with open_series(job.data) as series:
+            reconstruct_tilts(job, series, world, folder, silent)
+
+    if n_ranks == 1:
+        rank(SerialCommunicator())
+    else:
+        run_ranks(n_ranks, rank)
+    return objects(folder)
+
+
+@pytest.mark.parametrize("n_ranks", [2, 3, 5])
+@pytest.mark.parametrize("exchange", ["replicated", "tiled"])
+def test_ranks_do_not_change_the_answer(tiny_job: Path, tmp_path: Path, n_ranks: int, exchange: str) -> None:
+    """Groups of 1 or more ranks, more ranks than tilts: single precision sums differ by round-off only, 1e-5."""
+    job, _ = load_job(tiny_job, [f"parallel.exchange={exchange}", f"parallel.group_size={min(n_ranks, 3)}"])
+    one = reconstruct(job, tmp_path / "one", 1)
+    many = reconstruct(job, tmp_path / "many", n_ranks)
+    for a, b in zip(one, many):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a)
+
+
+class Interrupted(Exception):
+    """The process was killed."""
+
+
+@pytest.mark.parametrize("engine", ["gradient", "lsqml", "epie"])
+def test_a_resumed_tilt_equals_an_uninterrupted_one(tiny_job: Path, tmp_path: Path, engine: str) -> None:
+    """Everything an engine remembers is in the checkpoint, so the numbers are the same to the last bit."""
+    job, _ = load_job(tiny_job, [f"ptychography.engine={engine}", "ptychography.gradient.position_start=1"])
+    with open_series(job.data) as series:
+        whole = run_one(job, series, tmp_path / "whole")
+
+        def die(event: Any) -> None:
+            if event["event"] == "sweep" and event["iteration"] == 3:
+                raise Interrupted
+
+        with pytest.raises(Interrupted):
+            run_one(job, series, tmp_path / "cut", die)
+        heard: list[Any] = []
+        again = run_one(job, series, tmp_path / "cut", heard.append)
+    assert heard[0]["resumed_at"] == 2
+    np.testing.assert_array_equal(again.obj, whole.obj)
+    np.testing.assert_array_equal(again.probe, whole.probe)
+    np.testing.assert_array_equal(again.positions, whole.positions)
+    np.testing.assert_array_equal(again.data_error, whole.data_error)
+
+
+def run_one(job: Job, series: TiltSeries, folder: Path, hear: Any = silent) -> Any:
+    folder.mkdir(exist_ok=True)
+    return TiltRun(job, series, common_grid(series), 1, SerialCommunicator(), folder, hear).run()
+
+
+def test_a_damaged_result_is_done_again(tiny_job: Path, tmp_path: Path) -> None:
+    job, _ = load_job(tiny_job)
+    before = reconstruct(job, tmp_path, 1)
+    path = tilt_path(tmp_path, 2)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with open_series(job.data) as series:
+        assert unfinished_tilts(series, tmp_path) == [2]
+    np.testing.assert_array_equal(reconstruct(job, tmp_path, 1)[2], before[2])
+
+
+def test_the_number_of_slices_may_follow_the_tilt(tiny_job: Path, tmp_path: Path) -> None:
+    """A particle of 8 Å in slices of 4 Å: 2 slices upright, and 8·(cos 40° + sin 40°) = 11.3 Å make 3."""
+    changes = ["slices=auto", "slice_thickness_angstrom=4", "sample_thickness_angstrom=8", "iterations=1"]
+    job, _ = load_job(tiny_job, [f"ptychography.{c}" for c in changes])
+    assert [len(obj) for obj in reconstruct(job, tmp_path, 1)] == [3, 2, 3]
+
+
+def test_tilts_keep_their_number_in_the_file(tiny_job: Path, tmp_path: Path) -> None:
+    whole = reconstruct(load_job(tiny_job)[0], tmp_path / "whole", 1)
+    job, _ = load_job(tiny_job, ["data.tilts=[2]"])
+    with open_series(job.data) as series:
+        (tmp_path / "part").mkdir()
+        reconstruct_tilts(job, series, SerialCommunicator(), tmp_path / "part", silent)
+    alone = read_tilt_result(tilt_path(tmp_path / "part", 2))
+    assert np.linalg.norm(alone.obj - whole[2]) <= 1e-6 * np.linalg.norm(alone.obj)
