@@ -84,6 +84,8 @@ class Hdf5Access:
             if not isinstance(node, h5py.Dataset):
                 raise DataError(f"{self.path}: {name!r} is a group, not a data set; {self._suggest(name)}")
             self._check_storage(node, name)
+            if node.dtype.kind == "V" or node.shape is None:  # asked here, because damage may show when it is asked
+                raise DataError(f"{self.path}: {name!r} is of type {node.dtype}; expected an array of numbers")
             return node
 
     def array(self, name: str | None) -> Array | None:
@@ -127,6 +129,8 @@ class Hdf5Access:
         if attribute not in node.attrs:
             known = ", ".join(sorted(node.attrs)) or "none"
             raise DataError(f"{self.path}: there is no attribute {attribute!r} at {where or '/'}; it has {known}")
+        if node.attrs.get_id(attribute).dtype.kind not in "uif":  # asked first: damaged text may hang HDF5
+            raise DataError(f"{self.path}: attribute {attribute!r} at {where or '/'} is not a number")
         return np.asarray(node.attrs[attribute])
 
     def _open(self, path: Path) -> h5py.File:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import h5py
 import numpy as np
@@ -100,15 +100,17 @@ class Hdf5Writer:
             group.create_dataset(key, data=value)
             self._file.flush()
             self.check()
-        for key, attribute in attributes.items():
-            group.attrs[key] = attribute
-        group.attrs[_DIGEST] = record_digest(arrays, attributes)
+        self.attributes(name, {**attributes, _DIGEST: record_digest(arrays, attributes)})
 
     def attributes(self, name: str, attributes: Attributes) -> None:
-        """Set attributes of group ``name`` that belong to no record."""
+        """Set attributes of group ``name``; text has a fixed length, because HDF5 guards that by checksums."""
         group = self._file.require_group(name)
         for key, value in attributes.items():
-            group.attrs[key] = value
+            if isinstance(value, str):
+                text = value.encode()
+                group.attrs.create(key, text, dtype=h5py.string_dtype("utf-8", max(len(text), 1)))
+            else:
+                group.attrs[key] = value
 
     def check(self) -> None:
         """Raise the first write error, if there was one."""
@@ -137,11 +139,14 @@ def record_digest(arrays: Mapping[str, Array], attributes: Attributes) -> str:
         for name in sorted(values):
             value = values[name]
             if isinstance(value, str):
-                digest.update(f"{kind} {name} text {len(value.encode())}\n".encode() + value.encode())
-                continue
-            array = np.asarray(value)
-            digest.update(f"{kind} {name} {array.dtype.str} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+                text = value.encode(errors="surrogatepass")  # a damaged file may hold any bytes
+                head, payload = f"text {len(text)}", memoryview(text)
+            else:
+                array = np.asarray(value)
+                head = f"{array.dtype.str} {array.shape}"
+                payload = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            digest.update(f"{kind} {name} {head}\n".encode(errors="surrogatepass"))
+            digest.update(payload)
     return digest.hexdigest()
 
 
@@ -150,10 +155,14 @@ def read_record(group: h5py.Group, where: str) -> tuple[dict[str, Array], dict[s
     with damage_reported(where, _ADVICE):
         names: list[str] = []
         group.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
-        attributes = {name: group.attrs[name] for name in group.attrs}
+        attributes = {name: read_attribute(group, name) for name in group.attrs}
         foreign = [name for name in names if group[name].external or group[name].is_virtual]
         if foreign:
             raise DataError(f"{where}: {foreign[0]!r} keeps its bytes in another file: refused")
+        room = group.file.id.get_filesize()  # records are not compressed: no array is larger than its file
+        oversized = [name for name in names if group[name].nbytes > room]
+        if oversized:
+            raise DataError(f"{where}: {oversized[0]!r} claims to be larger than the file: it is damaged; {_ADVICE}")
         arrays = {name: read_block(group[name], (), f"{where}: {name!r}") for name in names}
     stored = attributes.pop(_DIGEST, None)
     if stored is None:
@@ -161,6 +170,20 @@ def read_record(group: h5py.Group, where: str) -> tuple[dict[str, Array], dict[s
     if stored != record_digest(arrays, attributes):
         raise DataError(f"{where}: its content does not match its checksum; {_ADVICE}")
     return arrays, attributes
+
+
+def read_attribute(group: h5py.Group, name: str) -> Any:
+    """Return an attribute of a file of our own, text as ``str``; None if there is none.
+
+    Raises :class:`DataError` for text of variable length, which we never write and which may hang HDF5 if damaged.
+    """
+    if name not in group.attrs:
+        return None
+    kind = h5py.check_string_dtype(group.attrs.get_id(name).dtype)
+    if kind is not None and kind.length is None:
+        raise DataError(f"{group.file.filename}: was not written by this program (see its attribute {name!r})")
+    value = group.attrs[name]
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def read_file(path: Path, file_format: str, version: int) -> tuple[dict[str, Array], dict[str, Attribute]]:
@@ -173,7 +196,7 @@ def read_file(path: Path, file_format: str, version: int) -> tuple[dict[str, Arr
 def check_format(file: h5py.File, path: Path, file_format: str, version: int) -> None:
     """Raise :class:`DataError` unless the file says that it has this format and at most this version."""
     with damage_reported(str(path), _ADVICE):
-        found, number = file.attrs.get("format"), file.attrs.get("format_version")
+        found, number = read_attribute(file, "format"), read_attribute(file, "format_version")
     if found != file_format:
         raise DataError(f"{path}: is not a file of format {file_format} (it says {found!r})")
     if not isinstance(number, (int, np.integer)) or number > version:
