@@ -71,7 +71,7 @@ class Hdf5Series(TiltSeries):
         frames = np.empty((len(indices), *scan.frame_shape), dtype)
         chunk, chunk_bytes = self._chunk()
         for part, block, inside in read_runs(indices, scan.scan_shape, chunk, max(_BLOCK_BYTES // chunk_bytes, 1)):
-            where = f"{self.identity.path}: tilt {tilt_number}, positions {indices[part].min()}…{indices[part].max()}"
+            where = f"{self.identity.path}: tilt {tilt_number}, positions {indices[part[0]]}…{indices[part[-1]]}"
             frames[part] = read_block(self._patterns, (*lead, *block), where)[inside]
         return frames
 

@@ -139,11 +139,15 @@ def read_runs(
     multi = np.stack(np.unravel_index(indices, scan_shape))
     tiles = multi // np.array(chunk)[:, None]
     order = np.lexsort((*multi[::-1], *tiles[::-1]))
-    tiles = tiles[:, order]
+    multi, tiles = multi[:, order], tiles[:, order]
     jump = (np.diff(tiles[:-1], axis=1) != 0).any(axis=0) | (np.diff(tiles[-1]) > 1)
-    for segment in np.split(order, np.flatnonzero(jump) + 1):
-        last = multi[-1, segment] // chunk[-1]
-        for part in np.split(segment, np.flatnonzero(np.diff((last - last[0]) // longest)) + 1):
-            low, high = multi[:, part].min(axis=1), multi[:, part].max(axis=1) + 1
-            block = tuple(slice(int(a), int(b)) for a, b in zip(low, high))
-            yield part, block, tuple(multi[:, part] - low[:, None])
+    run = np.concatenate(([0], np.cumsum(jump)))
+    inside_run = tiles[-1] - tiles[-1, np.searchsorted(run, run)]
+    too_long = np.diff(inside_run // longest) != 0
+    starts = np.concatenate(([0], np.flatnonzero(jump | too_long) + 1))
+    low = np.minimum.reduceat(multi, starts, axis=1)
+    high = np.maximum.reduceat(multi, starts, axis=1) + 1
+    stops = np.append(starts[1:], len(indices))
+    for start, stop, first, last in zip(starts.tolist(), stops.tolist(), low.T.tolist(), high.T.tolist()):
+        inside = multi[:, start:stop] - np.array(first)[:, None]
+        yield order[start:stop], tuple(slice(a, b) for a, b in zip(first, last)), tuple(inside)
