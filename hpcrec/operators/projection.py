@@ -156,7 +156,7 @@ class Projector:
         return np.ascontiguousarray(columns.transpose(0, 2, 1))
 
 
-def _axes(rotation: FloatArray) -> FloatArray:
+def turning_axes(rotation: FloatArray) -> FloatArray:
     """Return the lab axes (3, xyz) about which in_plane, tilt and out_of_plane of :func:`angles_from_rotation` turn."""
     in_plane, tilt, _ = angles_from_rotation(rotation)
     after_tilt = rotation_about("z", in_plane)
@@ -176,7 +176,7 @@ def pose_jacobian(image: FloatArray, moment: FloatArray, pose: Pose, pixel_size:
     height, width = image.shape
     y = ((np.arange(height) - height // 2) * pixel_size - pose.shift[0])[:, None]
     x = ((np.arange(width) - width // 2) * pixel_size - pose.shift[1])[None, :]
-    turns = [-n[1] * mx + n[2] * y * gx - n[2] * x * gy + n[0] * my for n in _axes(pose.rotation)]
+    turns = [-n[1] * mx + n[2] * y * gx - n[2] * x * gy + n[0] * my for n in turning_axes(pose.rotation)]
     return np.stack([-gy, -gx, *turns]).astype(np.float32)
 
 
