@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hpcrec.backend.array import array_module
+from hpcrec.backend.kernels.updates import precondition
 from hpcrec.engines.base import Engine
 from hpcrec.engines.sweeps import (
     SweepOptions,
     change_object,
     change_positions,
+    constrain_object,
     finish_sweep,
     gradient_partial,
     prepare_state,
@@ -23,12 +24,12 @@ class EpieOptions(SweepOptions):
     """Options of ePIE, beside those of all engines.
 
     object_step : α, shared by the slices
-    probe_step : β
+    probe_step : β. The publication takes 1 for both; ½ each lets the two share one step and averages noise better
     object_regularity, probe_regularity : γ; 1 is ePIE, smaller values give rPIE, which moves dim places faster
     """
 
-    object_step: float = 1.0
-    probe_step: float = 1.0
+    object_step: float = 0.5
+    probe_step: float = 0.5
     object_regularity: float = 1.0
     probe_regularity: float = 1.0
 
@@ -64,12 +65,12 @@ class Epie(Engine):
         field, weight = total.fields["object_gradient"], total.fields["illumination"].values
         if peak > 0:
             gamma = chosen.object_regularity
-            xp, real = array_module(weight), weight.dtype.type
-            scale = xp.maximum((1 - gamma) * weight + gamma * peak, xp.finfo(weight.dtype).tiny)
             # All slices move at once and to first order alike, so each takes its share of the step
-            scale *= curvature * len(state.obj)
-            change = field.values * (real(-chosen.object_step) / scale.astype(weight.dtype, copy=False))
-            change_object(state, field.box, change, weight > 0, chosen.object_constraint)
+            scale = -chosen.object_step / (curvature * len(state.obj))
+            change_object(
+                state, field.box, precondition(field.values, weight, 1 - gamma, gamma * peak, scale, quadratic=False)
+            )
+            constrain_object(state, field.box, weight > 0, chosen.object_constraint)
         if "probe_gradient" in total.sums and total.sums["object_weight"].max() > 0:
             gamma, weight = chosen.probe_regularity, total.sums["object_weight"]
             scale = ((1 - gamma) * weight + gamma * weight.max()) * curvature

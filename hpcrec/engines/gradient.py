@@ -6,18 +6,20 @@ from typing import Literal
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, array_module, real_dtype
+from hpcrec.backend.array import Array, BoolArray, ComplexArray, array_module, real_dtype
+from hpcrec.backend.kernels.updates import precondition, step_with_momentum
 from hpcrec.engines.base import Engine
 from hpcrec.engines.sweeps import (
     SweepOptions,
     change_object,
     change_positions,
+    constrain_object,
     finish_sweep,
     gradient_partial,
     prepare_state,
 )
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.partial import Partial, Total
+from hpcrec.models.partial import Field, Partial, Total
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.options import options
 
@@ -49,8 +51,8 @@ class GradientEngine(Engine):
 
     The object's gradient is divided by √(((1−a)W)² + (a W_max)²), W the batch's illumination of the slice (Chen et
     al., Science 372, 826 (2021) use the like), the probe's by the largest Σ|O|². Nesterov (1983) momentum in the form
-    v ← μv + u, z ← z − s(u + μv); Adam: Kingma and Ba, arXiv:1412.6980, with |g|² as second moment. Momenta move only
-    on pixels that the batch illuminates, so the result does not depend on the boxes of ranks.
+    v ← μv + u, z ← z + u + μv with the preconditioned step u; Adam (Kingma and Ba, arXiv:1412.6980) with |g|² as second
+    moment. Momenta move only on pixels that the batch illuminates, so ranks' boxes do not change the result.
     """
 
     Options = GradientOptions
@@ -91,38 +93,42 @@ class GradientEngine(Engine):
 
     def _step_object(self, state: PtychographyState, total: Total) -> None:
         field, weight = total.fields["object_gradient"], total.fields["illumination"].values
-        xp = array_module(weight)
-        index = (slice(None), *field.box.slices(state.box))
-        touched = weight > 0
-        memory = {name: values[index] for name, values in state.object_memory.items()}
         state.memory["updates"][0] += 1
         if self._options.method == "adam":
-            change = self._adam(field.values, memory, "", int(state.memory["updates"][0]))
+            self._adam_object(state, field, weight > 0)
         else:
             floor = self._options.weight_floor
-            scale = xp.hypot((1 - floor) * weight, floor * total.peaks["illumination"])
             # All slices move at once and to first order alike, so each takes its share of the step
-            scale *= self._model.curvature * len(state.obj)
-            change = self._nesterov(field.values / scale.astype(weight.dtype, copy=False), memory, "")
+            scale = -self._object_step / (self._model.curvature * len(state.obj))
+            peak = total.peaks["illumination"]
+            change = precondition(field.values, weight, 1 - floor, floor * peak, scale, quadratic=True)
+            rows, columns = field.box.slices(state.box)
+            velocity = state.object_memory["velocity"]
+            corner = (rows.start, columns.start)
+            step_with_momentum(state.obj, velocity, change, weight, corner, self._options.momentum)
+        constrain_object(state, field.box, weight > 0, self._options.object_constraint)
+
+    def _adam_object(self, state: PtychographyState, field: Field, touched: BoolArray) -> None:
+        index = (slice(None), *field.box.slices(state.box))
+        memory = {name: values[index] for name, values in state.object_memory.items()}
+        change = self._adam(field.values, memory, "", int(state.memory["updates"][0]))
+        xp = array_module(change)
         for name, values in memory.items():
             state.object_memory[name][index] = xp.where(touched, values, state.object_memory[name][index])
-        change_object(state, field.box, -self._object_step * change, touched, self._options.object_constraint)
+        change_object(state, field.box, xp.where(touched, -self._object_step * change, 0))
 
     def _step_probe(self, state: PtychographyState, total: Total) -> None:
         gradient = total.sums["probe_gradient"]
         state.memory["updates"][1] += 1
         if self._options.method == "adam":
-            change = self._adam(gradient, state.memory, "probe_", int(state.memory["updates"][1]))
+            change: Array = self._adam(gradient, state.memory, "probe_", int(state.memory["updates"][1]))
             change = change * float(np.sqrt(np.mean(abs(state.probe) ** 2)))
         else:
             scale = float(total.sums["object_weight"].max()) * self._model.curvature
-            change = self._nesterov(gradient / scale, state.memory, "probe_")
+            u, momentum = gradient / scale, self._options.momentum
+            state.memory["probe_velocity"] = (momentum * state.memory["probe_velocity"] + u).astype(gradient.dtype)
+            change = u + momentum * state.memory["probe_velocity"]
         state.probe = (state.probe - self._probe_step * change).astype(state.probe.dtype, copy=False)
-
-    def _nesterov(self, u: Array, memory: dict[str, Array], prefix: str) -> Array:
-        momentum = self._options.momentum
-        memory[f"{prefix}velocity"] = momentum * memory[f"{prefix}velocity"] + u
-        return u + momentum * memory[f"{prefix}velocity"]
 
     def _adam(self, g: ComplexArray, memory: dict[str, Array], prefix: str, n_updates: int) -> ComplexArray:
         xp, first = array_module(g), self._options.momentum

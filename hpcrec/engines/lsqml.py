@@ -6,11 +6,13 @@ import numpy as np
 from scipy.stats import trim_mean
 
 from hpcrec.backend.array import Array, ComplexArray, FloatArray, array_module
+from hpcrec.backend.kernels.updates import precondition
 from hpcrec.engines.base import Engine
 from hpcrec.engines.sweeps import (
     SweepOptions,
     change_object,
     change_positions,
+    constrain_object,
     finish_sweep,
     gradient_partial,
     loss_sums,
@@ -99,12 +101,11 @@ class LsqMl(Engine):
 
     def _keep_directions(self, total: Total) -> None:
         field, weight = total.fields["object_gradient"], total.fields["illumination"].values
-        xp = array_module(weight)
-        scale = xp.hypot(weight, self._options.weight_floor * total.peaks["illumination"])
-        scale[scale == 0] = 1
+        floor = self._options.weight_floor * total.peaks["illumination"]
+        direction = precondition(field.values, weight, 1.0, floor, -1.0, quadratic=True)
         self._directions = total
         self._touched = Field(field.box, weight > 0)
-        self._object_direction = Field(field.box, field.values / -scale.astype(weight.dtype, copy=False))
+        self._object_direction = Field(field.box, direction)
         self._probe_direction = None
         if "probe_gradient" in total.sums and total.sums["object_weight"].max() > 0:
             largest = total.sums["object_weight"].max()
@@ -116,13 +117,15 @@ class LsqMl(Engine):
         if len(terms) == 0:
             return
         steps = step_lengths(terms, self._options.damping, probe=self._probe_direction is not None)
-        object_step, probe_step = self._options.step_share * steps
+        # Python floats leave single-precision arrays single
+        object_step, probe_step = (self._options.step_share * steps).tolist()
         box, touched = self._touched.box, self._touched.values
         index = (slice(None), *box.slices(state.box))
         change = self._with_momentum(
             object_step * self._object_direction.values, state.object_memory, "velocity", index, touched
         )
-        change_object(state, box, change, touched, self._options.object_constraint)
+        change_object(state, box, change)
+        constrain_object(state, box, touched, self._options.object_constraint)
         if self._probe_direction is not None:
             change = self._with_momentum(probe_step * self._probe_direction, state.memory, "probe_velocity")
             state.probe = (state.probe + change).astype(state.probe.dtype, copy=False)
@@ -138,9 +141,10 @@ class LsqMl(Engine):
         if not self._options.momentum:
             return change
         old = memory[name][index]
+        xp = array_module(old)
         new = (change + self._options.momentum * old).astype(old.dtype, copy=False)
-        memory[name][index] = array_module(old).where(touched, new, old)
-        return new
+        memory[name][index] = xp.where(touched, new, old)
+        return xp.where(touched, new, 0)  # type: ignore[no-any-return]
 
 
 def step_lengths(terms: FloatArray, damping: float, *, probe: bool) -> FloatArray:

@@ -78,18 +78,20 @@ def loss_sums(found: Gradients | Responses) -> dict[str, np.ndarray]:
     return {name: np.array([getattr(found, name)]) for name in ("loss", "error", "counts")}
 
 
-def change_object(
-    state: PtychographyState, box: Box, change: ComplexArray, touched: BoolArray, constraint: str
-) -> None:
-    """Add ``change`` (slice, y, x) on ``box`` and constrain the ``touched`` pixels.
+def change_object(state: PtychographyState, box: Box, change: ComplexArray) -> None:
+    """Add ``change`` (slice, y, x) on ``box``."""
+    state.obj[(slice(None), *box.slices(state.box))] += change.astype(state.obj.dtype, copy=False)
 
-    Only touched pixels change, whatever the box: so the answer does not depend on how boxes of ranks are cut.
+
+def constrain_object(state: PtychographyState, box: Box, touched: BoolArray, constraint: str) -> None:
+    """Apply a constraint of the table to the ``touched`` pixels (slice, y, x) of ``box``.
+
+    Only those, whatever the box: so the answer does not depend on how boxes of ranks are cut.
     """
-    xp = array_module(state.obj)
-    index = (slice(None), *box.slices(state.box))
-    old = state.obj[index]
-    new = CONSTRAINTS[constraint](old + change.astype(old.dtype, copy=False))
-    state.obj[index] = xp.where(touched, new, old)
+    if constraint != "none":
+        index = (slice(None), *box.slices(state.box))
+        old = state.obj[index]
+        state.obj[index] = array_module(old).where(touched, CONSTRAINTS[constraint](old), old)
 
 
 def change_positions(model: PtychographyModel, state: PtychographyState, total: Total, options: SweepOptions) -> None:

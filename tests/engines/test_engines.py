@@ -41,7 +41,9 @@ def apply_passes(engine, state, partials_of):
 def test_converges_to_the_truth(name, n_slices, n_modes):
     phantom = Phantom(n_slices, n_modes)
     before = phase_error(phantom.start.obj, phantom.truth.obj)
-    state, errors = reconstruct(phantom, name, 12)
+    # ePIE's own steps, half of the published ones, are made for noise
+    published = {"object_step": 1.0, "probe_step": 1.0} if name == "epie" else {}
+    state, errors = reconstruct(phantom, name, 12, **published)
     assert errors[-1] < 0.2 * errors[0]
     assert errors[-1] < 6e-3
     assert phase_error(state.obj, phantom.truth.obj) < 0.7 * before
