@@ -92,7 +92,8 @@ class LastPeak:
     """The outermost peak of a power spectrum; valid for crystals only (see :attr:`warning`).
 
     ``frequency`` 1/Å and ``resolution`` Å, None where no peak stands out; ``axes`` those summed over;
-    ``spectrum`` the summed amplitude, zero frequency centred, and ``frequencies`` 1/Å of each remaining axis.
+    ``spectrum`` the summed amplitude, zero frequency centred, and ``frequencies`` 1/Å of each remaining axis; ``near``
+    the one of these within 20° of which the peak was sought, None for all directions.
     """
 
     frequency: float | None
@@ -100,6 +101,7 @@ class LastPeak:
     axes: tuple[int, ...]
     spectrum: FloatArray
     frequencies: tuple[FloatArray, ...]
+    near: int | None = None
     warning: str = (
         "The last peak of the power spectrum measures resolution for crystals only, and denoising or sparsity "
         "constraints can fake it; read it beside the Fourier shell correlation."
@@ -157,43 +159,35 @@ def soft_mask(volume: Array, sigma: float = 3.0, edge: float = 5.0) -> FloatArra
     return np.asarray(np.clip(ndimage.gaussian_filter(inside.astype(np.float64), edge / 2), 0.0, 1.0), np.float64)
 
 
-def last_peak(volume: Array, voxel: tuple[float, ...], axes: tuple[int, ...]) -> LastPeak:
+def last_peak(volume: Array, voxel: tuple[float, ...], axes: tuple[int, ...], near: int | None = None) -> LastPeak:
     """Return the last peak of the power spectrum summed over ``axes``: one or two of a volume, none or one of an image.
 
     Romanov et al., J. Phys. Mater. 8, 015005 (2025): |F| of the apodised data is summed; a running median is
     subtracted; local maxima more than 5 robust deviations above it count, and the outermost gives d = 1/q. With one
-    axis left the peak is sought along it, with two left in the plane up to Nyquist.
+    axis left the peak is sought along it; with two left in their plane, and only within 20° of the first (``near`` = 0)
+    or second (1) of the two where ``near`` is given. Peaks above 0.95 of the Nyquist frequency do not count.
     """
     data = np.asarray(volume, np.float64)
     if len(voxel) != data.ndim or not 1 <= data.ndim - len(set(axes)) <= 2:
         raise DataError(f"cannot sum a spectrum of {data.ndim} axes over axes {axes} and leave one or two")
-    spectrum = np.fft.fftshift(np.abs(np.fft.fftn((data - data.mean()) * _apodisation(data.shape))))
-    spectrum = spectrum.sum(axis=axes)
+    spectrum = np.fft.fftshift(np.abs(np.fft.fftn((data - data.mean()) * _apodisation(data.shape)))).sum(axis=axes)
     left = [i for i in range(data.ndim) if i not in axes]
     frequencies = tuple(np.fft.fftshift(np.fft.fftfreq(data.shape[i], voxel[i])) for i in left)
-    peaks = _peaks(spectrum)
-    radius = np.sqrt(sum(q**2 for q in np.meshgrid(*frequencies, indexing="ij")))
-    peaks &= (radius > 3.0 / min(data.shape[i] * voxel[i] for i in left)) & (radius < 0.5 / max(voxel))
-    best = float(radius[peaks].max()) if peaks.any() else None
-    return LastPeak(
-        frequency=best,
-        resolution=None if best is None else 1.0 / best,
-        axes=axes,
-        spectrum=spectrum,
-        frequencies=frequencies,
-    )
+    return _outermost(spectrum, frequencies, axes, near)
 
 
 def crystal_resolution(volume: Array, voxel: tuple[float, float, float]) -> dict[str, LastPeak]:
-    """Return the last peaks ``axial`` (beam, z), ``along`` (tilt axis, y) and ``across`` (x); for crystals only.
+    """Return the last peaks near the beam (``axial``, z), the tilt axis (``along``, y) and across both (``across``, x).
 
-    Each is taken from the spectrum summed over the other two axes.
+    A crystal need not stand along the axes, so the spectrum is summed over *one* axis and the outermost peak within
+    20° of the direction counts, the better of the two sums that hold the direction; for crystals only.
     """
-    return {
-        "axial": last_peak(volume, voxel, (1, 2)),
-        "along": last_peak(volume, voxel, (0, 2)),
-        "across": last_peak(volume, voxel, (0, 1)),
-    }
+    found = {}
+    for axis, name in enumerate(("axial", "along", "across")):
+        others = [i for i in range(3) if i != axis]
+        trials = [last_peak(volume, voxel, (over,), near=int(axis > min({0, 1, 2} - {over}))) for over in others]
+        found[name] = max(trials, key=lambda peak: peak.frequency or 0.0)
+    return found
 
 
 def _check_pair(a: Array, b: Array, voxel: tuple[float, ...], mask: Array | None) -> None:
@@ -245,6 +239,26 @@ def _apodisation(shape: tuple[int, ...]) -> FloatArray:
     for n in shape:
         window = np.multiply.outer(window, np.hanning(n + 2)[1:-1])
     return np.asarray(window, np.float64)
+
+
+def _outermost(
+    spectrum: FloatArray, frequencies: tuple[FloatArray, ...], axes: tuple[int, ...], near: int | None
+) -> LastPeak:
+    q = np.meshgrid(*frequencies, indexing="ij")
+    radius = np.sqrt(sum(k**2 for k in q))
+    rim = 0.95 * min(float(-k.min()) for k in frequencies)
+    peaks = _peaks(spectrum) & (radius > 3.0 * max(float(k[1] - k[0]) for k in frequencies)) & (radius < rim)
+    if near is not None:
+        peaks &= np.abs(q[near]) >= np.cos(CONE_HALF_ANGLE) * radius
+    best = float(radius[peaks].max()) if peaks.any() else None
+    return LastPeak(
+        frequency=best,
+        resolution=None if best is None else 1.0 / best,
+        axes=axes,
+        spectrum=spectrum,
+        frequencies=frequencies,
+        near=near,
+    )
 
 
 def _peaks(spectrum: FloatArray) -> BoolArray:
