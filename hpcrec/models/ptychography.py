@@ -146,7 +146,7 @@ class PtychographyModel:
             shifts=np.zeros((len(chain.corners), 2)),
             totals=np.zeros(3),
         )
-        self._code.add_gradients(chain, batch.patterns, sums, probe=probe, shifts=positions)
+        self._code.add_gradients(chain, self._good(batch.patterns), sums, probe=probe, shifts=positions)
         loss, error, counts = sums.totals.tolist()
         return Gradients(
             box=box,
@@ -174,9 +174,14 @@ class PtychographyModel:
         origin = (obj_change.box.y0 - state.box.y0, obj_change.box.x0 - state.box.x0)
         totals = np.zeros(3)
         change = obj_change.values.astype(self.dtype, copy=False)
-        terms = self._code.add_responses(chain, batch.patterns, change, origin, self._spectrum(probe_change), totals)
+        patterns, direction = self._good(batch.patterns), self._spectrum(probe_change)
+        terms = self._code.add_responses(chain, patterns, change, origin, direction, totals)
         loss, error, counts = totals.tolist()
         return Responses(terms, loss, error, counts)
+
+    def _good(self, patterns: Array) -> Array:
+        """Return the patterns with zeros on bad pixels, which may hold anything, not-a-number included."""
+        return patterns if self._mask is None else np.where(self._mask, patterns, patterns.dtype.type(0))
 
     def _spectrum(self, probe: Array) -> ComplexArray:
         return fft2(probe.astype(self.dtype, copy=False))
@@ -209,12 +214,20 @@ class PtychographyModel:
         return weight
 
     def _position_weight(self, state: PtychographyState, chain: Chain, box: Box) -> FloatArray:
-        """Return Σ|P ∂O|² along y and x, with O the product of all slices and P the probe in front of them."""
+        """Return Σ|P ∂O|² along y and x, with O the product of all slices and P the probe in front of them.
+
+        Differences of neighbours that both lie in the window, so that the weight of a position is its own, whatever
+        else is in the batch.
+        """
         product = np.prod(chain.obj[(slice(None), *box.slices(state.box))], axis=0)
         power = np.sum(np.abs(state.probe) ** 2, axis=0)
-        weight = np.empty((len(chain.corners), 2))
+        corners = chain.corners + (state.box.y0 - box.y0, state.box.x0 - box.x0)
+        weight = np.empty((len(corners), 2))
         for axis in range(2):
-            squared = np.abs(np.gradient(product, self.sampling[axis], axis=axis)) ** 2 if product.size else product
-            for j, (y, x) in enumerate(chain.corners + (state.box.y0 - box.y0, state.box.x0 - box.x0)):
-                weight[j, axis] = np.vdot(squared[y : y + self.shape[0], x : x + self.shape[1]], power)
+            squared = np.abs(np.diff(product, axis=axis) / self.sampling[axis]) ** 2
+            between = np.moveaxis(power, axis, 0)
+            between = np.moveaxis(0.5 * (between[1:] + between[:-1]), 0, axis)
+            ny, nx = between.shape
+            for j, (y, x) in enumerate(corners):
+                weight[j, axis] = np.vdot(squared[y : y + ny, x : x + nx], between)
         return weight

@@ -64,6 +64,19 @@ def test_an_empty_share_is_legal():
     assert not fast.gradients(state, empty, positions=True).probe.any()
 
 
+def test_bad_pixels_may_hold_anything():
+    for model, state, batch in (case(1, 1, "amplitude", True, kernel=k, precision="single") for k in ("numpy", "auto")):
+        wanted = model.gradients(state, batch)
+        bad = np.random.default_rng(7)
+        mask = model._mask
+        spoiled = np.where(mask, batch.patterns, np.where(bad.random(mask.shape) < 0.5, np.nan, -1e30)).astype(
+            np.float32
+        )
+        found = model.gradients(state, type(batch)(batch.indices, spoiled))
+        np.testing.assert_array_equal(found.obj, wanted.obj)
+        assert found.error == wanted.error
+
+
 def test_the_compiled_kernel_is_single_precision():
     with pytest.raises(ConfigError, match="single precision"):
         case(1, 1, precision="double", kernel="compiled")

@@ -165,6 +165,18 @@ def test_a_part_of_the_object_gives_the_same_gradients():
     np.testing.assert_allclose(a.probe + b.probe, whole.probe, atol=1e-10)
 
 
+def test_position_weight_is_of_each_window_alone():
+    model, state, batch = case(2, 2)
+    whole = model.gradients(state, batch, positions=True).position_weight
+    product, power = np.prod(state.obj, axis=0), np.sum(np.abs(state.probe) ** 2, axis=0)
+    for j, (y, x) in enumerate(model.windows(state.positions, state.grid)[0]):
+        one = Batch(batch.indices[j : j + 1], batch.patterns[j : j + 1])
+        np.testing.assert_allclose(model.gradients(state, one, positions=True).position_weight[0], whole[j], rtol=1e-12)
+        patch = product[y : y + SHAPE[0], x : x + SHAPE[1]]
+        along_x = np.abs(np.diff(patch, axis=1) / SAMPLING[1]) ** 2 * 0.5 * (power[:, 1:] + power[:, :-1])
+        assert whole[j, 1] == pytest.approx(along_x.sum(), rel=1e-12)
+
+
 def test_faults_are_told():
     with pytest.raises(ConfigError, match="loss"):
         PtychographyModel(SHAPE, SAMPLING, WAVELENGTH, loss="gauss")
