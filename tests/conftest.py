@@ -55,7 +55,7 @@ def tiny_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_job(tiny_series: Path, tmp_path: Path) -> Path:
     """A job file for the tiny series."""
     path = tmp_path / "tiny.toml"

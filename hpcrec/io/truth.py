@@ -1,4 +1,4 @@
-"""What a simulated series knows of itself: true atoms and, where present, true angles and drift. For comparisons only."""
+"""What a simulated series knows of itself: true atoms and, where present, true poses. For comparisons only."""
 
 from __future__ import annotations
 

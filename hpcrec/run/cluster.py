@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import dask
+import numpy as np
 from distributed import Client, LocalCluster
 from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
@@ -17,6 +18,7 @@ from distributed.scheduler import KilledWorker
 from hpcrec.errors import ParallelError
 
 logger = logging.getLogger(__name__)
+LARGE_BYTES = 1 << 16
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -47,7 +49,16 @@ class DaskExecutor:
 
     def keep(self, function: Callable[..., Any], *iterables: Iterable[Any]) -> list[Any]:
         """Return handles of the results, which stay on the workers that computed them."""
-        return self.client.map(function, *[list(items) for items in iterables], pure=False)  # type: ignore[no-any-return]
+        columns = [self._sent(list(items)) for items in iterables]
+        return self.client.map(function, *columns, pure=False)  # type: ignore[no-any-return]
+
+    def _sent(self, items: list[Any]) -> list[Any]:
+        """Send large arrays ahead of the tasks that need them: task descriptions stay small."""
+        large = [i for i, item in enumerate(items) if isinstance(item, np.ndarray) and item.nbytes > LARGE_BYTES]
+        if large:
+            for i, handle in zip(large, self.client.scatter([items[i] for i in large], hash=False)):
+                items[i] = handle
+        return items
 
     def share(self, value: Any) -> Any:
         """Send a value to every worker once and return its handle."""

@@ -83,6 +83,11 @@ def load_options(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     return cast(T, made)
 
 
+def from_plain(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Return the dataclass ``cls`` that plain values of a JSON file describe; keys it does not know are left out."""
+    return pydantic.TypeAdapter(cls).validate_python(dict(values))
+
+
 def _fault_list(what: str, faults: Sequence[str]) -> str:
     head = f"{what} has 1 fault:" if len(faults) == 1 else f"{what} has {len(faults)} faults:"
     return "\n  ".join([head, *faults])
@@ -144,7 +149,8 @@ def check_job(raw: Mapping[str, Any]) -> Job:
     if faults:
         raise ConfigError(_fault_list("the job file", faults))
     assert job is not None
-    return dataclasses.replace(job, data=options)
+    made: Job = dataclasses.replace(job, data=options)
+    return made
 
 
 def _validate(cls: type[Any], values: Any, where: tuple[str, ...], faults: list[str]) -> Any:
@@ -241,7 +247,7 @@ def job_text(raw: Mapping[str, Any]) -> str:
 
 def fingerprint(raw: Mapping[str, Any], stage: str) -> str:
     """Return a short hash of everything that decides the result of a stage (and of the stages before it)."""
-    names = []
+    names: list[str] = []
     for name, sections in STAGE_SECTIONS.items():
         names.extend(sections)
         if name == stage:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcrec.errors import ConfigError, StorageError
-from hpcrec.io.atomic import write_text
+from hpcrec.io.atomic import write_bytes
 from hpcrec.run.config import STAGE_SECTIONS, changed_keys, job_text
 
 STAGES = ("ptychography", "tomography", "analysis", "report")
@@ -87,7 +87,7 @@ class RunDirectory:
 
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run, atomically."""
-        write_text(path, json.dumps(content, indent=2, default=_plain) + "\n")
+        write_bytes(path, (json.dumps(content, indent=2, default=_plain) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:
@@ -124,7 +124,7 @@ def open_directory(path: Path, raw: Mapping[str, Any]) -> RunDirectory:
         directory.checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise StorageError(f"cannot write to {path}: {fault.strerror}; choose another --out") from None
-    write_text(directory.job, job_text(raw))
+    write_bytes(directory.job, job_text(raw).encode())
     return directory
 
 

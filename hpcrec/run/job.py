@@ -9,10 +9,10 @@ from dataclasses import field
 from typing import Any, Literal
 
 from hpcrec.analysis.atoms import AtomOptions
-from hpcrec.engines.epie import Epie
+from hpcrec.engines.epie import EpieOptions
 from hpcrec.engines.fista import FistaOptions
-from hpcrec.engines.gradient import GradientEngine
-from hpcrec.engines.lsqml import LsqMl
+from hpcrec.engines.gradient import GradientOptions
+from hpcrec.engines.lsqml import LsqMlOptions
 from hpcrec.engines.resire import ResireOptions
 from hpcrec.options import options
 from hpcrec.tomography.align import AlignmentOptions
@@ -85,9 +85,9 @@ class PtychographySection:
     kernel: Literal["auto", "numpy", "compiled"] = "auto"
     seed: int = 1
     checkpoint_every: int = 20
-    epie: Epie.Options = field(default_factory=Epie.Options)
-    lsqml: LsqMl.Options = field(default_factory=LsqMl.Options)
-    gradient: GradientEngine.Options = field(default_factory=GradientEngine.Options)
+    epie: EpieOptions = field(default_factory=EpieOptions)
+    lsqml: LsqMlOptions = field(default_factory=LsqMlOptions)
+    gradient: GradientOptions = field(default_factory=GradientOptions)
 
 
 @options

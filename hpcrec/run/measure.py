@@ -24,6 +24,7 @@ from hpcrec.io.checkpoint import save_checkpoint
 from hpcrec.io.results import ProjectionStore, VolumeResult, read_volume
 from hpcrec.io.truth import Truth, read_truth
 from hpcrec.physics.scattering import atomic_number
+from hpcrec.run.curves import correlation_arrays, peak_arrays
 from hpcrec.run.directory import RunDirectory
 from hpcrec.run.job import AnalysisSection, Job
 from hpcrec.run.observers import Observer
@@ -76,8 +77,7 @@ def _resolution(volume: VolumeResult, arrays: dict[str, Array]) -> Any:
     voxel = (volume.voxel_size,) * 3
     peaks = crystal_resolution(volume.volume, voxel)
     for name, peak in peaks.items():
-        arrays[f"spectrum/{name}"] = peak.spectrum
-        arrays[f"spectrum/{name}_frequency"] = peak.frequencies[0]
+        arrays |= peak_arrays(name, peak)
     if "halves/even" not in volume.arrays:
         return resolution_quality(None, None, peaks)
     even, odd = volume.arrays["halves/even"], volume.arrays["halves/odd"]
@@ -85,7 +85,7 @@ def _resolution(volume: VolumeResult, arrays: dict[str, Array]) -> Any:
     overall = fourier_shell_correlation(even, odd, voxel, mask)
     cones = directional_correlations(even, odd, voxel, mask)
     for name, curve in {"all": overall, **cones}.items():
-        arrays[f"fsc/{name}"] = np.stack([curve.frequency, curve.correlation, curve.threshold("half_bit")])
+        arrays |= correlation_arrays(name, curve)
     return resolution_quality(overall, cones, peaks)
 
 

@@ -1,10 +1,10 @@
-"""The stages of a run, each resumable: ptychography on all ranks; tomography, analysis and report on rank 0 and Dask."""
+"""The stages of a run, each resumable: ptychography on all ranks; the rest on rank 0 and its Dask workers."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,6 @@ def _finish(directory: RunDirectory) -> None:
     directory.write_json(directory.provenance, {**record, "finished": now(), "outputs": outputs})
 
 
-def identity_record(identity: Identity) -> Mapping[str, Any]:
+def identity_record(identity: Identity) -> dict[str, Any]:
     """Return a file's identity for provenance."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(identity).items()}

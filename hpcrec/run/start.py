@@ -85,7 +85,7 @@ def starting_probe(job: Job, series: TiltSeries, n_slices: int) -> ComplexArray:
             raise ConfigError(
                 "probe.source: 'file', but the data file has no probe; name its dataset, or use 'aperture'"
             )
-        modes = np.asarray(series.probe, np.complex128)
+        modes: ComplexArray = np.asarray(series.probe, np.complex128)
         if modes.shape[-2:] != series.pattern_shape:
             raise DataError(
                 f"{series.identity.path}: the probe is {modes.shape[-2:]} pixels, "
@@ -94,7 +94,7 @@ def starting_probe(job: Job, series: TiltSeries, n_slices: int) -> ComplexArray:
         if len(modes) < probe.modes:
             modes = orthogonal_start_modes(modes[0], probe.modes, probe.mode_share)
         modes = modes[: probe.modes]
-        return modes / np.sqrt((np.abs(modes) ** 2).sum())
+        return np.asarray(modes / np.sqrt((np.abs(modes) ** 2).sum()))
     beam = beam_of(job)
     assert beam is not None
     assert probe.semiangle_mrad is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,13 @@ from hpcrec.engines.solvers import Solver, solver_class
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.geometry.pose import Pose
 from hpcrec.io.checkpoint import latest_good, save_checkpoint
-from hpcrec.io.results import ProjectionStore, TiltResult, VolumeResult, write_volume
+from hpcrec.io.results import ProjectionStore, VolumeResult, write_volume
 from hpcrec.models.tomography import TomographyModel
 from hpcrec.run.cluster import DaskExecutor
 from hpcrec.run.directory import RunDirectory
 from hpcrec.run.job import Job, TomographySection
 from hpcrec.run.observers import Observer
-from hpcrec.tomography.align import Alignment, AlignmentRound, align, downsample
-from hpcrec.tomography.align import _support_at
+from hpcrec.tomography.align import Alignment, AlignmentRound, _support_at, align, downsample
 from hpcrec.tomography.denoise import denoise
 from hpcrec.tomography.prepare import PreparedProjection, PrepareOptions, prepare_projection
 from hpcrec.tomography.reconstruct import Reconstruction, reconstruct
@@ -51,8 +51,7 @@ def reconstruct_volume(job: Job, key: str, directory: RunDirectory, executor: Da
     """Turn ``projections.h5`` into ``volume.h5``; ``key`` tells whether a saved alignment belongs to these settings."""
     section = job.tomography
     assert section is not None
-    with ProjectionStore(directory.projections) as store:
-        stack = gather_stack(store, section, executor, observer)
+    stack = gather_stack(directory.projections, section, executor, observer)
     for number in stack.doubtful:
         observer({"event": "warning", "text": f"tilt {number}: phase vortices make its unwrapping doubtful"})
     alignment = _aligned(stack, section, key, directory, executor, observer)
@@ -92,20 +91,21 @@ def reconstruct_volume(job: Job, key: str, directory: RunDirectory, executor: Da
     )
 
 
-def gather_stack(
-    store: ProjectionStore, section: TomographySection, executor: DaskExecutor, observer: Observer
-) -> ProjectionStack:
-    """Prepare and denoise every tilt on the workers and put the projections on one square-pixel grid."""
-    dy, dx = store.sampling
+def gather_stack(path: Path, section: TomographySection, executor: DaskExecutor, observer: Observer) -> ProjectionStack:
+    """Prepare and denoise every tilt on the workers and put the projections on one square-pixel grid.
+
+    The workers read their tilts from ``path`` (``projections.h5``) themselves.
+    """
+    with ProjectionStore(path) as store:
+        n, (dy, dx) = store.n_tilts, store.sampling
     if not np.isclose(dy, dx, rtol=1e-6):
         raise ConfigError(
             f"tomography needs square pixels, the projections have {dy:.4g} × {dx:.4g} Å: set data.window to a square"
         )
-    tilts = list(store)
+    observer({"event": "stage_progress", "stage": "tomography", "done": 0, "total": n, "text": "preparing"})
+    found = executor.map(_prepare, [path] * n, range(n), [section.prepare] * n)
+    tilts, prepared = [tilt for tilt, _ in found], [projection for _, projection in found]
     _check_alike(tilts)
-    observer({"event": "stage_progress", "stage": "tomography", "done": 0, "total": len(tilts), "text": "preparing"})
-    n = len(tilts)
-    prepared: list[PreparedProjection] = executor.map(_prepare, tilts, [section.prepare] * n)
     smooth = executor.map(denoise, [p.phase for p in prepared], [section.denoise] * n)
     weights = np.stack([p.weight for p in prepared])
     rows, columns = _field(tilts[0], weights, section)
@@ -118,31 +118,53 @@ def gather_stack(
         prepared=cut([p.phase for p in prepared]),
         used=cut(smooth),
         weights=np.clip(cut([p.weight for p in prepared]), 0, 1),
-        tilts=np.deg2rad([t.tilt_deg for t in tilts]),
-        numbers=np.array([t.tilt_index for t in tilts]),
+        tilts=np.array([t.tilt for t in tilts]),
+        numbers=np.array([t.number for t in tilts]),
         pixel_size=dy * section.binning,
         centre=(
             origin[0] + dy * (rows.start + (rows.stop - rows.start) // 2),
             origin[1] + dx * (columns.start + (columns.stop - columns.start) // 2),
         ),
         mass=np.array([p.mass for p in prepared]),
-        doubtful=[t.tilt_index for t, p in zip(tilts, prepared) if p.doubtful],
+        doubtful=[t.number for t, p in zip(tilts, prepared) if p.doubtful],
     )
 
 
-def _prepare(tilt: TiltResult, options: PrepareOptions) -> PreparedProjection:
-    return prepare_projection(tilt.obj, tilt.illumination, tilt.sampling, options)
+@dataclass(frozen=True, kw_only=True)
+class _TiltPlace:
+    """Where one tilt's projection lies: its angle in rad, grid, and the middle of its scan (y, x) in Å."""
+
+    number: int
+    tilt: float
+    shape: tuple[int, int]
+    sampling: tuple[float, float]
+    origin: tuple[float, float]
+    middle: tuple[float, float]
 
 
-def _check_alike(tilts: list[TiltResult]) -> None:
+def _prepare(path: Path, i_tilt: int, options: PrepareOptions) -> tuple[_TiltPlace, PreparedProjection]:
+    """Read and prepare one tilt; runs on a worker."""
+    with ProjectionStore(path) as store:
+        tilt = store.tilt(i_tilt)
+    middle = (tilt.positions.min(axis=0) + tilt.positions.max(axis=0)) / 2
+    place = _TiltPlace(
+        number=tilt.tilt_index,
+        tilt=float(np.deg2rad(tilt.tilt_deg)),
+        shape=(tilt.obj.shape[-2], tilt.obj.shape[-1]),
+        sampling=tilt.sampling,
+        origin=tilt.origin,
+        middle=(float(middle[0]), float(middle[1])),
+    )
+    return place, prepare_projection(tilt.obj, tilt.illumination, tilt.sampling, options)
+
+
+def _check_alike(tilts: list[_TiltPlace]) -> None:
     for tilt in tilts[1:]:
-        if tilt.obj.shape[-2:] != tilts[0].obj.shape[-2:] or not np.allclose(tilt.origin, tilts[0].origin):
-            raise DataError(
-                f"tilt {tilt.tilt_index} lies on another grid than tilt {tilts[0].tilt_index}: do not mix runs"
-            )
+        if tilt.shape != tilts[0].shape or not np.allclose(tilt.origin, tilts[0].origin):
+            raise DataError(f"tilt {tilt.number} lies on another grid than tilt {tilts[0].number}: do not mix runs")
 
 
-def _field(tilt: TiltResult, weights: FloatArray, section: TomographySection) -> tuple[slice, slice]:
+def _field(tilt: _TiltPlace, weights: FloatArray, section: TomographySection) -> tuple[slice, slice]:
     """Return rows and columns of the field to reconstruct: the asked extent, or all that any tilt has seen.
 
     The field is centred on the scan; its sides are whole numbers of voxels.
@@ -150,8 +172,7 @@ def _field(tilt: TiltResult, weights: FloatArray, section: TomographySection) ->
     seen = weights.max(axis=0) > 0
     cuts = []
     for axis, extent in enumerate(section.field_angstrom):
-        middle = (tilt.positions[:, axis].min() + tilt.positions[:, axis].max()) / 2
-        centre = round((middle - tilt.origin[axis]) / tilt.sampling[axis])
+        centre = round((tilt.middle[axis] - tilt.origin[axis]) / tilt.sampling[axis])
         size = seen.shape[axis]
         if extent > 0:
             half = int(np.ceil(extent / 2 / tilt.sampling[axis]))

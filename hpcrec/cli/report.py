@@ -1,0 +1,20 @@
+"""``hpcrec report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from hpcrec.errors import ConfigError
+from hpcrec.run.directory import RunDirectory
+from hpcrec.run.page import write_report
+
+
+def rewrite_report(path: Path) -> None:
+    """Write the report of a run directory anew and print where it is."""
+    directory = RunDirectory(path)
+    if not directory.job.exists():
+        raise ConfigError(f"{path} is no run directory: it holds no job.toml")
+    write_report(directory)
+    Console().print(f"report: [bold]{directory.report}[/]", highlight=False, soft_wrap=True)

@@ -1,0 +1,143 @@
+"""The report stage: gather what the run directory holds and hand it to the page."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import numpy as np
+
+from hpcrec.analysis.atoms import AtomTable
+from hpcrec.analysis.quality import QualityReport
+from hpcrec.backend.array import Array
+from hpcrec.io.atomic import write_bytes
+from hpcrec.io.checkpoint import latest_good
+from hpcrec.io.results import ProjectionStore, TiltResult, VolumeResult, read_volume
+from hpcrec.physics.scattering import chemical_symbols
+from hpcrec.report.content import AlignmentView, ReportContent, ResolutionView, TiltView, VolumeView
+from hpcrec.report.page import render_report
+from hpcrec.run.config import from_plain
+from hpcrec.run.curves import correlations, peaks
+from hpcrec.run.directory import RunDirectory
+from hpcrec.run.observers import read_events
+
+
+def write_report(directory: RunDirectory) -> None:
+    """Write ``report.html`` from the run directory; parts that are not there are left out."""
+    write_bytes(directory.report, render_report(report_content(directory)).encode())
+
+
+def report_content(directory: RunDirectory) -> ReportContent:
+    """Return what the page shows."""
+    job = tomllib.loads(directory.job.read_text(encoding="utf-8"))
+    volume = read_volume(directory.volume) if directory.volume.exists() else None
+    found = latest_good(directory.checkpoints, "analysis")
+    curves = {} if found is None else found.arrays
+    quality = directory.read_json(directory.quality)
+    events = read_events(directory.events)
+    tilts: list[TiltView] = []
+    if directory.projections.exists():
+        with ProjectionStore(directory.projections) as store:
+            tilts = [tilt_view(tilt, "beam" in job) for tilt in store]
+    if volume is not None:
+        tilts = _with_prepared(tilts, volume)
+    return ReportContent(
+        title=str(job.get("name", directory.path.name)),
+        subtitle=f"run directory {directory.path.name}",
+        warnings=list(dict.fromkeys(e["text"] for e in events if e["event"] == "warning")),
+        tilts=tilts,
+        alignment=None if volume is None else alignment_view(volume),
+        volume=None if volume is None else _volume_view(volume),
+        resolution=resolution_view(curves, volume) if curves and volume is not None else None,
+        atoms=atom_table(curves),
+        quality=from_plain(QualityReport, quality) if quality else None,
+        parameters=job,
+        provenance=_short(directory.read_json(directory.provenance)),
+        timings={e["stage"]: e["seconds"] for e in events if e["event"] == "stage_done"},
+    )
+
+
+def tilt_view(tilt: TiltResult, has_units: bool) -> TiltView:
+    """Return one tilt for the page: wrapped slice phases, their sum, the probe, the error curve."""
+    slices = np.angle(tilt.obj).astype(np.float32)
+    return TiltView(
+        index=tilt.tilt_index,
+        phase=slices.sum(axis=0),
+        tilt_deg=tilt.tilt_deg,
+        slices=slices,
+        sampling=tilt.sampling if has_units else None,
+        probe=tilt.probe,
+        probe_sampling=tilt.sampling if has_units else None,
+        data_error=tilt.data_error,
+    )
+
+
+def _with_prepared(tilts: list[TiltView], volume: VolumeResult) -> list[TiltView]:
+    """Show the prepared projections in place of the raw sums where there are any."""
+    prepared = dict(zip(volume.arrays["projections/number"].tolist(), volume.arrays["projections/prepared"]))
+    pixel = (volume.voxel_size, volume.voxel_size)
+    return [
+        TiltView(
+            index=t.index,
+            phase=prepared.get(t.index, t.phase),
+            tilt_deg=t.tilt_deg,
+            slices=t.slices,
+            sampling=pixel,
+            probe=t.probe,
+            probe_sampling=t.probe_sampling,
+            data_error=t.data_error,
+        )
+        for t in tilts
+    ]
+
+
+def alignment_view(volume: VolumeResult) -> AlignmentView:
+    """Return the alignment for the page, with the projections' sums along the tilt axis before and after."""
+    arrays = volume.arrays
+    shifts, nominal = arrays["alignment/shifts_angstrom"], arrays["projections/tilt_deg"]
+    corrections = arrays["alignment/angles_deg"].copy()
+    corrections[:, 1] -= nominal
+    sums = arrays["projections/prepared"].sum(axis=1)
+    return AlignmentView(
+        tilt_deg=nominal,
+        shifts=shifts,
+        angle_corrections_deg=corrections,
+        history=arrays["alignment/history_r1"],
+        residual_after=arrays["alignment/residuals"],
+        sums_before=sums,
+        sums_after=_moved(sums, -shifts[:, 1] / volume.voxel_size),
+        pixel_size=volume.voxel_size,
+    )
+
+
+def _moved(lines: Array, pixels: Array) -> Array:
+    """Return each line (n, x) moved by its number of pixels, linearly interpolated, zero outside."""
+    x = np.arange(lines.shape[1])
+    return np.stack([np.interp(x - p, x, line, left=0, right=0) for line, p in zip(lines, pixels)])
+
+
+def _volume_view(volume: VolumeResult) -> VolumeView:
+    return VolumeView(volume=volume.volume, voxel_size=volume.voxel_size, convergence=volume.arrays["convergence/r1"])
+
+
+def resolution_view(curves: dict[str, Array], volume: VolumeResult) -> ResolutionView:
+    """Return the correlations and spectra that the analysis stage kept."""
+    fsc = correlations(curves, 0.5 / volume.voxel_size)
+    return ResolutionView(overall=fsc.pop("all", None), directions=fsc, peaks=peaks(curves))
+
+
+def atom_table(curves: dict[str, Array]) -> AtomTable | None:
+    """Return the traced atoms that the analysis stage kept."""
+    if "atoms/positions" not in curves:
+        return None
+    return AtomTable(
+        positions=curves["atoms/positions"],
+        species=np.array(chemical_symbols())[curves["atoms/numbers"] - 1],
+        intensity=curves["atoms/intensity"],
+        confidence=curves["atoms/confidence"],
+    )
+
+
+def _short(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what the page shows elsewhere."""
+    return {k: v for k, v in provenance.items() if k not in ("job", "outputs")}
