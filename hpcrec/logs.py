@@ -6,7 +6,7 @@ import logging
 
 
 class RankFilter(logging.Filter):
-    """Let INFO through on rank 0 only; warnings and errors come from every rank, with its number."""
+    """Let details through on rank 0 only; warnings and errors come from every rank, with its number."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()
@@ -19,12 +19,12 @@ class RankFilter(logging.Filter):
 
 
 def configure_logging(rank: int = 0, verbose: bool = False) -> None:
-    """Send the package's log to standard error, one line a record, with the rank in front."""
+    """Send the package's warnings (``verbose``: everything) to standard error, a line each, with the rank in front."""
     handler = logging.StreamHandler()
     handler.addFilter(RankFilter(rank))
     handler.setFormatter(logging.Formatter("[rank %(rank)d] %(levelname)s %(message)s"))
     root = logging.getLogger("hpcrec")
     root.handlers[:] = [handler]
-    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    root.setLevel(logging.DEBUG if verbose else logging.WARNING)
     root.propagate = False
     logging.getLogger("distributed").setLevel(logging.WARNING)

@@ -24,7 +24,7 @@ def run_job(target: Path, out: Path | None, overrides: Sequence[str], until: str
     world = mpi.world()
     configure_logging(world.rank, verbose)
     raw, directory = _agree(world, target, out, overrides, until)
-    console = Console(quiet=world.rank != 0)
+    console = Console(quiet=world.rank != 0, width=None if sys.stdout.isatty() else 120)
     if world.rank == 0:
         console.print(f"run directory [bold]{directory.path}[/]", highlight=False)
     quality = run_pipeline(check_job(raw), raw, directory, world, console, until)

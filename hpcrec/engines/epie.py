@@ -45,6 +45,7 @@ class Epie(Engine):
     """
 
     Options = EpieOptions
+    default_batch_size = 8
     peaks = {"update": ("illumination",)}
 
     def __init__(self, model: PtychographyModel, options: EpieOptions) -> None:

@@ -29,6 +29,8 @@ from hpcrec.run.directory import RunDirectory
 from hpcrec.run.job import AnalysisSection, Job
 from hpcrec.run.observers import Observer
 
+COARSEST_ANGSTROM = 5.0
+
 
 def measure(job: Job, directory: RunDirectory, observer: Observer) -> None:
     """Measure what the run directory holds; write ``quality.json``, ``atoms.xyz`` and the curves for the report."""
@@ -184,6 +186,8 @@ def _resolution_rows(resolution: dict[str, Any]) -> dict[str, str]:
 
 
 def _length(value: float, limited: bool) -> str:
+    if value > COARSEST_ANGSTROM:
+        return f"none up to {COARSEST_ANGSTROM:g} Å (missing wedge)"
     return f"{value:.2f} Å" + (" (the voxel's limit)" if limited else "")
 
 

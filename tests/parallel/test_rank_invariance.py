@@ -129,11 +129,6 @@ def test_what_differs_is_round_off(case, kind):
     check(case, kind, 3, "double", 1e-10)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="PtychographyModel's position weight takes one-sided differences at the edge of the batch's box, so it "
-    "depends on how ranks cut a batch; remove this mark when it is taken in each window alone",
-)
 @pytest.mark.parametrize("kind", EXCHANGES)
 @pytest.mark.parametrize("case", POSITION_CASES)
 def test_refined_positions_differ_by_round_off(case, kind):
