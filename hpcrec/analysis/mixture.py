@@ -11,6 +11,7 @@ from hpcrec.backend.array import Array, FloatArray, IntArray
 
 _ROUNDS: Final = 200
 _SEPARATION: Final = 2.5
+_ALIKE: Final = 1.3
 _FAINT: Final = 0.6
 _DARK: Final = 0.05
 _BINS: Final = 256
@@ -45,18 +46,20 @@ def _classify(root: FloatArray, n_species: int) -> tuple[IntArray, FloatArray]:
     if len(np.unique(root)) <= n_species + 1:
         ranks = np.searchsorted(np.unique(root), root)
         return np.minimum(ranks.max() - ranks, n_species), np.ones(len(root))
-    mixture = fit_mixture(root, n_species + 1)
+    mixture = fit_mixture(root, n_species + 1, n_species)
     if _splits_a_species(mixture):
-        classes, confidence = _assign(root, fit_mixture(root, n_species))
+        classes, confidence = _assign(root, fit_mixture(root, n_species, n_species))
         return n_species - 1 - classes, confidence
     classes, confidence = _assign(root, _with_tail(mixture, root))
     return n_species - classes, confidence
 
 
-def fit_mixture(values: Array, n_classes: int) -> Mixture:
+def fit_mixture(values: Array, n_classes: int, n_alike: int = 0) -> Mixture:
     """Fit ``n_classes`` Gaussians to ``values`` (n,) by expectation maximisation from the optimal partition.
 
-    Dempster, Laird & Rubin, J. R. Stat. Soc. B 39, 1 (1977); widths are kept above 1/100 of the values' range.
+    Dempster, Laird & Rubin, J. R. Stat. Soc. B 39, 1 (1977); widths are kept above 1/100 of the values' range. The
+    ``n_alike`` uppermost classes are roots of intensities with the same additive noise: the product of mean and width
+    of the others is kept below 1.3 times that of the uppermost, so that a faint species cannot swallow the side lobes.
     """
     values = np.asarray(values, np.float64)
     labels = partition(values, n_classes)
@@ -66,7 +69,7 @@ def fit_mixture(values: Array, n_classes: int) -> Mixture:
     for _ in range(_ROUNDS):
         logs = _log_density(values, mixture)
         share = np.exp(logs - np.logaddexp.reduce(logs, axis=1, keepdims=True))
-        previous, mixture = mixture, _moments(values, share, floor)
+        previous, mixture = mixture, _capped(_moments(values, share, floor), n_alike)
         if np.abs(mixture.mean - previous.mean).max() < 1e-4 * floor:
             break
     order = np.argsort(mixture.mean)
@@ -103,6 +106,16 @@ def _moments(values: FloatArray, share: FloatArray, floor: float) -> Mixture:
     mean = (share * values[:, None]).sum(axis=0) / total
     variance = (share * (values[:, None] - mean) ** 2).sum(axis=0) / total
     return Mixture(weight=total / total.sum(), mean=mean, sigma=np.sqrt(np.maximum(variance, floor**2)))
+
+
+def _capped(mixture: Mixture, n_alike: int) -> Mixture:
+    if n_alike < 2:
+        return mixture
+    order = np.argsort(mixture.mean)[::-1][:n_alike]
+    top = _ALIKE * mixture.sigma[order[0]] * mixture.mean[order[0]]
+    sigma = mixture.sigma.copy()
+    sigma[order[1:]] = np.minimum(sigma[order[1:]], top / np.maximum(mixture.mean[order[1:]], 1e-300))
+    return Mixture(weight=mixture.weight, mean=mixture.mean, sigma=sigma)
 
 
 def _log_density(values: FloatArray, mixture: Mixture) -> FloatArray:

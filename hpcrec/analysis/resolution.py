@@ -2,7 +2,8 @@
 
 FSC(q) = Re Σ F₁F₂* / √(Σ|F₁|² Σ|F₂|²) over a shell, Harauz & van Heel, Optik 73, 146 (1986). The thresholds are those
 of van Heel & Schatz, J. Struct. Biol. 151, 250 (2005), with n the *independent* voxels of the shell: Friedel pairs
-counted once, scaled by the share of the volume that the mask fills.
+counted once, scaled by the share of the volume that the mask fills. Constraints common to both halves, such as
+positivity, can carry correlation beyond the band that was measured; the voxel's Nyquist limit is always reported.
 """
 
 from __future__ import annotations
@@ -148,11 +149,11 @@ def directional_correlations(
     return {name: fourier_shell_correlation(a, b, voxel, mask, name) for name in names}
 
 
-def soft_mask(volume: Array, sigma: float = 3.0, edge: float = 5.0) -> FloatArray:
+def soft_mask(volume: Array, sigma: float = 8.0, edge: float = 8.0) -> FloatArray:
     """Return a soft mask of the particle: smoothed by ``sigma`` voxels, above a third of its 99th percentile, blurred.
 
-    ``edge`` is the width in voxels of the blur. The mask is made from the *mean* of both halves by the caller, and is
-    the same for both, so it cannot correlate their noise at high frequency.
+    ``edge`` is the width in voxels of the blur. ``sigma`` must be wide enough to melt the atoms into one body: a mask
+    that follows single atoms would itself correlate the halves at high frequency.
     """
     smooth = ndimage.gaussian_filter(np.asarray(volume, np.float64), sigma)
     inside = ndimage.binary_dilation(smooth > np.percentile(smooth, 99) / 3, iterations=max(int(edge), 1))

@@ -55,3 +55,12 @@ def test_very_few_values():
     classes, confidence = classify_intensities(np.array([3.0, 1.0, 3.0]), 2)
     assert classes.tolist() == [0, 1, 0]
     assert confidence.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_widths_of_species_share_one_noise():
+    rng = np.random.default_rng(5)
+    values = np.concatenate([rng.normal(0.48, 0.01, 600), rng.normal(0.2, 0.06, 3000)])
+    free, alike = fit_mixture(values, 2), fit_mixture(values, 2, 2)
+    assert free.sigma[0] == pytest.approx(0.06, rel=0.05)
+    assert alike.sigma[0] * alike.mean[0] <= 1.3001 * alike.sigma[1] * alike.mean[1]
+    assert alike.sigma[1] == pytest.approx(0.01, rel=0.1)
