@@ -22,6 +22,7 @@ Direction = Literal["z", "y", "x"]
 
 CONE_HALF_ANGLE: Final = np.deg2rad(20.0)
 _PERSISTENCE = 3
+_FEW_VOXELS = 10
 _PEAK_MADS = 5.0
 
 
@@ -69,16 +70,18 @@ class ShellCorrelation:
     def crossing(self, name: Threshold = "half_bit") -> Crossing:
         """Return the first crossing after which the curve stays below the threshold for three shells.
 
-        The position is interpolated linearly between the two shells about the crossing.
+        The position is interpolated linearly between the two shells about the crossing. Shells of fewer than ten
+        independent voxels, near zero frequency, are passed over: no correlation could clear their threshold.
         """
         above = self.correlation - self.threshold(name)
         below = above < 0
-        for i in range(1, len(below)):
+        start = max(int(np.argmax(self.n_independent >= _FEW_VOXELS)), 1)
+        for i in range(start, len(below)):
             if below[i : i + _PERSISTENCE].all():
-                step = above[i - 1] - above[i]
-                share = float(np.clip(above[i - 1] / step, 0.0, 1.0)) if step > 0 else 0.0
-                q = float(self.frequency[i - 1] + share * (self.frequency[i] - self.frequency[i - 1]))
-                q = max(q, float(self.frequency[1]) / 2)
+                q = float(self.frequency[i])
+                if i > start:
+                    share = above[i - 1] / (above[i - 1] - above[i])
+                    q = float(self.frequency[i - 1] + share * (self.frequency[i] - self.frequency[i - 1]))
                 return Crossing(frequency=q, resolution=1.0 / q, at_nyquist=False)
         return Crossing(frequency=self.nyquist, resolution=1.0 / self.nyquist, at_nyquist=True)
 

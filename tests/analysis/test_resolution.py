@@ -86,6 +86,18 @@ def test_cones_see_a_direction_that_is_blurred():
     assert found["y"] > 0.8
 
 
+def test_first_shells_of_a_cone_are_too_few_to_decide():
+    rng = np.random.default_rng(9)
+    shape = (40, 40, 40)
+    signal = low_passed(shape, VOXEL, 0.5)
+    halves = np.array([signal + 0.1 * rng.standard_normal(shape) for _ in range(2)])
+    spectra = np.fft.fftn(halves, axes=(1, 2, 3))
+    for k in ((1, 0, 0), (2, 0, 0), (3, 0, 0)):  # the only voxels of the first shells in the cone about z
+        spectra[0][k] = spectra[0][tuple(-i for i in k)] = 0
+    curves = directional_correlations(*np.fft.ifftn(spectra, axes=(1, 2, 3)).real, VOXEL)
+    assert curves["z"].crossing("half_bit").frequency == pytest.approx(0.5, abs=0.06)
+
+
 def test_ring_correlation_of_images():
     image = low_passed((64, 80), (0.5, 0.5), 0.4)
     rng = np.random.default_rng(6)
