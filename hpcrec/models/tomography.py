@@ -105,6 +105,7 @@ class TomographyModel:
             residual=root * residual,
             loss=0.5 * float(np.vdot(weighted, residual)),
             r1=float(np.sum(weights * np.abs(difference), dtype=np.float64)) / max(magnitude, 1e-30),
+            rms=float(np.sqrt(squares.sum() / max(float(weights.sum(dtype=np.float64)), 1e-30))),
             per_projection=np.sqrt(squares / np.maximum(weights.sum(axis=(1, 2), dtype=np.float64), 1e-30)),
         )
 
@@ -114,10 +115,12 @@ class Misfit:
     """How far projections P are from the data b.
 
     ``residual`` (projection, y, x) float32: the gradient of ``loss`` with respect to P;
-    ``r1`` = Σ w |P − b| / Σ w |b|; ``per_projection`` (projection,) the weighted root mean square of P − b in rad.
+    ``r1`` = Σ w |P − b| / Σ w |b|; ``rms`` and ``per_projection`` (projection,) the weighted root mean square of P − b
+    in rad, without the filter.
     """
 
     residual: FloatArray
     loss: float
     r1: float
+    rms: float
     per_projection: FloatArray

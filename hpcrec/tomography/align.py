@@ -21,7 +21,7 @@ from hpcrec.errors import ConfigError, DataError
 from hpcrec.geometry.pose import Pose
 from hpcrec.models.tomography import TomographyModel
 from hpcrec.options import options
-from hpcrec.tomography.mask import MaskOptions, resize_mask, support_mask
+from hpcrec.tomography.mask import MaskOptions, fitting_shape, resize_mask, seen_mask, support_mask
 from hpcrec.tomography.pose_step import N_PARAMETERS, StepLimits, background, pose_of, pose_step, remove_gauge
 from hpcrec.tomography.reconstruct import Executor, InlineExecutor, SlabVolume, iterate, sum_stacks
 
@@ -321,9 +321,12 @@ def align(
     support: BoolArray | None = None
     for i, (factor, n_rounds) in enumerate(zip(options.bins, options.rounds)):
         scale = _scale_of(stack, weights, pixel_size, factor, trust, start, options, executor or InlineExecutor())
-        shape = (scale.data.shape[2], scale.data.shape[1], scale.data.shape[2])
         scale = replace(scale, expected=_expected(options, i >= options.angles_from_scale), n_slabs=n_slabs)
-        here = np.ones(shape, np.bool_) if support is None else resize_mask(support, shape, voxel, scale.pixel_size)
+        if support is None:
+            shape = (scale.data.shape[2], scale.data.shape[1], scale.data.shape[2])
+            here = seen_mask(scale.model(parameters, shape), scale.weights)
+        else:
+            here = resize_mask(support, fitting_shape(support, voxel, scale.pixel_size), voxel, scale.pixel_size)
         voxel = scale.pixel_size
 
         def report(found: AlignmentRound, factor: int = factor) -> None:

@@ -8,6 +8,7 @@ from skimage.filters import threshold_otsu
 
 from hpcrec.backend.array import BoolArray, FloatArray
 from hpcrec.errors import DataError
+from hpcrec.models.tomography import TomographyModel
 from hpcrec.options import options
 
 
@@ -22,13 +23,13 @@ class MaskOptions:
     """
 
     smooth_angstrom: float = 1.8
-    threshold: float = 0.6
+    threshold: float = 1.1
     close_angstrom: float = 2.5
     margin_angstrom: float = 2.0
 
 
 def support_mask(volume: FloatArray, voxel_size: float, options: MaskOptions | None = None) -> BoolArray:
-    """Return the support (z, y, x): smooth, threshold (Otsu), close, keep the largest piece, grow by the margin.
+    """Return the support (z, y, x): smooth, threshold (Otsu), keep the largest piece, close, grow by the margin.
 
     ``volume`` (z, y, x); ``voxel_size`` Å. Distances are Euclidean, so growing and shrinking are balls.
     """
@@ -37,17 +38,27 @@ def support_mask(volume: FloatArray, voxel_size: float, options: MaskOptions | N
     if not smooth.max() > smooth.min():
         raise DataError("the volume is constant: there is no object to put a support around")
     solid = smooth > options.threshold * threshold_otsu(smooth)
-    width = options.close_angstrom / voxel_size
-    pad = int(np.ceil(width)) + 1
-    grown = distance_transform_edt(~np.pad(solid, pad)) <= width
-    pieces, n_pieces = label(grown)
+    pieces, n_pieces = label(solid)
     if n_pieces > 1:
-        grown = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+        # Before closing, which would join artefacts at the edge of the field to the object.
+        solid = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    width = options.close_angstrom / voxel_size
+    pad = int(np.ceil(max(width, options.margin_angstrom / voxel_size))) + 1
+    grown = distance_transform_edt(~np.pad(solid, pad)) <= width
     inside = distance_transform_edt(grown)
     # Erosion by the closing width less the margin, or growth where the margin is wider.
     change = width - options.margin_angstrom / voxel_size
     kept = inside > change if change >= 0 else distance_transform_edt(~grown) <= -change
     return np.ascontiguousarray(kept[pad:-pad, pad:-pad, pad:-pad])
+
+
+def seen_mask(model: TomographyModel, weights: FloatArray, share: float = 0.5) -> BoolArray:
+    """Return the voxels (z, y, x) whose mean trust over the projections is above ``share`` of the best voxel's.
+
+    ``weights`` (projection, y, x) within [0, 1]. What most projections do not see is decided by artefacts alone.
+    """
+    mean = model.projector((0, model.volume_shape[1])).adjoint(weights)
+    return np.asarray(mean > share * mean.max())
 
 
 def resize_mask(support: BoolArray, shape: tuple[int, int, int], voxel_size: float, new_size: float) -> BoolArray:

@@ -166,7 +166,7 @@ def iterate(
     noise: float | None = None,
     callback: Callable[[int, Misfit], None] | None = None,
 ) -> tuple[list[Misfit], Scalars | None]:
-    """Run ``n_iterations`` of ``solver`` on ``volume``; stop early when the mean square residual reaches noise²."""
+    """Run ``n_iterations`` of ``solver`` on ``volume``; stop early when the root mean square residual reaches ``noise``."""
     history: list[Misfit] = []
     for i in range(n_iterations):
         found = model.misfit(volume.project(model), data, weights)
@@ -175,7 +175,7 @@ def iterate(
         history.append(found)
         if callback is not None:
             callback(i, found)
-        if noise is not None and 2 * found.loss <= noise**2 * float(weights.sum(dtype=np.float64)):
+        if noise is not None and found.rms <= noise:
             logger.info("stopped at iteration %d: the residual reached the noise", i)
             break
         scalars = solver.scalars(scalars, found.loss, norm, scale)
