@@ -56,6 +56,7 @@ class GradientEngine(Engine):
     """
 
     Options = GradientOptions
+    default_batch_size = 64
     peaks = {"update": ("illumination",)}
 
     def __init__(self, model: PtychographyModel, options: GradientOptions) -> None:

@@ -55,6 +55,7 @@ class LsqMl(Engine):
     """
 
     Options = LsqMlOptions
+    default_batch_size = 64
     passes = ("direction", "step")
     peaks = {"direction": ("illumination",)}
 
