@@ -19,14 +19,15 @@ class FistaOptions:
 
     n_iterations: gradient steps, one projection and one back projection each
     positivity: keep the coefficients non-negative
-    sparsity: weight of the L1 penalty as a fraction of the weight that makes the volume zero (0 to 1)
+    sparsity: weight of the L1 penalty as a fraction of the weight that makes the volume zero (0 to 1); a per cent
+        clears the vacuum between atoms; use 0 for objects that fill space
     blur_angstrom: standard deviation of the blobs that the volume is made of, the finest detail allowed; 0 = voxels
     """
 
-    n_iterations: int = 40
+    n_iterations: int = 25
     positivity: bool = True
-    sparsity: float = 0.0
-    blur_angstrom: float = 0.2
+    sparsity: float = 0.01
+    blur_angstrom: float = 0.15
 
 
 class Fista(Solver):

@@ -24,7 +24,7 @@ class ResireOptions:
 
     n_iterations: int = 150
     relaxation: float = 1.9
-    blur_angstrom: float = 0.2
+    blur_angstrom: float = 0.15
 
 
 class Resire(Solver):

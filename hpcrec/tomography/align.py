@@ -220,7 +220,7 @@ def _align_scale(
     scale: _Scale, parameters: FloatArray, support: BoolArray, n_rounds: int, report: Callable[[AlignmentRound], None]
 ) -> tuple[FloatArray, FloatArray, SlabVolume, TomographyModel]:
     """Run the rounds of one scale; return parameters, rms residuals, the volume and its model."""
-    solver = Fista(FistaOptions())
+    solver = Fista(FistaOptions(sparsity=0.0))
     model = scale.model(parameters, support.shape)
     volume = SlabVolume(model, scale.executor, scale.n_slabs, support)
     norm, radius, damping = model.norm(), _radius(support, scale.pixel_size), np.full(len(parameters), 1e-3)

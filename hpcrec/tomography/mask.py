@@ -76,11 +76,13 @@ def resize_mask(support: BoolArray, shape: tuple[int, int, int], voxel_size: flo
 
 
 def fitting_shape(support: BoolArray, voxel_size: float, new_size: float) -> tuple[int, int, int]:
-    """Return the smallest even (z, y, x) shape of ``new_size`` Å voxels, centred at n//2, that holds ``support``."""
+    """Return the smallest even (z, y, x) shape of ``new_size`` Å voxels, centred at n//2, that holds ``support``
+    with a voxel to spare.
+    """
     shape = []
     for positions, n in zip(np.nonzero(support), support.shape):
         reach = max(n // 2 - int(positions.min()), int(positions.max()) - n // 2) + 0.5
-        shape.append(2 * int(np.ceil(reach * voxel_size / new_size)) + 2)
+        shape.append(2 * int(np.ceil(reach * voxel_size / new_size)) + 4)
     return shape[0], shape[1], shape[2]
 
 

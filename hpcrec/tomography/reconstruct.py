@@ -166,7 +166,7 @@ def iterate(
     noise: float | None = None,
     callback: Callable[[int, Misfit], None] | None = None,
 ) -> tuple[list[Misfit], Scalars | None]:
-    """Run ``n_iterations`` of ``solver`` on ``volume``; stop early when the root mean square residual reaches ``noise``."""
+    """Run ``n_iterations`` of ``solver`` on ``volume``; stop early when the rms residual reaches ``noise`` (rad)."""
     history: list[Misfit] = []
     for i in range(n_iterations):
         found = model.misfit(volume.project(model), data, weights)

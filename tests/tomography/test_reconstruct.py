@@ -28,7 +28,7 @@ def case():
 
 def fista(n=8, **options):
     cls = solver_class("fista")
-    return cls(cls.Options(n_iterations=n, **options))
+    return cls(cls.Options(**{"n_iterations": n, "sparsity": 0.0, **options}))
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.05])
