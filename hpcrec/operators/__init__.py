@@ -10,6 +10,7 @@ OPERATORS = {
     "subpixel_shift": "hpcrec.operators.propagate:SubpixelShift",
     "free_space_step": "hpcrec.operators.propagate:FreeSpaceStep",
     "far_field": "hpcrec.operators.propagate:FarField",
+    "projection": "hpcrec.operators.projection:Projector",
 }
 
 

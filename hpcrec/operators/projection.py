@@ -12,14 +12,15 @@ from scipy.ndimage import correlate1d
 from hpcrec.backend.array import BoolArray, FloatArray, IntArray
 from hpcrec.backend.kernels.projection import BORDER, back_project, project
 from hpcrec.errors import ConfigError
-from hpcrec.geometry.pose import Pose, angles_from_rotation, rotation_about
+from hpcrec.geometry.pose import Pose, angles_from_rotation, rotation_about, rotation_from_angles
+from hpcrec.operators.base import LinearOperator
 
 _DEGREES = {"linear": 1, "quadratic": 2}
 # Sixth-order central difference; 0.1 % accurate for structures of σ ≥ 1.5 pixels.
 _DIFFERENCE = np.array([-1, 9, -45, 0, 45, -9, 1]) / 60.0
 
 
-class Projector:
+class Projector(LinearOperator):
     """Integrals of a volume along the beam at many poses: P_k(y, x) = ∫ V(R_kᵀ r) dz, shifted on the detector.
 
     A voxel at r (components x, y, z, zero at index n//2 of each axis) projects to the first two components of
@@ -71,10 +72,19 @@ class Projector:
         self.n_bins = n_bins
         self.bin_thickness = bin_thickness or volume_shape[0] * self.voxel_size / n_bins
         self.threads = threads
+        bins = (n_bins,) if n_bins > 1 else ()
+        self.domain, self.range = self.volume_shape, (len(self.poses), *bins, *detector_shape)
+        self.dtype = np.dtype(np.float32)
         self._degree = _DEGREES[footprint]
         self._scale = np.float32(self.voxel_size**3 / self.pixel_size**2)
         self._affine = np.array([self._map(pose) for pose in self.poses], np.float64).reshape(-1, 4, 4)
         self._ranges = self._column_ranges(support)
+
+    @classmethod
+    def example(cls) -> Projector:
+        """Return a small projector for the shared adjoint test."""
+        poses = [Pose(rotation=rotation_from_angles(0.02, t, -0.01), shift=(0.3, -0.7)) for t in (-1.1, 0.2, 0.8)]
+        return cls((9, 8, 10), 0.5, (7, 11), poses, n_bins=2)
 
     def _map(self, pose: Pose) -> FloatArray:
         """Return the affine map of voxel index (ix, iy, iz, 1) to pixel x, pixel y, bin coordinate and depth (Å)."""
@@ -130,6 +140,10 @@ class Projector:
         inner = images[:, :, BORDER:-BORDER, BORDER:-BORDER].transpose(0, 1, 3, 2) * self._scale
         return np.ascontiguousarray(inner if self.n_bins > 1 else inner[:, 0])
 
+    def apply(self, a: FloatArray) -> FloatArray:
+        """Return :meth:`forward` of ``a``."""
+        return self.forward(a)
+
     def forward(self, volume: FloatArray) -> FloatArray:
         """Project ``volume`` (z, rows, x): return (projection, [bin,] y, x) float32."""
         return self._splat(volume, moment=False)
@@ -138,14 +152,14 @@ class Projector:
         """Project the volume weighted by each voxel's depth R r|_z in Å: (projection, [bin,] y, x) float32."""
         return self._splat(volume, moment=True)
 
-    def adjoint(self, stack: FloatArray) -> FloatArray:
-        """Apply the exact transpose of :meth:`forward` to ``stack`` (projection, [bin,] y, x): (z, rows, x) float32."""
+    def adjoint(self, b: FloatArray) -> FloatArray:
+        """Apply the exact transpose of :meth:`forward` to ``b`` (projection, [bin,] y, x): (z, rows, x) float32."""
         height, width = self.detector_shape
         shape = (len(self.poses), self.n_bins, height, width)
-        if stack.size != np.prod(shape):
-            raise ConfigError(f"the stack must have the shape {shape}, got {stack.shape}")
+        if b.size != np.prod(shape):
+            raise ConfigError(f"the stack must have the shape {shape}, got {b.shape}")
         padded = np.zeros((*shape[:2], width + 2 * BORDER, height + 2 * BORDER), np.float32)
-        padded[:, :, BORDER:-BORDER, BORDER:-BORDER] = stack.reshape(shape).transpose(0, 1, 3, 2) * self._scale
+        padded[:, :, BORDER:-BORDER, BORDER:-BORDER] = b.reshape(shape).transpose(0, 1, 3, 2) * self._scale
         n_z, n_y, n_x = self.volume_shape
         columns = np.zeros((n_z, n_x, n_y), np.float32)
 

@@ -38,13 +38,13 @@ class AlignmentOptions:
     blur_pixels: standard deviation of the volume's blobs in pixels of the scale
     tilt_sigma_deg: expected error of the nominal tilt angles; 0 = fixed
     in_plane_sigma_deg: expected rotation of an image in its plane; 0 = fixed
-    out_of_plane_sigma_deg: expected rotation about the axis across tilt axis and beam; 0 = fixed
+    out_of_plane_sigma_deg: expected rotation about the axis across tilt axis and beam, small for a stiff holder;
+        0 = fixed
     shift_sigma_angstrom: expected shift left after the centre of mass; 0 = fixed
     offset_sigma_rad: expected constant left in the phase; 0 = fixed
     ramp_sigma_rad_per_angstrom: expected phase ramp; 0 = fixed
     angles_from_scale: index of the first scale that refines angles
     step_cap_pixels: longest move of any point of the object in one round, in pixels of the scale
-    overrelaxation: factor on the steps; above 1 it makes up for the volume following the wrong pose
     centre_threshold: fraction of a projection's peak above which pixels count for its centre of mass
     """
 
@@ -54,13 +54,12 @@ class AlignmentOptions:
     blur_pixels: float = 0.3
     tilt_sigma_deg: float = 0.5
     in_plane_sigma_deg: float = 0.5
-    out_of_plane_sigma_deg: float = 0.1
+    out_of_plane_sigma_deg: float = 0.02
     shift_sigma_angstrom: float = 1.0
     offset_sigma_rad: float = 0.1
     ramp_sigma_rad_per_angstrom: float = 0.01
     angles_from_scale: int = 1
     step_cap_pixels: float = 0.7
-    overrelaxation: float = 1.0
     centre_threshold: float = 0.1
 
 
@@ -213,7 +212,7 @@ def _propose(
     steps = scale.executor.map(
         pose_step, [model] * k, images, moments, scale.data, scale.weights, parameters, scale.centre, damping, limits
     )
-    return parameters + scale.options.overrelaxation * np.stack(steps), losses
+    return parameters + np.stack(steps), losses
 
 
 def _align_scale(
