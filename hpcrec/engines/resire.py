@@ -22,7 +22,7 @@ class ResireOptions:
     blur_angstrom: standard deviation of the blobs that the volume is made of, the finest detail allowed; 0 = voxels
     """
 
-    n_iterations: int = 150
+    n_iterations: int = 60
     relaxation: float = 1.9
     blur_angstrom: float = 0.15
 
