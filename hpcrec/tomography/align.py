@@ -43,7 +43,7 @@ class AlignmentOptions:
     shift_sigma_angstrom: expected shift left after the centre of mass; 0 = fixed
     offset_sigma_rad: expected constant left in the phase; 0 = fixed
     ramp_sigma_rad_per_angstrom: expected phase ramp; 0 = fixed
-    angles_from_scale: index of the first scale that refines angles
+    angles_from_scale: index of the first scale that refines angles; the last scale always does
     step_cap_pixels: longest move of any point of the object in one round, in pixels of the scale
     centre_threshold: fraction of a projection's peak above which pixels count for its centre of mass
     """
@@ -320,7 +320,11 @@ def align(
     support: BoolArray | None = None
     for i, (factor, n_rounds) in enumerate(zip(options.bins, options.rounds)):
         scale = _scale_of(stack, weights, pixel_size, factor, trust, start, options, executor or InlineExecutor())
-        scale = replace(scale, expected=_expected(options, i >= options.angles_from_scale), n_slabs=n_slabs)
+        scale = replace(
+            scale,
+            expected=_expected(options, i >= min(options.angles_from_scale, len(options.bins) - 1)),
+            n_slabs=n_slabs,
+        )
         if support is None:
             shape = (scale.data.shape[2], scale.data.shape[1], scale.data.shape[2])
             here = seen_mask(scale.model(parameters, shape), scale.weights)
