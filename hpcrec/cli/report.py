@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from hpcrec.errors import ConfigError
+from hpcrec.report.collect import write_report
 from hpcrec.run.directory import RunDirectory
-from hpcrec.run.page import write_report
 
 
 def rewrite_report(path: Path) -> None:

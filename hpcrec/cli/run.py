@@ -14,6 +14,7 @@ from hpcrec.errors import ConfigError, HpcrecError
 from hpcrec.logs import configure_logging
 from hpcrec.parallel import mpi
 from hpcrec.parallel.communicator import Communicator
+from hpcrec.report.collect import write_report
 from hpcrec.run.config import check_job, load_job
 from hpcrec.run.directory import STAGES, RunDirectory, default_path, find_job, open_directory
 from hpcrec.run.pipeline import run_pipeline
@@ -27,7 +28,7 @@ def run_job(target: Path, out: Path | None, overrides: Sequence[str], until: str
     console = Console(quiet=world.rank != 0, width=None if sys.stdout.isatty() else 120)
     if world.rank == 0:
         console.print(f"run directory [bold]{directory.path}[/]", highlight=False)
-    quality = run_pipeline(check_job(raw), raw, directory, world, console, until)
+    quality = run_pipeline(check_job(raw), raw, directory, world, console, until, write_report)
     if quality is not None:
         console.print(quality_table(quality))
         if directory.report.exists():

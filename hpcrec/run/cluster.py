@@ -10,7 +10,7 @@ from typing import Any
 
 import dask
 import numpy as np
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, wait
 from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
@@ -19,33 +19,48 @@ from hpcrec.errors import ParallelError
 
 logger = logging.getLogger(__name__)
 LARGE_BYTES = 1 << 16
+WATCH_SECONDS = 3.0
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class WorkersLostError(ParallelError):
+    """A worker died, and what it alone held is gone; the stage can start again from its checkpoint."""
 
 
 class DaskExecutor:
     """Runs pure functions on Dask workers; the :class:`hpcrec.tomography.reconstruct.Executor` of a cluster.
 
-    A lost worker's results are computed again elsewhere, because nothing but the functions' arguments makes them.
+    Dask computes a lost worker's results again, but cannot bring back arrays that were sent to that worker only; it
+    then waits for ever. So while results are awaited, the workers are watched, and :class:`WorkersLostError` is raised.
     """
 
     def __init__(self, client: Client) -> None:
         self.client = client
+        self._known = self._workers()
+
+    def _workers(self) -> set[str]:
+        return set(self.client.scheduler_info(n_workers=-1)["workers"])
 
     @property
     def n_workers(self) -> int:
-        """Number of workers now."""
-        return max(len(self.client.scheduler_info(n_workers=-1)["workers"]), 1)
+        """Number of workers at the start."""
+        return max(len(self._known), 1)
 
     def map(self, function: Callable[..., Any], *iterables: Iterable[Any]) -> list[Any]:
         """Return ``function`` of the items as values, brought here in order."""
         futures = self.keep(function, *iterables)
+        name = getattr(function, "__name__", str(function)).strip("_")
         try:
-            return self.client.gather(futures)  # type: ignore[no-any-return]
+            while True:
+                try:
+                    wait(futures, timeout=WATCH_SECONDS)
+                    return self.client.gather(futures)  # type: ignore[no-any-return]
+                except TimeoutError:
+                    lost = self._known - self._workers()
+                    if lost:
+                        raise WorkersLostError(_lost(f"{len(lost)} Dask worker(s)", name)) from None
         except (KilledWorker, FutureCancelledError, CommClosedError) as fault:
-            raise ParallelError(
-                f"Dask workers were lost while they ran {getattr(function, '__name__', function)} ({fault}); start the "
-                "same command again to continue, with more memory or fewer workers (parallel.workers) if it was memory"
-            ) from None
+            raise WorkersLostError(_lost(f"Dask workers ({fault})", name)) from None
 
     def keep(self, function: Callable[..., Any], *iterables: Iterable[Any]) -> list[Any]:
         """Return handles of the results, which stay on the workers that computed them."""
@@ -65,6 +80,13 @@ class DaskExecutor:
         return self.client.scatter(value, broadcast=True, hash=False)
 
 
+def _lost(who: str, name: str) -> str:
+    return (
+        f"{who} died during {name!r}: start the same command again to continue; "
+        "if they ran out of memory, ask for more of it or for fewer workers (parallel.workers)"
+    )
+
+
 @contextmanager
 def cluster(n_workers: int, scheduler: str = "") -> Iterator[DaskExecutor]:
     """Give an executor on a running scheduler (by address), or on ``n_workers`` local processes of one thread each.
@@ -77,7 +99,7 @@ def cluster(n_workers: int, scheduler: str = "") -> Iterator[DaskExecutor]:
     """
     if scheduler:
         try:
-            client = Client(scheduler, timeout="30s", set_as_default=False)
+            client = Client(scheduler, timeout="30s")
         except (OSError, TimeoutError, ValueError) as fault:
             raise ParallelError(
                 f"no Dask scheduler answers at {scheduler} ({fault}); check parallel.scheduler"
@@ -100,7 +122,7 @@ def cluster(n_workers: int, scheduler: str = "") -> Iterator[DaskExecutor]:
             security=True,
             silence_logs=logging.ERROR,
         )
-    with local, Client(local, set_as_default=False) as client:
+    with local, Client(local) as client:
         yield DaskExecutor(client)
 
 

@@ -30,6 +30,7 @@ def peak_arrays(name: str, peak: LastPeak) -> dict[str, Array]:
         f"peaks/{name}/spectrum": peak.spectrum.astype(np.float32),
         f"peaks/{name}/axes": np.array(peak.axes),
         f"peaks/{name}/frequency": np.array([peak.frequency or 0.0]),
+        f"peaks/{name}/near": np.array([-1 if peak.near is None else peak.near]),
         **{f"peaks/{name}/frequencies_{i}": q for i, q in enumerate(peak.frequencies)},
     }
 
@@ -46,6 +47,7 @@ def peaks(arrays: dict[str, Array]) -> dict[str, LastPeak]:
             resolution=1 / frequency if frequency else None,
             axes=tuple(int(i) for i in arrays[f"peaks/{name}/axes"]),
             spectrum=spectrum,
+            near=None if (near := int(arrays[f"peaks/{name}/near"][0])) < 0 else near,
             frequencies=tuple(arrays[f"peaks/{name}/frequencies_{i}"] for i in range(spectrum.ndim)),
         )
     return found

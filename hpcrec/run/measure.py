@@ -77,7 +77,8 @@ def _by_number(volume: VolumeResult, name: str) -> dict[int, float]:
 
 def _resolution(volume: VolumeResult, arrays: dict[str, Array]) -> Any:
     voxel = (volume.voxel_size,) * 3
-    peaks = crystal_resolution(volume.volume, voxel)
+    # The object fills its box: zeros around it keep the apodisation off its faces
+    peaks = crystal_resolution(np.pad(volume.volume, [(n // 2, n // 2) for n in volume.volume.shape]), voxel)
     for name, peak in peaks.items():
         arrays |= peak_arrays(name, peak)
     if "halves/even" not in volume.arrays:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,32 @@ from hpcrec.io.base import open_series
 from hpcrec.io.results import assemble_projections
 from hpcrec.parallel import mpi
 from hpcrec.parallel.communicator import Communicator
-from hpcrec.run.cluster import cluster
+from hpcrec.run.cluster import WorkersLostError, cluster
 from hpcrec.run.config import fingerprint
 from hpcrec.run.directory import STAGES, RunDirectory
 from hpcrec.run.job import Job
 from hpcrec.run.measure import measure, summary
 from hpcrec.run.observers import Event, EventLog, Observer, make_progress
-from hpcrec.run.page import write_report
 from hpcrec.run.plan import available_cores
 from hpcrec.run.provenance import collect_provenance, now
 from hpcrec.run.tilts import reconstruct_tilts, unfinished_tilts
 from hpcrec.run.volume import reconstruct_volume
 
+ATTEMPTS = 3
+
 
 def run_pipeline(
-    job: Job, raw: dict[str, Any], directory: RunDirectory, world: Communicator, console: Console, until: str
+    job: Job,
+    raw: dict[str, Any],
+    directory: RunDirectory,
+    world: Communicator,
+    console: Console,
+    until: str,
+    write_report: Callable[[RunDirectory], None],
 ) -> dict[str, str] | None:
     """Run the stages that are not done yet, up to ``until``; return the quality figures on rank 0, None elsewhere.
 
-    All ranks call it. Ranks other than 0 sleep after the ptychography stage.
+    All ranks call it. Ranks other than 0 sleep after the ptychography stage. ``write_report`` is the last stage.
     """
     with open_series(job.data) as series:
         if world.rank:
@@ -51,7 +58,7 @@ def run_pipeline(
             progress(event)
 
         try:
-            quality = _lead(job, raw, directory, world, series, observer, until)
+            quality = _lead(job, raw, directory, world, series, observer, until, write_report)
         finally:
             progress.close()
     world.idle_barrier()
@@ -70,6 +77,7 @@ def _lead(
     series: TiltSeries,
     observer: Observer,
     until: str,
+    write_report: Callable[[RunDirectory], None],
 ) -> dict[str, str]:
     """What rank 0 does."""
     remove_leftovers(directory.path)
@@ -102,8 +110,16 @@ def _tomography(job: Job, raw: dict[str, Any], directory: RunDirectory, n_ranks:
         return
     workers = job.parallel.workers or max(1, min(available_cores(), n_ranks))
     text = f"{workers} Dask worker(s)" if not job.parallel.scheduler else f"Dask at {job.parallel.scheduler}"
-    with _stage("tomography", text, observer), cluster(workers, job.parallel.scheduler) as executor:
-        reconstruct_volume(job, key, directory, executor, observer)
+    with _stage("tomography", text, observer):
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with cluster(workers, job.parallel.scheduler) as executor:
+                    reconstruct_volume(job, key, directory, executor, observer)
+                break
+            except WorkersLostError as fault:
+                if attempt == ATTEMPTS:
+                    raise
+                observer({"event": "warning", "text": f"{fault} (done here: attempt {attempt + 1} of {ATTEMPTS})"})
     directory.write_json(directory.stages, {"tomography": key})
 
 

@@ -20,8 +20,9 @@ from hpcrec.run.cluster import DaskExecutor
 from hpcrec.run.directory import RunDirectory
 from hpcrec.run.job import Job, TomographySection
 from hpcrec.run.observers import Observer
-from hpcrec.tomography.align import Alignment, AlignmentRound, _support_at, align, downsample
+from hpcrec.tomography.align import Alignment, AlignmentRound, align, downsample
 from hpcrec.tomography.denoise import denoise
+from hpcrec.tomography.mask import fitting_shape, resize_mask
 from hpcrec.tomography.prepare import PreparedProjection, PrepareOptions, prepare_projection
 from hpcrec.tomography.reconstruct import Reconstruction, reconstruct
 
@@ -55,7 +56,7 @@ def reconstruct_volume(job: Job, key: str, directory: RunDirectory, executor: Da
     for number in stack.doubtful:
         observer({"event": "warning", "text": f"tilt {number}: phase vortices make its unwrapping doubtful"})
     alignment = _aligned(stack, section, key, directory, executor, observer)
-    shape = _volume_shape(stack, section)
+    shape = _volume_shape(stack, section, alignment)
     solver = _solver(section)
     data = alignment.without_background(stack.used, stack.pixel_size).astype(np.float32)
     weights = (stack.weights * alignment.weights[:, None, None]).astype(np.float32)
@@ -184,11 +185,12 @@ def _field(tilt: _TiltPlace, weights: FloatArray, section: TomographySection) ->
     return cuts[0], cuts[1]
 
 
-def _volume_shape(stack: ProjectionStack, section: TomographySection) -> tuple[int, int, int]:
+def _volume_shape(stack: ProjectionStack, section: TomographySection, alignment: Alignment) -> tuple[int, int, int]:
+    """Return (z, y, x) voxels: what holds the object's support, or the whole field at the asked thickness."""
+    if section.thickness_angstrom == 0:
+        return fitting_shape(alignment.support, alignment.support_voxel, stack.pixel_size)
     _, ny, nx = stack.prepared.shape
-    thickness = section.thickness_angstrom
-    nz = int(round(thickness / stack.pixel_size)) | 1 if thickness > 0 else nx
-    return nz, ny, nx
+    return int(round(section.thickness_angstrom / stack.pixel_size)) | 1, ny, nx
 
 
 def _solver(section: TomographySection) -> Solver:
@@ -233,7 +235,7 @@ def _solve(
         data[picks],
         weights[picks],
         solver,
-        support=_support_at(alignment.support, shape, alignment.support_voxel, stack.pixel_size),
+        support=resize_mask(alignment.support, shape, alignment.support_voxel, stack.pixel_size),
         n_slabs=executor.n_workers,
         executor=executor,
         callback=hear,

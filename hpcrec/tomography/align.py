@@ -54,7 +54,7 @@ class AlignmentOptions:
     blur_pixels: float = 0.3
     tilt_sigma_deg: float = 0.5
     in_plane_sigma_deg: float = 0.5
-    out_of_plane_sigma_deg: float = 0.02
+    out_of_plane_sigma_deg: float = 0.1
     shift_sigma_angstrom: float = 1.0
     offset_sigma_rad: float = 0.1
     ramp_sigma_rad_per_angstrom: float = 0.01
@@ -381,6 +381,3 @@ def _radius(support: BoolArray, voxel: float) -> float:
     """Return the root mean square distance (Å) of the support from the centre: where a rotation's reach is measured."""
     z, y, x = (index - n // 2 for index, n in zip(np.nonzero(support), support.shape))
     return float(voxel * np.sqrt(np.mean(z**2 + y**2 + x**2)))
-
-
-_support_at = resize_mask

@@ -1,4 +1,4 @@
-"""The report stage: gather what the run directory holds and hand it to the page."""
+"""From a run directory to its report: gather what it holds and hand it to the page."""
 
 from __future__ import annotations
 
@@ -103,6 +103,7 @@ def alignment_view(volume: VolumeResult) -> AlignmentView:
         shifts=shifts,
         angle_corrections_deg=corrections,
         history=arrays["alignment/history_r1"],
+        residual_before=arrays.get("alignment/start_residuals"),
         residual_after=arrays["alignment/residuals"],
         sums_before=sums,
         sums_after=_moved(sums, -shifts[:, 1] / volume.voxel_size),
