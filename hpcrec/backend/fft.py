@@ -29,7 +29,7 @@ def _plan(shape: tuple[int, ...], dtype: str, axes: tuple[int, ...], forward: bo
             buffer,
             axes=axes,
             direction="FFTW_FORWARD" if forward else "FFTW_BACKWARD",
-            flags=("FFTW_MEASURE",),
+            flags=("FFTW_ESTIMATE",),  # a measured plan, and so the last digit, would change from run to run
             threads=1,
             ortho=True,
             normalise_idft=False,
@@ -111,6 +111,17 @@ def inplace_plan_addresses(ny: int, nx: int) -> tuple[int, int]:
         pair = plan(ny, nx, at, at, _FORWARD, _PATIENT), plan(ny, nx, at, at, _BACKWARD, _PATIENT)
         limit(-1.0)
     return pair
+
+
+def plan_wisdom(ny: int, nx: int) -> bytes:
+    """Plan what :func:`inplace_plan_addresses` gives and return what FFTW learned, for :func:`use_wisdom` elsewhere."""
+    inplace_plan_addresses(ny, nx)
+    return bytes(pyfftw.export_wisdom()[1])
+
+
+def use_wisdom(wisdom: bytes) -> bool:
+    """Let this process choose the plans of another one, so that both round alike; False if FFTW cannot read it."""
+    return bool(pyfftw.import_wisdom((b"", wisdom, b""))[1])
 
 
 def execute_address() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import dask
 import numpy as np
 from distributed import Client, LocalCluster, wait
-from distributed.client import FutureCancelledError
+from distributed.client import FutureCancelledError, FuturesCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
@@ -20,6 +20,7 @@ from hpcrec.errors import ParallelError
 logger = logging.getLogger(__name__)
 LARGE_BYTES = 1 << 16
 WATCH_SECONDS = 3.0
+LOSSES = (KilledWorker, FutureCancelledError, FuturesCancelledError, CommClosedError, TimeoutError)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -50,34 +51,48 @@ class DaskExecutor:
         """Return ``function`` of the items as values, brought here in order."""
         futures = self.keep(function, *iterables)
         name = getattr(function, "__name__", str(function)).strip("_")
-        try:
+        with self._watching(name):
             while True:
                 try:
                     wait(futures, timeout=WATCH_SECONDS)
                     return self.client.gather(futures)  # type: ignore[no-any-return]
                 except TimeoutError:
-                    lost = self._known - self._workers()
-                    if lost:
-                        raise WorkersLostError(_lost(f"{len(lost)} Dask worker(s)", name)) from None
-        except (KilledWorker, FutureCancelledError, CommClosedError) as fault:
+                    self._check_workers(name)
+
+    def _check_workers(self, name: str) -> None:
+        lost = self._known - self._workers()
+        if lost:
+            raise WorkersLostError(_lost(f"{len(lost)} Dask worker(s)", name))
+
+    @contextmanager
+    def _watching(self, name: str) -> Iterator[None]:
+        """Turn what Dask raises when a worker is gone into :class:`WorkersLostError`."""
+        try:
+            yield
+        except LOSSES as fault:
             raise WorkersLostError(_lost(f"Dask workers ({fault})", name)) from None
 
     def keep(self, function: Callable[..., Any], *iterables: Iterable[Any]) -> list[Any]:
         """Return handles of the results, which stay on the workers that computed them."""
         columns = [self._sent(list(items)) for items in iterables]
-        return self.client.map(function, *columns, pure=False)  # type: ignore[no-any-return]
+        with self._watching("submitting"):
+            return self.client.map(function, *columns, pure=False)  # type: ignore[no-any-return]
 
     def _sent(self, items: list[Any]) -> list[Any]:
         """Send large arrays ahead of the tasks that need them: task descriptions stay small."""
         large = [i for i, item in enumerate(items) if isinstance(item, np.ndarray) and item.nbytes > LARGE_BYTES]
         if large:
-            for i, handle in zip(large, self.client.scatter([items[i] for i in large], hash=False)):
+            with self._watching("sending data"):
+                handles = self.client.scatter([items[i] for i in large], hash=False)
+            for i, handle in zip(large, handles):
                 items[i] = handle
         return items
 
     def share(self, value: Any) -> Any:
         """Send a value to every worker once and return its handle."""
-        return self.client.scatter(value, broadcast=True, hash=False)
+        self._check_workers("sending data")
+        with self._watching("sending data"):
+            return self.client.scatter(value, broadcast=True, hash=False)
 
 
 def _lost(who: str, name: str) -> str:

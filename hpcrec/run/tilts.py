@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
+from hpcrec.backend.fft import plan_wisdom, use_wisdom
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.errors import DataError
+from hpcrec.io.atomic import write_bytes
 from hpcrec.io.checkpoint import remove_checkpoints
 from hpcrec.io.results import TiltResult, read_tilt_result, tilt_path, write_tilt_result
 from hpcrec.parallel.communicator import Communicator
@@ -17,6 +20,8 @@ from hpcrec.run.plan import group_size
 from hpcrec.run.runner import TiltOutcome, TiltRun
 from hpcrec.run.start import common_grid
 
+logger = logging.getLogger(__name__)
+
 
 def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpoints: Path, observer: Observer) -> None:
     """Reconstruct every tilt that has no result yet; collective over all ranks.
@@ -24,6 +29,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     ``observer`` hears the events of all groups, on rank 0. Results are ``checkpoints/tilt_0017.h5``, numbered as in
     the input file.
     """
+    _same_plans(job, series, world, checkpoints)
     grid = common_grid(series)
     size = world.broadcast(group_size(job, series, grid, world.size) if world.rank == 0 else None)
     group = world.split(min(world.rank // size, max(world.size // size, 1) - 1))
@@ -37,6 +43,23 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
                 number = int(series.tilt_numbers[i_tilt])
                 write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number))
                 remove_checkpoints(checkpoints, run.prefix)
+
+
+def _same_plans(job: Job, series: TiltSeries, world: Communicator, checkpoints: Path) -> None:
+    """Let all ranks, now and after an interruption, use the same FFTW plans: other plans round differently.
+
+    The plans are kept as ``checkpoints/fftw_wisdom``.
+    """
+    if job.ptychography.precision != "single" or job.ptychography.kernel == "numpy":
+        return
+    wisdom = b""
+    if world.rank == 0:
+        kept = checkpoints / "fftw_wisdom"
+        wisdom = kept.read_bytes() if kept.exists() else plan_wisdom(*series.pattern_shape)
+        if not kept.exists():
+            write_bytes(kept, wisdom)
+    if not use_wisdom(world.broadcast(wisdom)):
+        logger.warning("FFTW cannot use the plans kept in %s: results agree to single precision only", checkpoints)
 
 
 def unfinished_tilts(series: TiltSeries, checkpoints: Path) -> list[int]:
