@@ -24,6 +24,7 @@ CONE_HALF_ANGLE: Final = np.deg2rad(20.0)
 _PERSISTENCE = 3
 _FEW_VOXELS = 10
 _PEAK_MADS = 5.0
+_NOISE_SAMPLES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class LastPeak:
     """The outermost peak of a power spectrum; valid for crystals only (see :attr:`warning`).
 
     ``frequency`` 1/Å and ``resolution`` Å, None where no peak stands out; ``axes`` those summed over;
-    ``spectrum`` the summed amplitude, zero frequency centred, and ``frequencies`` 1/Å of each remaining axis; ``near``
+    ``spectrum`` the summed power, zero frequency centred, and ``frequencies`` 1/Å of each remaining axis; ``near``
     the one of these within 20° of which the peak was sought, None for all directions.
     """
 
@@ -166,7 +167,7 @@ def soft_mask(volume: Array, sigma: float = 8.0, edge: float = 8.0) -> FloatArra
 def last_peak(volume: Array, voxel: tuple[float, ...], axes: tuple[int, ...], near: int | None = None) -> LastPeak:
     """Return the last peak of the power spectrum summed over ``axes``: one or two of a volume, none or one of an image.
 
-    Romanov et al., J. Phys. Mater. 8, 015005 (2025): |F| of the apodised data is summed; a running median is
+    Romanov et al., J. Phys. Mater. 8, 015005 (2025): |F|² of the apodised data is summed; a running median is
     subtracted; local maxima more than 5 robust deviations above it count, and the outermost gives d = 1/q. With one
     axis left the peak is sought along it; with two left in their plane, and only within 20° of the first (``near`` = 0)
     or second (1) of the two where ``near`` is given. Peaks above 0.95 of the Nyquist frequency do not count.
@@ -174,7 +175,7 @@ def last_peak(volume: Array, voxel: tuple[float, ...], axes: tuple[int, ...], ne
     data = np.asarray(volume, np.float64)
     if len(voxel) != data.ndim or not 1 <= data.ndim - len(set(axes)) <= 2:
         raise DataError(f"cannot sum a spectrum of {data.ndim} axes over axes {axes} and leave one or two")
-    spectrum = np.fft.fftshift(np.abs(np.fft.fftn((data - data.mean()) * _apodisation(data.shape)))).sum(axis=axes)
+    spectrum = np.fft.fftshift(np.abs(np.fft.fftn((data - data.mean()) * _apodisation(data.shape))) ** 2).sum(axis=axes)
     left = [i for i in range(data.ndim) if i not in axes]
     frequencies = tuple(np.fft.fftshift(np.fft.fftfreq(data.shape[i], voxel[i])) for i in left)
     return _outermost(spectrum, frequencies, axes, near)
@@ -251,7 +252,9 @@ def _outermost(
     q = np.meshgrid(*frequencies, indexing="ij")
     radius = np.sqrt(sum(k**2 for k in q))
     rim = 0.95 * min(float(-k.min()) for k in frequencies)
-    peaks = _peaks(spectrum) & (radius > 3.0 * max(float(k[1] - k[0]) for k in frequencies)) & (radius < rim)
+    peaks = (
+        _peaks(spectrum, radius > rim) & (radius > 3.0 * max(float(k[1] - k[0]) for k in frequencies)) & (radius < rim)
+    )
     if near is not None:
         peaks &= np.abs(q[near]) >= np.cos(CONE_HALF_ANGLE) * radius
     best = float(radius[peaks].max()) if peaks.any() else None
@@ -265,11 +268,16 @@ def _outermost(
     )
 
 
-def _peaks(spectrum: FloatArray) -> BoolArray:
-    """Return local maxima that stand more than 5 robust deviations above a running median of log amplitude."""
+def _peaks(spectrum: FloatArray, noise: BoolArray) -> BoolArray:
+    """Return local maxima that stand more than 5 robust deviations of ``noise`` above a running median of the log.
+
+    The deviation is taken where no signal can be (beyond the rim): among the reflections of a small crystal, whose
+    peaks are broad, the spectrum itself is no measure of noise.
+    """
     log = np.log(spectrum + 1e-12 * spectrum.max() + 1e-300)
     size = [max(9, n // 12) | 1 for n in spectrum.shape]
     height = log - ndimage.median_filter(log, size=size)
-    spread = 1.4826 * float(np.median(np.abs(height - np.median(height))))
+    floor = height[noise] if noise.sum() >= _NOISE_SAMPLES else height
+    spread = 1.4826 * float(np.median(np.abs(floor - np.median(floor))))
     tops = log >= ndimage.maximum_filter(log, size=5)
     return np.asarray(tops & (height > _PEAK_MADS * max(spread, 1e-6)), np.bool_)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from hpcrec.io.base import open_series
 from hpcrec.run.config import load_job
-from hpcrec.run.plan import Plan, available_cores, make_plan
+from hpcrec.run.plan import Plan, available_cores, duration, make_plan
 
 
 def check_job_file(path: Path, overrides: Sequence[str], n_ranks: int) -> None:
@@ -36,15 +36,7 @@ def plan_table(plan: Plan) -> Table:
         ("memory a rank", f"{plan.memory_gib_per_rank:.2f} GiB of {plan.memory_limit_gib:.1f} GiB"),
         ("speed", f"{plan.patterns_per_s:.0f} patterns/s a rank, measured just now"),
         ("ptychography", duration(plan.ptychography_seconds)),
+        ("tomography", f"at most {duration(plan.tomography_seconds)}" if plan.tomography_seconds else "none"),
     ):
         table.add_row(name, value)
     return table
-
-
-def duration(seconds: float) -> str:
-    """Return a time span as a person would say it."""
-    if seconds < 90:
-        return f"about {seconds:.0f} s"
-    if seconds < 5400:
-        return f"about {seconds / 60:.0f} min"
-    return f"about {seconds / 3600:.1f} h"

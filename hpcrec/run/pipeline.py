@@ -24,7 +24,7 @@ from hpcrec.run.directory import STAGES, RunDirectory
 from hpcrec.run.job import Job
 from hpcrec.run.measure import measure, summary
 from hpcrec.run.observers import Event, EventLog, Observer, make_progress
-from hpcrec.run.plan import available_cores
+from hpcrec.run.plan import make_plan, n_workers
 from hpcrec.run.provenance import collect_provenance, now
 from hpcrec.run.tilts import reconstruct_tilts, unfinished_tilts
 from hpcrec.run.volume import reconstruct_volume
@@ -85,6 +85,9 @@ def _lead(
     _begin(raw, directory, world, series)
     todo = unfinished_tilts(series, directory.checkpoints)
     text = f"{len(todo)} of {series.n_tilts} tilts to do, {world.size} rank(s), {job.ptychography.engine}"
+    if todo:
+        plan = make_plan(job, series, world.size)
+        observer({"event": "note", "text": f"plan: {plan.sentence(len(todo))}"})
     with _stage("ptychography", text, observer):
         reconstruct_tilts(job, series, world, directory.checkpoints, observer)
         if todo or not directory.projections.exists():
@@ -108,7 +111,7 @@ def _tomography(job: Job, raw: dict[str, Any], directory: RunDirectory, n_ranks:
     if directory.volume.exists() and directory.read_json(directory.stages).get("tomography") == key:
         observer({"event": "note", "text": "tomography: done before, kept"})
         return
-    workers = job.parallel.workers or max(1, min(available_cores(), n_ranks))
+    workers = n_workers(job, n_ranks)
     text = f"{workers} Dask worker(s)" if not job.parallel.scheduler else f"Dask at {job.parallel.scheduler}"
     with _stage("tomography", text, observer):
         for attempt in range(1, ATTEMPTS + 1):

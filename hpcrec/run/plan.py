@@ -14,8 +14,10 @@ from hpcrec.data.dataset import TiltSeries
 from hpcrec.engines import engine_class
 from hpcrec.errors import DeviceError
 from hpcrec.geometry.grid import Grid
+from hpcrec.geometry.pose import Pose
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.operators.projection import Projector
 from hpcrec.run.job import Job
 from hpcrec.run.start import TiltSetup, build_model, common_grid, slice_count, tilt_setup
 
@@ -41,11 +43,27 @@ class Plan:
     memory_limit_gib: float
     patterns_per_s: float
     ptychography_seconds: float
+    tomography_seconds: float
+
+    def sentence(self, n_todo: int) -> str:
+        """Return the plan of the ``n_todo`` tilts left in a line."""
+        left = duration(self.ptychography_seconds * n_todo / self.n_tilts)
+        text = f"{self.memory_gib_per_rank:.1f} GiB a rank, ptychography {left}"
+        return text + (f", tomography at most {duration(self.tomography_seconds)}" if self.tomography_seconds else "")
 
     @property
     def fits(self) -> bool:
         """Whether the plan stays within the memory limit."""
         return self.memory_gib_per_rank <= self.memory_limit_gib
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as a person would say it."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"
 
 
 def available_cores() -> int:
@@ -123,7 +141,36 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
         memory_limit_gib=memory_limit(job, n_ranks),
         patterns_per_s=speed,
         ptychography_seconds=work / speed / busy,
+        tomography_seconds=tomography_seconds(job, series, grid) / n_workers(job, n_ranks),
     )
+
+
+def n_workers(job: Job, n_ranks: int) -> int:
+    """Return the number of Dask workers that the tomography stage starts."""
+    return job.parallel.workers or max(1, min(available_cores(), n_ranks))
+
+
+def tomography_seconds(job: Job, series: TiltSeries, grid: Grid) -> float:
+    """Return the seconds that one worker would need at most for alignment and volume: one projection is timed.
+
+    The whole field is counted; the support of an isolated object makes it less.
+    """
+    section = job.tomography
+    if section is None or series.n_tilts < 2:
+        return 0.0
+    voxel = grid.sampling[0] * section.binning
+    ny, nx = (max(int(n * grid.sampling[0] / voxel), 8) for n in grid.shape)
+    nz = max(int(section.thickness_angstrom / voxel), 8) if section.thickness_angstrom else nx
+    projector = Projector((nz, ny, nx), voxel, (ny, nx), [Pose.from_tilt(0.3)])
+    volume = np.ones((nz, ny, nx), np.float32)
+    projector.forward(volume)
+    started = time.perf_counter()
+    projector.adjoint(projector.forward(volume))
+    one = time.perf_counter() - started
+    steps = getattr(section, section.solver).n_iterations * (2 if section.half_sets else 1)
+    a = section.alignment
+    aligning = sum((n + 2) * (a.volume_iterations + 2) / b**3 for n, b in zip(a.rounds, a.bins))
+    return one * series.n_tilts * (steps + aligning)
 
 
 def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, seconds: float = 0.6) -> float:
