@@ -170,7 +170,7 @@ def tomography_seconds(job: Job, series: TiltSeries, grid: Grid) -> float:
     steps = getattr(section, section.solver).n_iterations * (2 if section.half_sets else 1)
     a = section.alignment
     aligning = sum((n + 2) * (a.volume_iterations + 2) / b**3 for n, b in zip(a.rounds, a.bins))
-    return one * series.n_tilts * (steps + aligning)
+    return float(one * series.n_tilts * (steps + aligning))
 
 
 def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, seconds: float = 0.6) -> float:
