@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from typing import Any
 
 import dask
 import numpy as np
-from distributed import Client, LocalCluster, wait
+from distributed import Client, LocalCluster
 from distributed.client import FutureCancelledError, FuturesCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
@@ -52,12 +54,15 @@ class DaskExecutor:
         futures = self.keep(function, *iterables)
         name = getattr(function, "__name__", str(function)).strip("_")
         with self._watching(name):
-            while True:
-                try:
-                    wait(futures, timeout=WATCH_SECONDS)
-                    return self.client.gather(futures)  # type: ignore[no-any-return]
-                except TimeoutError:
+            # Also the way home of results may never end when their worker dies: watch until they are here
+            loop: Any = self.client.loop
+            coming = asyncio.run_coroutine_threadsafe(self.client.gather(futures, asynchronous=True), loop.asyncio_loop)
+            try:
+                while not wait([coming], WATCH_SECONDS).done:
                     self._check_workers(name)
+                return coming.result()  # type: ignore[no-any-return]
+            finally:
+                coming.cancel()
 
     def _check_workers(self, name: str) -> None:
         lost = self._known - self._workers()
@@ -90,8 +95,8 @@ class DaskExecutor:
 
     def share(self, value: Any) -> Any:
         """Send a value to every worker once and return its handle."""
-        self._check_workers("sending data")
         with self._watching("sending data"):
+            self._check_workers("sending data")
             return self.client.scatter(value, broadcast=True, hash=False)
 
 
