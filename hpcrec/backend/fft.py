@@ -114,14 +114,27 @@ def inplace_plan_addresses(ny: int, nx: int) -> tuple[int, int]:
 
 
 def plan_wisdom(ny: int, nx: int) -> bytes:
-    """Plan what :func:`inplace_plan_addresses` gives and return what FFTW learned, for :func:`use_wisdom` elsewhere."""
+    """Plan what :func:`inplace_plan_addresses` gives and return what FFTW learned, for :func:`use_wisdom` elsewhere.
+
+    This process uses it too from now on: what FFTW learned in limited time leads to other plans than it found first.
+    """
     inplace_plan_addresses(ny, nx)
-    return bytes(pyfftw.export_wisdom()[1])
+    wisdom = bytes(pyfftw.export_wisdom()[1])
+    use_wisdom(wisdom)
+    return wisdom
 
 
 def use_wisdom(wisdom: bytes) -> bool:
-    """Let this process choose the plans of another one, so that both round alike; False if FFTW cannot read it."""
-    return bool(pyfftw.import_wisdom((b"", wisdom, b""))[1])
+    """Let this process choose the plans of another one, so that both round alike; False if FFTW cannot read it.
+
+    All that this process planned before is forgotten.
+    """
+    with _PLANNING:
+        pyfftw.forget_wisdom()
+        known = bool(pyfftw.import_wisdom((b"", wisdom, b""))[1])
+        _plan.cache_clear()
+        inplace_plan_addresses.cache_clear()
+    return known
 
 
 def execute_address() -> int:

@@ -1,0 +1,55 @@
+"""FFTW's plans: the process that plans and those that it tells round alike."""
+
+import ctypes
+import subprocess
+import sys
+from hashlib import sha256
+
+import numpy as np
+import pytest
+
+from hpcrec.backend import fft
+
+SHAPE = (120, 96)
+
+
+def transformed() -> bytes:
+    """The hash of both transforms of the same numbers, by the plans in use and by those of fft2."""
+    start = np.random.default_rng(0).standard_normal((*SHAPE, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    a = fft.aligned_empty(SHAPE, np.complex64)
+    a[...] = start
+    execute = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(fft.execute_address())
+    found = [fft.fft2(start[None]).tobytes()]
+    for plan in fft.inplace_plan_addresses(*SHAPE):
+        execute(plan, a.ctypes.data, a.ctypes.data)
+        found.append(a.tobytes())
+    return sha256(b"".join(found)).digest()
+
+
+def told(wisdom: bytes) -> bytes:
+    """The same in another process that was told the plans after it had made its own."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_fft; from hpcrec.backend import fft\n"
+        "fft._PLANNING_SECONDS = 0.02\n"
+        "test_fft.transformed()\n"
+        "assert fft.use_wisdom(sys.stdin.buffer.read())\n"
+        "sys.stdout.buffer.write(test_fft.transformed())"
+    )
+    folder = __file__.rpartition("/")[0]
+    return subprocess.run([sys.executable, "-c", code, folder], input=wisdom, capture_output=True, check=True).stdout
+
+
+def test_all_processes_round_as_the_one_that_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit; planning is cut short as it is for patterns of real size, where FFTW keeps what it began."""
+    monkeypatch.setattr(fft, "_PLANNING_SECONDS", 0.2)
+    fft.inplace_plan_addresses.cache_clear()
+    transformed()
+    wisdom = fft.plan_wisdom(*SHAPE)
+    here = transformed()
+    assert told(wisdom) == here
+    assert fft.use_wisdom(wisdom)
+    assert transformed() == here
+
+
+def test_what_is_no_wisdom_is_refused() -> None:
+    assert not fft.use_wisdom(b"(nonsense")
