@@ -27,7 +27,8 @@ class SweepOptions:
     position_step : share of the least-squares position change that is taken
     position_max_step_pixels : largest change of a position in one update, pixels
     position_max_move_angstrom : largest distance of a position from its start along y and along x, Å; none: no bound
-    object_constraint : "none", "amplitude_bound" (|O| ≤ 1) or "phase_only" (|O| = 1)
+    object_constraint : "none", "amplitude_bound" (|O| ≤ 1) or "phase_only" (|O| = 1); with a constraint the probe's
+        power is free, without one it is kept
     """
 
     loss: Literal["amplitude", "poisson"] = "amplitude"
@@ -112,8 +113,9 @@ def change_positions(model: PtychographyModel, state: PtychographyState, total: 
 def finish_sweep(state: PtychographyState, options: SweepOptions, momenta: tuple[str, ...] = ()) -> None:
     """Fix what the data leave open, and count the sweep.
 
-    Modes are made orthogonal (``momenta`` names arrays of ``state.memory`` that turn with them); the probe gets
-    its starting power back, the object takes the factor up; positions lose their common drift.
+    Modes are made orthogonal (``momenta`` names arrays of ``state.memory`` that turn with them); unless a constraint
+    ties the object's amplitude, the probe gets its starting power back and the object takes the factor up; positions
+    lose their common drift.
     """
     if options.probe_due(state):
         if len(state.probe) > 1:
@@ -121,7 +123,8 @@ def finish_sweep(state: PtychographyState, options: SweepOptions, momenta: tuple
             state.probe = rotate_modes(rotation, state.probe)
             for name in momenta:
                 state.memory[name] = rotate_modes(rotation, state.memory[name])
-        _fix_scale(state)
+        if options.object_constraint == "none":
+            _fix_scale(state)
     if options.positions_due(state):
         state.positions = without_drift(state.positions, state.memory["start_positions"])
     state.iteration += 1

@@ -173,6 +173,20 @@ def test_constraints_hold(name, constraint, fits):
     assert fits(np.abs(state.obj)).max() < 1e-5
 
 
+@ALL
+def test_a_constraint_sets_the_scale(name):
+    """The probe starts with 0.8 of the true power: if it got that back each sweep, |O| = 1 could not hold."""
+    phantom = Phantom()
+    phantom.start.probe *= np.float32(np.sqrt(0.8))
+    state, errors = reconstruct(phantom, name, 8, object_constraint="phase_only", probe_start=1)
+    seen = np.abs(state.obj)[0, 16:-16, 16:-16]
+    # Single precision
+    assert np.abs(seen - 1).max() < 1e-5
+    power = np.sum(np.abs(state.probe) ** 2) / np.sum(np.abs(phantom.truth.probe) ** 2)
+    assert power == pytest.approx(1, abs=0.01)
+    assert errors[-1] < errors[0] / 3
+
+
 def test_unknown_engines_are_refused():
     with pytest.raises(ConfigError, match="engine"):
         engine_class("magic")
