@@ -16,11 +16,16 @@
     tilts/0017  the record above
 
 ``volume.h5`` (and ``volume.mrc`` for viewers): a record
-    attributes  format = "hpcrec-volume", format_version = 1; voxel_size_angstrom, and what the stage adds
-    volume      (z, y, x) float32
-    alignment/  shifts_angstrom (tilt, 2), rotations (tilt, 3, 3), angles_deg (tilt, 3), offsets, weights, history
-    projections/ prepared (tilt, y, x), denoised (optional), reprojected, weight
-    halves/     even, odd (z, y, x): volumes from half of the tilts each
+    attributes  format = "hpcrec-volume", format_version = 1; voxel_size_angstrom; tilt_axis_deg = a;
+                centre_angstrom (y, x) of the volume's centre in the scan; solver; unit of the volume
+    volume      (z, y, x) float32 with the tilt axis along y (the axis frame): r_scan = Rz(a) r_volume about the centre
+    alignment/  in the frame of the scan (x right, y down): shifts_angstrom, start_shifts_angstrom and ramps
+                (tilt, 2) = (y, x), rotations (tilt, 3, 3) in (x, y, z); in no frame: angles_deg (tilt, 3) about the
+                beam, the tilt axis and the axis across both, R = Rz(a) Rz(in_plane) Ry(tilt) Rx(out_of_plane) Rz(−a);
+                offsets, weights, residuals, mass, history
+    projections/ prepared (tilt, y, x), denoised (optional), aligned, reprojected, weight, all in the axis frame;
+                mass, n_residues, doubtful, tilt_deg, number (tilt,)
+    halves/     even, odd (z, y, x): volumes from half of the tilts each, never denoised; axis frame
     convergence/ what the solver reported in each iteration
 """
 

@@ -20,12 +20,14 @@ _SUFFIXES = (".h5", ".hdf5", ".hdf", ".nxs")
 @dataclass(frozen=True, kw_only=True)
 class Truth:
     """True atoms, and of a series the true ``angles`` (tilt, 3) = (in_plane, tilt, out_of_plane) rad and
-    ``shifts`` (tilt, 2) = (dy, dx) Å of every tilt in the file; None for a plain file of atoms.
+    ``shifts`` (tilt, 2) = (dy, dx) Å of every tilt in the file; None for a plain file of atoms. ``axis`` rad is the
+    in-plane angle of the tilt axis from y: R = Rz(axis) Rz(in_plane) Ry(tilt) Rx(out_of_plane) Rz(−axis).
     """
 
     specimen: Specimen
     angles: FloatArray | None = None
     shifts: FloatArray | None = None
+    axis: float = 0.0
 
 
 def read_truth(path: Path) -> Truth:
@@ -41,7 +43,10 @@ def read_truth(path: Path) -> Truth:
             numbers: IntArray = np.asarray(group["atomic_numbers"][()])
             xyz = np.asarray(group["atom_positions_A"][()], np.float64)
             return Truth(
-                specimen=specimen_from_atoms(numbers, xyz[:, ::-1]), angles=_angles(group), shifts=_shifts(group)
+                specimen=specimen_from_atoms(numbers, xyz[:, ::-1]),
+                angles=_angles(group),
+                shifts=_shifts(group),
+                axis=float(np.deg2rad(group.attrs.get("axis_deg", 0.0))),
             )
         except (KeyError, OSError, RuntimeError) as fault:
             raise DataError(f"{path}: holds no group 'truth' with atoms ({fault}); give another reference") from fault

@@ -20,6 +20,7 @@ from hpcrec.run.config import from_plain
 from hpcrec.run.curves import correlations, peaks
 from hpcrec.run.directory import RunDirectory
 from hpcrec.run.observers import read_events
+from hpcrec.tomography.turn import turn_vectors
 
 
 def write_report(directory: RunDirectory) -> None:
@@ -94,7 +95,8 @@ def _with_prepared(tilts: list[TiltView], volume: VolumeResult) -> list[TiltView
 def alignment_view(volume: VolumeResult) -> AlignmentView:
     """Return the alignment for the page, with the projections' sums along the tilt axis before and after."""
     arrays = volume.arrays
-    shifts, nominal = arrays["alignment/shifts_angstrom"], arrays["projections/tilt_deg"]
+    axis = float(np.deg2rad(np.asarray(volume.attributes.get("tilt_axis_deg", 0.0), np.float64)))
+    shifts, nominal = turn_vectors(arrays["alignment/shifts_angstrom"], -axis), arrays["projections/tilt_deg"]
     corrections = arrays["alignment/angles_deg"].copy()
     corrections[:, 1] -= nominal
     sums = arrays["projections/prepared"].sum(axis=1)

@@ -34,10 +34,10 @@ class TiltView:
 class AlignmentView:
     """The alignment of K tilts.
 
-    ``tilt_deg`` (K,) nominal; ``shifts`` (K, 2) Å (dy, dx); ``angle_corrections_deg`` (K, 3) in-plane, tilt minus
-    nominal, out-of-plane; ``history`` (round,) residual; ``residual_before``, ``residual_after`` (K,) per projection;
-    ``sums_before``, ``sums_after`` (K, x) projections summed along the tilt axis, before and after the shifts, with
-    ``pixel_size`` Å.
+    ``tilt_deg`` (K,) nominal; ``shifts`` (K, 2) Å along the tilt axis and across; ``angle_corrections_deg`` (K, 3)
+    in-plane, tilt minus nominal, out-of-plane; ``history`` (round,) residual; ``residual_before``, ``residual_after``
+    (K,) per projection; ``sums_before``, ``sums_after`` (K, x) projections summed along the tilt axis, before and after
+    the shifts, with ``pixel_size`` Å.
     """
 
     tilt_deg: FloatArray

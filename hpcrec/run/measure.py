@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from hpcrec.analysis.resolution import (
     fourier_shell_correlation,
     soft_mask,
 )
-from hpcrec.backend.array import Array
+from hpcrec.backend.array import Array, FloatArray
 from hpcrec.data.specimen import Specimen, specimen_from_atoms
 from hpcrec.errors import DataError
+from hpcrec.geometry.pose import angles_from_rotation, rotation_from_angles
 from hpcrec.io.atoms import write_xyz
 from hpcrec.io.checkpoint import save_checkpoint
 from hpcrec.io.results import ProjectionStore, VolumeResult, read_volume
@@ -28,6 +30,7 @@ from hpcrec.run.curves import correlation_arrays, peak_arrays
 from hpcrec.run.directory import RunDirectory
 from hpcrec.run.job import AnalysisSection, Job
 from hpcrec.run.observers import Observer
+from hpcrec.tomography.turn import turn_rotation, turn_vectors
 
 COARSEST_ANGSTROM = 5.0
 
@@ -48,7 +51,7 @@ def measure(job: Job, directory: RunDirectory, observer: Observer) -> None:
             parts["atoms"] = _atoms(job.analysis, volume, truth, directory, arrays, observer)
             comparison = _alignment_errors(volume, truth)
             if comparison is not None:
-                record["alignment"] = _alignment_figures(comparison)
+                record["alignment"] = _alignment_figures(comparison, _axis(volume))
     quality = QualityReport(tilts=tilts, data_error=data_error, warnings=warnings, **parts)
     for text in warnings:
         observer({"event": "warning", "text": text})
@@ -58,21 +61,33 @@ def measure(job: Job, directory: RunDirectory, observer: Observer) -> None:
 
 def tilt_qualities(directory: RunDirectory, volume: VolumeResult | None) -> list[TiltQuality]:
     """Return the figures of each tilt."""
-    masses = {} if volume is None else _by_number(volume, "alignment/mass")
+    names = {"mass": "alignment/mass", "residues": "projections/n_residues", "doubtful": "projections/doubtful"}
+    found = {k: {} if volume is None else _by_number(volume, name) for k, name in names.items()}
     with ProjectionStore(directory.projections) as store:
         return [
             TiltQuality(
                 index=tilt.tilt_index,
                 tilt_deg=tilt.tilt_deg,
                 data_error=float(tilt.data_error[-1]),
-                mass=masses.get(tilt.tilt_index),
+                mass=found["mass"].get(tilt.tilt_index),
+                n_residues=_whole(found["residues"].get(tilt.tilt_index)),
+                doubtful=bool(found["doubtful"].get(tilt.tilt_index)),
             )
             for tilt in store
         ]
 
 
 def _by_number(volume: VolumeResult, name: str) -> dict[int, float]:
-    return {int(n): float(v) for n, v in zip(volume.arrays["projections/number"], volume.arrays[name])}
+    return {int(n): float(v) for n, v in zip(volume.arrays["projections/number"], volume.arrays.get(name, ()))}
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _axis(volume: VolumeResult) -> float:
+    """Return the in-plane angle (rad) of the tilt axis in the scan; the volume has it along y."""
+    return float(np.deg2rad(np.asarray(volume.attributes.get("tilt_axis_deg", 0.0), np.float64)))
 
 
 def _resolution(volume: VolumeResult, arrays: dict[str, Array]) -> Any:
@@ -103,12 +118,17 @@ def _atoms(
     if section.atoms is None:
         return None
     try:
-        atoms = trace_atoms(volume.volume, volume.voxel_size, section.atoms)
+        traced = trace_atoms(volume.volume, volume.voxel_size, section.atoms)
     except DataError as fault:
         observer({"event": "warning", "text": str(fault)})
         return None
+    atoms = replace(traced, positions=turn_vectors(traced.positions, _axis(volume)))
     named = specimen_of(atoms)
-    write_xyz(directory.atoms, named, f"hpcrec {directory.path.name}; x y z in angstrom, origin at the volume's centre")
+    write_xyz(
+        directory.atoms,
+        named,
+        f"hpcrec {directory.path.name}; x y z in angstrom in the scan's frame, origin at the volume's centre",
+    )
     arrays["atoms/positions"] = atoms.positions
     arrays["atoms/numbers"] = named.numbers
     arrays["atoms/confidence"] = atoms.confidence
@@ -135,24 +155,39 @@ def specimen_of(atoms: AtomTable) -> Specimen:
 
 
 def _alignment_errors(volume: VolumeResult, truth: Truth | None) -> AlignmentComparison | None:
-    """Return the errors of the alignment, where the reference is a series with truth for the tilts used."""
+    """Return the errors of the alignment, where the reference is a series with truth for the tilts used.
+
+    Both are compared with the tilt axis along y, where the angles are those that the alignment refines.
+    """
     if truth is None or truth.angles is None or truth.shifts is None:
         return None
     numbers = np.asarray(volume.arrays["projections/number"], np.int64)
     if numbers.max() >= len(truth.angles):
         return None
+    axis = _axis(volume)
     return compare_alignment(
-        volume.arrays["alignment/shifts_angstrom"],
+        turn_vectors(volume.arrays["alignment/shifts_angstrom"], -axis),
         np.deg2rad(volume.arrays["alignment/angles_deg"]),
-        truth.shifts[numbers],
-        truth.angles[numbers],
+        turn_vectors(truth.shifts[numbers], -axis),
+        angles_about(axis, truth.angles[numbers], truth.axis),
     )
 
 
-def _alignment_figures(found: AlignmentComparison) -> dict[str, Any]:
+def angles_about(axis: float, angles: FloatArray, given_about: float) -> FloatArray:
+    """Return (in_plane, tilt, out_of_plane) rad about the tilt axis at ``axis`` rad from those about ``given_about``.
+
+    ``angles`` (tilt, 3); the rotation of the sample in front of the scan stays the same.
+    """
+    turns = [turn_rotation(rotation_from_angles(*found), given_about - axis) for found in angles]
+    return np.array([angles_from_rotation(rotation) for rotation in turns])
+
+
+def _alignment_figures(found: AlignmentComparison, axis: float) -> dict[str, Any]:
+    """Return the figures of an alignment: shifts along the scan's y and x, angles about the tilt axis."""
     names = ("in_plane", "tilt", "out_of_plane")
+    shift_errors = turn_vectors(found.shift_errors, axis)
     return {
-        "shift_rms_yx_angstrom": list(found.shift_rms),
+        "shift_rms_yx_angstrom": [float(v) for v in np.sqrt((shift_errors**2).mean(axis=0))],
         "angle_rms_deg": {n: float(np.degrees(v)) for n, v in zip(names, found.angle_rms)},
     }
 

@@ -1,51 +1,86 @@
-"""The tomography stage: prepare, denoise, align, reconstruct; on Dask workers or in this process."""
+"""The tomography stage: align the stack of projections and reconstruct the volume, on Dask workers."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hpcrec.backend.array import Array, FloatArray
 from hpcrec.engines.solvers import Solver, solver_class
-from hpcrec.errors import ConfigError, DataError
-from hpcrec.geometry.pose import Pose
 from hpcrec.io.checkpoint import latest_good, save_checkpoint
-from hpcrec.io.results import ProjectionStore, VolumeResult, write_volume
-from hpcrec.models.tomography import TomographyModel
+from hpcrec.io.results import VolumeResult, write_volume
+from hpcrec.io.store import Attribute
+from hpcrec.models.tomography import Misfit, TomographyModel
 from hpcrec.run.cluster import DaskExecutor
 from hpcrec.run.directory import RunDirectory
 from hpcrec.run.job import Job, TomographySection
 from hpcrec.run.observers import Observer
-from hpcrec.tomography.align import Alignment, AlignmentRound, align, downsample
-from hpcrec.tomography.denoise import denoise
+from hpcrec.run.stack import ProjectionStack, gather_stack
+from hpcrec.tomography.align import Alignment, AlignmentRound, align
 from hpcrec.tomography.mask import fitting_shape, resize_mask
-from hpcrec.tomography.prepare import PreparedProjection, PrepareOptions, prepare_projection
-from hpcrec.tomography.reconstruct import Reconstruction, reconstruct
-
-logger = logging.getLogger(__name__)
+from hpcrec.tomography.reconstruct import Reconstruction, reconstruct, split_rows, sum_stacks
+from hpcrec.tomography.turn import turn_rotation, turn_vectors
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjectionStack:
-    """Phase projections on one detector grid whose pixel n//2 is the centre of the scan.
+class VolumeProblem:
+    """What every reconstruction of a run shares; ``shape`` (z, y, x) voxels; ``weights`` (tilt, y, x)."""
 
-    prepared, used (tilt, y, x) rad, ``used`` after denoising; weights (tilt, y, x); tilts rad; pixel_size Å;
-    centre (y, x) Å of pixel n//2 in scan coordinates; mass (tilt,) rad·Å²; doubtful tilts by number.
-    """
-
-    prepared: FloatArray
-    used: FloatArray
+    stack: ProjectionStack
+    alignment: Alignment
     weights: FloatArray
-    tilts: FloatArray
-    numbers: Array
-    pixel_size: float
-    centre: tuple[float, float]
-    mass: FloatArray
-    doubtful: list[int]
+    shape: tuple[int, int, int]
+    solver: Solver
+    executor: DaskExecutor
+    observer: Observer
+
+    def model(self, picks: Array) -> TomographyModel:
+        """Return the geometry of some of the projections."""
+        return TomographyModel(
+            volume_shape=self.shape,
+            voxel_size=self.stack.pixel_size,
+            detector_shape=(self.stack.used.shape[1], self.stack.used.shape[2]),
+            poses=tuple(self.alignment.poses[i] for i in picks),
+            blur=self.solver.options.blur_angstrom,
+        )
+
+    def aligned(self, projections: FloatArray) -> FloatArray:
+        """Return projections (tilt, y, x) without the backgrounds that the alignment found, float32."""
+        return self.alignment.without_background(projections, self.stack.pixel_size).astype(np.float32)
+
+    def solve(self, data: FloatArray, picks: Array, name: str) -> Reconstruction:
+        """Reconstruct from some of the projections ``data`` (tilt, y, x)."""
+        total = self.solver.options.n_iterations
+
+        def hear(i: int, misfit: Misfit) -> None:
+            text = f"{name}, R1 {misfit.r1:.4f}"
+            self.observer(
+                {"event": "stage_progress", "stage": "tomography", "done": i + 1, "total": total, "text": text}
+            )
+
+        found = self.alignment
+        return reconstruct(
+            self.model(picks),
+            data[picks],
+            self.weights[picks],
+            self.solver,
+            support=resize_mask(found.support, self.shape, found.support_voxel, self.stack.pixel_size),
+            n_slabs=self.executor.n_workers,
+            executor=self.executor,
+            callback=hear,
+        )
+
+    def reproject(self, coefficients: FloatArray) -> FloatArray:
+        """Return the projections (tilt, y, x) of a volume of coefficients."""
+        model, n = self.model(np.arange(len(self.weights))), self.executor.n_workers
+        slabs = split_rows(self.shape[1], n)
+        rows = [np.ascontiguousarray(coefficients[:, a:b]) for a, b in slabs]
+        return model.smooth(sum_stacks(self.executor.map(_reproject, [model] * len(slabs), slabs, rows)))
+
+
+def _reproject(model: TomographyModel, slab: tuple[int, int], volume: FloatArray) -> FloatArray:
+    return model.projector(slab).forward(volume)
 
 
 def reconstruct_volume(job: Job, key: str, directory: RunDirectory, executor: DaskExecutor, observer: Observer) -> None:
@@ -53,136 +88,61 @@ def reconstruct_volume(job: Job, key: str, directory: RunDirectory, executor: Da
     section = job.tomography
     assert section is not None
     stack = gather_stack(directory.projections, section, executor, observer)
-    for number in stack.doubtful:
+    for number in stack.numbers[stack.doubtful > 0]:
         observer({"event": "warning", "text": f"tilt {number}: phase vortices make its unwrapping doubtful"})
     alignment = _aligned(stack, section, key, directory, executor, observer)
-    shape = _volume_shape(stack, section, alignment)
-    solver = _solver(section)
-    data = alignment.without_background(stack.used, stack.pixel_size).astype(np.float32)
-    weights = (stack.weights * alignment.weights[:, None, None]).astype(np.float32)
-
-    def solve(picks: Array, name: str) -> Reconstruction:
-        return _solve(shape, stack, alignment, data, weights, picks, solver, executor, observer, name)
-
-    everything = np.arange(len(data))
-    whole = solve(everything, "volume")
+    problem = VolumeProblem(
+        stack=stack,
+        alignment=alignment,
+        weights=(stack.weights * alignment.weights[:, None, None]).astype(np.float32),
+        shape=_volume_shape(stack, section, alignment),
+        solver=_solver(section),
+        executor=executor,
+        observer=observer,
+    )
+    everything = np.arange(len(stack.used))
+    data = problem.aligned(stack.used)
+    whole = problem.solve(data, everything, "volume")
     arrays: dict[str, Array] = {
         "convergence/r1": whole.r1,
         "convergence/per_projection": whole.per_projection,
-        **alignment_arrays(alignment, stack),
-        "projections/prepared": stack.prepared,
-        "projections/weight": stack.weights,
+        **alignment_arrays(alignment, stack.axis),
+        **projection_arrays(stack),
         "projections/aligned": data,
-        "projections/mass": stack.mass,
-        "projections/tilt_deg": np.rad2deg(stack.tilts),
-        "projections/number": stack.numbers,
+        "projections/reprojected": problem.reproject(whole.coefficients),
     }
     if section.denoise.method != "none":
         arrays["projections/denoised"] = stack.used
-    model = _model(shape, stack, tuple(alignment.poses), solver)
-    parts = executor.map(_reproject, [model] * executor.n_workers, *_row_slabs(whole.coefficients, executor.n_workers))
-    arrays["projections/reprojected"] = model.smooth(sum(parts))
     if section.half_sets:
-        arrays["halves/even"] = solve(everything[::2], "even tilts").volume
-        arrays["halves/odd"] = solve(everything[1::2], "odd tilts").volume
-    attributes = {"centre_angstrom": stack.centre, "solver": section.solver, "unit": "rad/angstrom"}
+        arrays |= half_volumes(problem)
+    attributes: dict[str, Attribute] = {
+        "centre_angstrom": stack.centre,
+        "tilt_axis_deg": section.tilt_axis_deg,
+        "solver": section.solver,
+        "unit": "rad/angstrom",
+    }
     write_volume(
         directory.volume,
         VolumeResult(volume=whole.volume, voxel_size=stack.pixel_size, arrays=arrays, attributes=attributes),
     )
 
 
-def gather_stack(path: Path, section: TomographySection, executor: DaskExecutor, observer: Observer) -> ProjectionStack:
-    """Prepare and denoise every tilt on the workers and put the projections on one square-pixel grid.
+def half_volumes(problem: VolumeProblem) -> dict[str, Array]:
+    """Return the volumes of even and odd tilts, from projections that were not denoised.
 
-    The workers read their tilts from ``path`` (``projections.h5``) themselves.
+    A denoiser makes both halves alike where it errs alike, and their correlation would count that as signal.
     """
-    with ProjectionStore(path) as store:
-        n, (dy, dx) = store.n_tilts, store.sampling
-    if not np.isclose(dy, dx, rtol=1e-6):
-        raise ConfigError(
-            f"tomography needs square pixels, the projections have {dy:.4g} × {dx:.4g} Å: set data.window to a square"
-        )
-    observer({"event": "stage_progress", "stage": "tomography", "done": 0, "total": n, "text": "preparing"})
-    found = executor.map(_prepare, [path] * n, range(n), [section.prepare] * n)
-    tilts, prepared = [tilt for tilt, _ in found], [projection for _, projection in found]
-    _check_alike(tilts)
-    smooth = executor.map(denoise, [p.phase for p in prepared], [section.denoise] * n)
-    weights = np.stack([p.weight for p in prepared])
-    rows, columns = _field(tilts[0], weights, section)
-
-    def cut(images: list[FloatArray]) -> FloatArray:
-        return downsample(np.stack(images)[:, rows, columns].astype(np.float32), section.binning)
-
-    origin = tilts[0].origin
-    return ProjectionStack(
-        prepared=cut([p.phase for p in prepared]),
-        used=cut(smooth),
-        weights=np.clip(cut([p.weight for p in prepared]), 0, 1),
-        tilts=np.array([t.tilt for t in tilts]),
-        numbers=np.array([t.number for t in tilts]),
-        pixel_size=dy * section.binning,
-        centre=(
-            origin[0] + dy * (rows.start + (rows.stop - rows.start) // 2),
-            origin[1] + dx * (columns.start + (columns.stop - columns.start) // 2),
-        ),
-        mass=np.array([p.mass for p in prepared]),
-        doubtful=[t.number for t, p in zip(tilts, prepared) if p.doubtful],
-    )
+    measured = problem.aligned(problem.stack.prepared)
+    everything = np.arange(len(measured))
+    return {
+        "halves/even": problem.solve(measured, everything[::2], "even tilts").volume,
+        "halves/odd": problem.solve(measured, everything[1::2], "odd tilts").volume,
+    }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _TiltPlace:
-    """Where one tilt's projection lies: its angle in rad, grid, and the middle of its scan (y, x) in Å."""
-
-    number: int
-    tilt: float
-    shape: tuple[int, int]
-    sampling: tuple[float, float]
-    origin: tuple[float, float]
-    middle: tuple[float, float]
-
-
-def _prepare(path: Path, i_tilt: int, options: PrepareOptions) -> tuple[_TiltPlace, PreparedProjection]:
-    """Read and prepare one tilt; runs on a worker."""
-    with ProjectionStore(path) as store:
-        tilt = store.tilt(i_tilt)
-    middle = (tilt.positions.min(axis=0) + tilt.positions.max(axis=0)) / 2
-    place = _TiltPlace(
-        number=tilt.tilt_index,
-        tilt=float(np.deg2rad(tilt.tilt_deg)),
-        shape=(tilt.obj.shape[-2], tilt.obj.shape[-1]),
-        sampling=tilt.sampling,
-        origin=tilt.origin,
-        middle=(float(middle[0]), float(middle[1])),
-    )
-    return place, prepare_projection(tilt.obj, tilt.illumination, tilt.sampling, options)
-
-
-def _check_alike(tilts: list[_TiltPlace]) -> None:
-    for tilt in tilts[1:]:
-        if tilt.shape != tilts[0].shape or not np.allclose(tilt.origin, tilts[0].origin):
-            raise DataError(f"tilt {tilt.number} lies on another grid than tilt {tilts[0].number}: do not mix runs")
-
-
-def _field(tilt: _TiltPlace, weights: FloatArray, section: TomographySection) -> tuple[slice, slice]:
-    """Return rows and columns of the field to reconstruct: the asked extent, or all that any tilt has seen.
-
-    The field is centred on the scan; its sides are whole numbers of voxels.
-    """
-    seen = weights.max(axis=0) > 0
-    cuts = []
-    for axis, extent in enumerate(section.field_angstrom):
-        centre = round((tilt.middle[axis] - tilt.origin[axis]) / tilt.sampling[axis])
-        size = seen.shape[axis]
-        if extent > 0:
-            half = int(np.ceil(extent / 2 / tilt.sampling[axis]))
-        else:
-            inside = np.flatnonzero(seen.any(axis=1 - axis))
-            half = max(centre - inside[0], inside[-1] - centre)
-        half = min(half, centre, size - 1 - centre)
-        cuts.append(slice(centre - half, centre + half + 1))
-    return cuts[0], cuts[1]
+def _solver(section: TomographySection) -> Solver:
+    made: Solver = solver_class(section.solver)(getattr(section, section.solver))  # type: ignore[call-arg]
+    return made
 
 
 def _volume_shape(stack: ProjectionStack, section: TomographySection, alignment: Alignment) -> tuple[int, int, int]:
@@ -191,55 +151,6 @@ def _volume_shape(stack: ProjectionStack, section: TomographySection, alignment:
         return fitting_shape(alignment.support, alignment.support_voxel, stack.pixel_size)
     _, ny, nx = stack.prepared.shape
     return int(round(section.thickness_angstrom / stack.pixel_size)) | 1, ny, nx
-
-
-def _solver(section: TomographySection) -> Solver:
-    made: Solver = solver_class(section.solver)(getattr(section, section.solver))  # type: ignore[call-arg]
-    return made
-
-
-def _model(
-    shape: tuple[int, int, int], stack: ProjectionStack, poses: tuple[Pose, ...], solver: Solver
-) -> TomographyModel:
-    return TomographyModel(
-        volume_shape=shape,
-        voxel_size=stack.pixel_size,
-        detector_shape=(stack.prepared.shape[1], stack.prepared.shape[2]),
-        poses=poses,
-        blur=solver.options.blur_angstrom,
-    )
-
-
-def _solve(
-    shape: tuple[int, int, int],
-    stack: ProjectionStack,
-    alignment: Alignment,
-    data: FloatArray,
-    weights: FloatArray,
-    picks: Array,
-    solver: Solver,
-    executor: DaskExecutor,
-    observer: Observer,
-    name: str,
-) -> Reconstruction:
-    """Reconstruct from some of the projections."""
-    total = solver.options.n_iterations
-
-    def hear(i: int, misfit: Any) -> None:
-        text = f"{name}, R1 {misfit.r1:.4f}"
-        observer({"event": "stage_progress", "stage": "tomography", "done": i + 1, "total": total, "text": text})
-
-    poses = alignment.poses
-    return reconstruct(
-        _model(shape, stack, tuple(poses[i] for i in picks), solver),
-        data[picks],
-        weights[picks],
-        solver,
-        support=resize_mask(alignment.support, shape, alignment.support_voxel, stack.pixel_size),
-        n_slabs=executor.n_workers,
-        executor=executor,
-        callback=hear,
-    )
 
 
 def _aligned(
@@ -299,28 +210,34 @@ def alignment_from(arrays: dict[str, Array], support_voxel: float) -> Alignment:
     )
 
 
-def alignment_arrays(alignment: Alignment, stack: ProjectionStack) -> dict[str, Array]:
-    """Return an alignment as the arrays of ``volume.h5``."""
+def projection_arrays(stack: ProjectionStack) -> dict[str, Array]:
+    """Return a stack as the arrays of ``volume.h5``, in the axis frame."""
+    return {
+        "projections/prepared": stack.prepared,
+        "projections/weight": stack.weights,
+        "projections/mass": stack.mass,
+        "projections/n_residues": stack.n_residues,
+        "projections/doubtful": stack.doubtful,
+        "projections/tilt_deg": np.rad2deg(stack.tilts),
+        "projections/number": stack.numbers,
+    }
+
+
+def alignment_arrays(alignment: Alignment, axis: float) -> dict[str, Array]:
+    """Return an alignment as the arrays of ``volume.h5``, in the frame of the scan: turned back by ``axis`` rad.
+
+    The angles are the same in both frames: they turn about the beam, the tilt axis, and the axis across both.
+    """
     columns = ("bin", "r1", "shift_change", "angle_change", "n_refused")
     return {
-        "alignment/shifts_angstrom": alignment.shifts,
-        "alignment/start_shifts_angstrom": alignment.start[:, :2],
-        "alignment/rotations": np.stack([pose.rotation for pose in alignment.poses]),
+        "alignment/shifts_angstrom": turn_vectors(alignment.shifts, axis),
+        "alignment/start_shifts_angstrom": turn_vectors(alignment.start[:, :2], axis),
+        "alignment/rotations": turn_rotation(np.stack([pose.rotation for pose in alignment.poses]), axis),
         "alignment/angles_deg": np.rad2deg(alignment.angles),
         "alignment/offsets": alignment.parameters[:, 5],
-        "alignment/ramps": alignment.parameters[:, 6:8],
+        "alignment/ramps": turn_vectors(alignment.parameters[:, 6:8], axis),
         "alignment/weights": alignment.weights,
         "alignment/residuals": alignment.residuals,
         "alignment/mass": alignment.mass,
         **{f"alignment/history_{c}": np.array([getattr(r, c) for r in alignment.history]) for c in columns},
     }
-
-
-def _row_slabs(volume: FloatArray, n_slabs: int) -> tuple[list[tuple[int, int]], list[FloatArray]]:
-    edges = np.linspace(0, volume.shape[1], n_slabs + 1).astype(int)
-    slabs = [(int(a), int(b)) for a, b in zip(edges, edges[1:])]
-    return slabs, [np.ascontiguousarray(volume[:, a:b]) for a, b in slabs]
-
-
-def _reproject(model: TomographyModel, slab: tuple[int, int], volume: FloatArray) -> FloatArray:
-    return model.projector(slab).forward(volume)
