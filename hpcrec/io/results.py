@@ -4,8 +4,9 @@
     attributes  format = "hpcrec-tilt", format_version = 1; tilt_index (in the input file), tilt_deg (nominal),
                 sampling_angstrom (dy, dx), origin_angstrom (y, x) of the centre of object pixel [0, 0],
                 slice_thickness_angstrom, engine, iterations, seconds; energy_ev, wavelength_angstrom where known
-    object            (slice, y, x) complex64   transmission; its phase is σ times the projected potential
-    probe             (mode, y, x) complex64    centred at n//2; |probe|² sums to the counts of a pattern
+    object            (slice, y, x) complex64   transmission; its phase is σ times the projected potential;
+                                                complex128 where the job asked for double precision
+    probe             (mode, y, x) complex64    the same; centred at n//2; |probe|² sums to the counts of a pattern
     positions_angstrom (position, 2) float64    refined, (y, x)
     illumination      (y, x) float32            Σ|probe|² seen by each object pixel: where the object can be trusted
     loss, data_error  (iteration,) float64
@@ -145,8 +146,8 @@ def _shared_attributes(result: TiltResult) -> dict[str, Attribute]:
 
 def _tilt_record(result: TiltResult) -> tuple[dict[str, Array], dict[str, Attribute]]:
     arrays: dict[str, Array] = {
-        "object": result.obj.astype(np.complex64, copy=False),
-        "probe": result.probe.astype(np.complex64, copy=False),
+        "object": result.obj,
+        "probe": result.probe,
         "positions_angstrom": np.asarray(result.positions, np.float64),
         "illumination": result.illumination.astype(np.float32, copy=False),
         "loss": np.asarray(result.loss, np.float64),

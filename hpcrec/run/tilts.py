@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import platform
 from pathlib import Path
 
 from hpcrec.backend.fft import plan_wisdom, use_wisdom
 from hpcrec.data.dataset import TiltSeries
-from hpcrec.errors import DataError
+from hpcrec.errors import DataError, StorageError
 from hpcrec.io.atomic import write_bytes
 from hpcrec.io.checkpoint import remove_checkpoints
 from hpcrec.io.results import TiltResult, read_tilt_result, tilt_path, write_tilt_result
@@ -48,18 +50,35 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
 def _same_plans(job: Job, series: TiltSeries, world: Communicator, checkpoints: Path) -> None:
     """Let all ranks, now and after an interruption, use the same FFTW plans: other plans round differently.
 
-    The plans are kept as ``checkpoints/fftw_wisdom``.
+    The plans are kept as ``checkpoints/fftw_wisdom``, and for further runs on this machine in the user's cache.
     """
     if job.ptychography.precision != "single" or job.ptychography.kernel == "numpy":
         return
     wisdom = b""
     if world.rank == 0:
-        kept = checkpoints / "fftw_wisdom"
-        wisdom = kept.read_bytes() if kept.exists() else plan_wisdom(*series.pattern_shape)
-        if not kept.exists():
+        kept, cached = checkpoints / "fftw_wisdom", wisdom_cache(series.pattern_shape)
+        known = next((path for path in (kept, cached) if path.exists()), None)
+        wisdom = plan_wisdom(*series.pattern_shape) if known is None else known.read_bytes()
+        if known != kept:
             write_bytes(kept, wisdom)
+        if known is None:
+            _remember(cached, wisdom)
     if not use_wisdom(world.broadcast(wisdom)):
         logger.warning("FFTW cannot use the plans kept in %s: results agree to single precision only", checkpoints)
+
+
+def wisdom_cache(shape: tuple[int, int]) -> Path:
+    """Return where this machine keeps its FFTW plans of one window: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "hpcrec" / f"fftw-{platform.node()}-{shape[0]}x{shape[1]}"
+
+
+def _remember(path: Path, wisdom: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, wisdom)
+    except (OSError, StorageError) as fault:
+        logger.info("FFTW plans are not kept for other runs: %s", fault)
 
 
 def unfinished_tilts(series: TiltSeries, checkpoints: Path) -> list[int]:
