@@ -190,3 +190,41 @@ def test_a_constraint_sets_the_scale(name):
 def test_unknown_engines_are_refused():
     with pytest.raises(ConfigError, match="engine"):
         engine_class("magic")
+
+
+@ALL
+def test_gauges_change_no_pattern(name):
+    """Two slices share the probe's missing power; mixed modes are turned. Single precision to 1e-4 of the largest."""
+    phantom = Phantom(2, 2)
+    engine, state = build(phantom, name, probe_start=0), phantom.start
+    mixed = np.array([[0.8, 0.6], [-0.6, 0.8]], np.float32)
+    state.probe = np.tensordot(mixed, state.probe, axes=1) * np.float32(1.3)
+    before = phantom.model.simulate(state, state.positions[:5])
+    engine.finish_iteration(state)
+    after = phantom.model.simulate(state, state.positions[:5])
+    np.testing.assert_allclose(after, before, atol=1e-4 * before.max())
+
+
+@pytest.mark.parametrize(("name", "options"), [("gradient", {}), ("lsqml", {"momentum": 0.5})])
+def test_momenta_turn_with_the_modes(name, options):
+    phantom = Phantom(1, 2)
+    engine, state = build(phantom, name, probe_start=0, **options), phantom.start
+    mixed = np.array([[0.8, 0.6], [-0.6, 0.8]], np.float32)
+    state.probe = np.tensordot(mixed, state.probe, axes=1)
+    state.memory["probe_velocity"] = state.probe.copy()
+    engine.finish_iteration(state)
+    # Single precision
+    np.testing.assert_allclose(state.memory["probe_velocity"], state.probe, atol=1e-4 * np.abs(state.probe).max())
+
+
+def test_the_probe_of_the_gradient_engine_has_momentum():
+    """The same gradient twice: v = u, then μu + u, so the steps u + μv are as 1 + μ and 1 + μ + μ²."""
+    phantom = Phantom()
+    engine = build(phantom, "gradient", probe_start=0, momentum=0.5)
+    total = total_of(engine.accumulate("update", phantom.start, next(phantom.batches(16, 1))), ("illumination",))
+    probes = [phantom.start.probe.copy()]
+    for _ in range(2):
+        engine.apply("update", phantom.start, total)
+        probes.append(phantom.start.probe.copy())
+    first, second = (np.linalg.norm(b - a) for a, b in zip(probes, probes[1:]))
+    assert second / first == pytest.approx(1.75 / 1.5, rel=1e-3)
