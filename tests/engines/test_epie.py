@@ -36,3 +36,16 @@ def test_a_batch_of_one_pattern_is_the_published_serial_update(gamma):
         engine.apply("update", state, total_of(partial, ("illumination",)))
         np.testing.assert_allclose(state.obj[window], wanted, atol=1e-9)
         np.testing.assert_allclose(state.probe[0], wanted_probe, atol=1e-7)
+
+
+def test_slices_share_the_step():
+    """All slices move at once, so each takes its share of α: −α/2 · g / max W for two."""
+    phantom = Phantom(2, precision="double")
+    engine = Epie(phantom.model, Epie.Options(object_step=0.8))
+    engine.prepare(phantom.start)
+    partial = engine.accumulate("update", phantom.start, next(phantom.batches(8, 0)))
+    gradient, light = partial.fields["object_gradient"], partial.fields["illumination"].values
+    before = phantom.start.obj.copy()
+    engine.apply("update", phantom.start, total_of(partial, ("illumination",)))
+    change = (phantom.start.obj - before)[(slice(None), *gradient.box.slices(phantom.box))]
+    np.testing.assert_allclose(change, -0.4 * gradient.values / light.max(), atol=1e-12)
