@@ -5,6 +5,7 @@ from phantom import SHAPE, Phantom, total_of
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.engines.epie import Epie
 from hpcrec.models.base import Batch
+from hpcrec.objectives.losses import AMPLITUDE_FLOOR
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.2])
@@ -26,8 +27,8 @@ def test_a_batch_of_one_pattern_is_the_published_serial_update(gamma):
         window = (0, slice(y, y + SHAPE[0]), slice(x, x + SHAPE[1]))
         patch, probe = state.obj[window].copy(), state.probe[0].copy()
         far = fft2(patch * probe)
-        # The loss's floor ε = 1e-6 counts is part of the modulus ratio
-        chi = ifft2(far * (np.sqrt((phantom.patterns[j] + 1e-6) / (np.abs(far) ** 2 + 1e-6)) - 1))
+        # The loss's background ε is part of the modulus ratio
+        chi = ifft2(far * (np.sqrt((phantom.patterns[j] + AMPLITUDE_FLOOR) / (np.abs(far) ** 2 + AMPLITUDE_FLOOR)) - 1))
         w, v = np.abs(probe) ** 2, np.abs(patch) ** 2
         wanted = patch + alpha * probe.conj() * chi / ((1 - gamma) * w + gamma * w.max())
         wanted_probe = probe + beta * patch.conj() * chi / ((1 - gamma) * v + gamma * v.max())
