@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from hpcrec.errors import DeviceError
 from hpcrec.io.base import open_series
 from hpcrec.run.config import load_job
 from hpcrec.run.plan import Plan, available_cores, duration, make_plan
@@ -20,7 +21,12 @@ def check_job_file(path: Path, overrides: Sequence[str], n_ranks: int) -> None:
         plan = make_plan(job, series, n_ranks)
     console = Console()
     console.print(plan_table(plan))
-    console.print(f"[green]ok[/]: {path} can run" if plan.fits else f"[red]{path} does not fit[/]", highlight=False)
+    if not plan.fits:
+        raise DeviceError(
+            f"{path} does not fit: a rank would need {plan.memory_gib_per_rank:.1f} GiB, the limit is "
+            f"{plan.memory_limit_gib:.1f} GiB; raise parallel.memory_gib_per_rank or parallel.group_size"
+        )
+    console.print(f"[green]ok[/]: {path} can run", highlight=False, soft_wrap=True)
 
 
 def plan_table(plan: Plan) -> Table:

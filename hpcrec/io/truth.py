@@ -10,7 +10,7 @@ import numpy as np
 
 from hpcrec.backend.array import FloatArray, IntArray
 from hpcrec.data.specimen import Specimen, specimen_from_atoms
-from hpcrec.errors import DataError
+from hpcrec.errors import ConfigError, DataError
 from hpcrec.io.atoms import read_specimen
 from hpcrec.io.hdf5_access import open_hdf5
 
@@ -48,7 +48,7 @@ def read_truth(path: Path) -> Truth:
                 shifts=_shifts(group),
                 axis=float(np.deg2rad(group.attrs.get("axis_deg", 0.0))),
             )
-        except (KeyError, OSError, RuntimeError) as fault:
+        except (KeyError, OSError, RuntimeError, ValueError, IndexError, ConfigError) as fault:
             raise DataError(f"{path}: holds no group 'truth' with atoms ({fault}); give another reference") from fault
 
 

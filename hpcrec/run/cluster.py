@@ -139,6 +139,7 @@ def cluster(n_workers: int, scheduler: str = "") -> Iterator[DaskExecutor]:
             processes=True,
             host="127.0.0.1",
             dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # no dashboard, and no fixed port for its server
             security=True,
             silence_logs=logging.ERROR,
         )

@@ -110,8 +110,9 @@ def open_directory(path: Path, raw: Mapping[str, Any]) -> RunDirectory:
     StorageError : it cannot be written.
     """
     directory = RunDirectory(path)
+    old: dict[str, Any] | None = None
     if directory.job.exists():
-        old = tomllib.loads(directory.job.read_text(encoding="utf-8"))
+        old = _frozen_job(directory.job)
         fixed = [line for name in (*STAGE_SECTIONS["ptychography"], "name") for line in _changes(old, raw, name)]
         if fixed:
             raise ConfigError(
@@ -124,8 +125,16 @@ def open_directory(path: Path, raw: Mapping[str, Any]) -> RunDirectory:
         directory.checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise StorageError(f"cannot write to {path}: {fault.strerror}; choose another --out") from None
-    write_bytes(directory.job, job_text(raw).encode())
+    if old != raw:
+        write_bytes(directory.job, job_text(raw).encode())
     return directory
+
+
+def _frozen_job(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"{path} is damaged ({fault}): copy the job file there, or give another --out") from None
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], section: str) -> list[str]:

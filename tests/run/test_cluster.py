@@ -114,7 +114,7 @@ def background(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
     def call() -> None:
         try:
             result.set_result(function(*arguments))
-        except Exception as fault:
+        except Exception as fault:  # noqa: BLE001 - handed on to whoever asks
             result.set_exception(fault)
 
     Thread(target=call, daemon=True).start()
@@ -187,5 +187,8 @@ def test_what_only_a_dead_worker_held_is_not_waited_for(executor: DaskExecutor) 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     patient = cluster_module.Client
     monkeypatch.setattr(cluster_module, "Client", lambda address, timeout: patient(address, timeout="1s"))
-    with pytest.raises(ParallelError, match=r"tcp://127\.0\.0\.1:9.*parallel\.scheduler"), cluster(1, "tcp://127.0.0.1:9"):
+    with (
+        pytest.raises(ParallelError, match=r"tcp://127\.0\.0\.1:9.*parallel\.scheduler"),
+        cluster(1, "tcp://127.0.0.1:9"),
+    ):
         pass

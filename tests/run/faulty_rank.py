@@ -1,0 +1,31 @@
+"""What test_ranks_run.py starts under mpiexec: ``python faulty_rank.py raise|kill ARGUMENTS OF hpcrec``.
+
+Rank 1 fails in its seventh sweep: the third of the second tilt, one sweep beyond a checkpoint.
+"""
+
+import os
+import signal
+import sys
+
+from hpcrec.cli.main import main
+from hpcrec.errors import DataError
+from hpcrec.run.runner import TiltRun
+
+
+def fail_in_sweep(how, number):
+    sweep, done = TiltRun.sweep, []
+
+    def faulty(self):
+        done.append(1)
+        if len(done) == number and os.environ["PMI_RANK"] == "1":
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise DataError("scan.h5: position 7 cannot be read")
+        sweep(self)
+
+    TiltRun.sweep = faulty
+
+
+if __name__ == "__main__":
+    fail_in_sweep(sys.argv.pop(1), 7)
+    main()

@@ -1,0 +1,144 @@
+"""The plan: memory grows with the object, tiles need less, and a job that fits nowhere is refused with advice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpcrec.data.dataset import TiltSeries
+from hpcrec.errors import DeviceError
+from hpcrec.geometry.grid import Grid
+from hpcrec.io.base import open_series
+from hpcrec.run import plan
+from hpcrec.run.config import load_job
+from hpcrec.run.job import Job
+from hpcrec.run.plan import (
+    BASE_GIB,
+    GIB,
+    OBJECT_COPIES,
+    duration,
+    group_size,
+    make_plan,
+    memory_limit,
+    n_workers,
+    rank_memory,
+    tomography_seconds,
+)
+from hpcrec.run.start import common_grid
+
+
+@pytest.fixture
+def series(tiny_job: Path) -> Iterator[TiltSeries]:
+    with open_series(load_job(tiny_job)[0].data) as opened:
+        yield opened
+
+
+def job_with(path: Path, *changes: str) -> Job:
+    return load_job(path, changes)[0]
+
+
+def large_grid(series: TiltSeries, pixels: int) -> Grid:
+    return dataclasses.replace(common_grid(series), shape=(pixels, pixels))
+
+
+def test_memory_grows_with_the_object_and_its_slices(tiny_job: Path, series: TiltSeries) -> None:
+    job = job_with(tiny_job)
+    small, large = (rank_memory(job, series, large_grid(series, n), 1) for n in (1000, 4000))
+    assert BASE_GIB < small < large
+    # complex64 copies of the 15 million pixels that the larger one has more
+    assert large - small == pytest.approx(OBJECT_COPIES * 8 * (4000**2 - 1000**2) / GIB)
+    sliced = job_with(tiny_job, "ptychography.slices=3", "ptychography.slice_thickness_angstrom=4")
+    assert rank_memory(sliced, series, large_grid(series, 4000), 1) == pytest.approx(
+        large + 2 * OBJECT_COPIES * 8 * 4000**2 / GIB
+    )
+    double = job_with(tiny_job, "ptychography.precision=double")
+    assert rank_memory(double, series, large_grid(series, 4000), 1) > 1.9 * (large - BASE_GIB)
+
+
+def test_tiles_need_less_than_copies_of_the_whole_object(tiny_job: Path, series: TiltSeries) -> None:
+    grid = large_grid(series, 4000)
+    tiled = job_with(tiny_job, "parallel.exchange=tiled")
+    copies = job_with(tiny_job, "parallel.exchange=replicated")
+    assert rank_memory(tiled, series, grid, 1) == rank_memory(copies, series, grid, 1)
+    assert rank_memory(tiled, series, grid, 4) < rank_memory(copies, series, grid, 4)
+    sizes = [rank_memory(tiled, series, grid, size) for size in (1, 2, 4, 8)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[3] - BASE_GIB > (sizes[0] - BASE_GIB) / 8, "a tile has a halo"
+
+
+@pytest.mark.parametrize(("n_ranks", "expected"), [(1, 1), (2, 1), (3, 1), (6, 2), (7, 2), (9, 3)])
+def test_no_rank_is_idle_when_there_are_fewer_tilts(
+    tiny_job: Path, series: TiltSeries, n_ranks: int, expected: int
+) -> None:
+    """Three tilts."""
+    assert group_size(job_with(tiny_job), series, common_grid(series), n_ranks) == expected
+
+
+def test_the_size_that_was_asked_for_is_taken_up_to_all_ranks(tiny_job: Path, series: TiltSeries) -> None:
+    job = job_with(tiny_job, "parallel.group_size=3")
+    assert group_size(job, series, common_grid(series), 8) == 3
+    assert group_size(job, series, common_grid(series), 2) == 2
+
+
+def test_groups_grow_until_memory_suffices(tiny_job: Path, series: TiltSeries) -> None:
+    grid = large_grid(series, 4000)
+    tiled = job_with(tiny_job, "parallel.exchange=tiled")
+    limit = (rank_memory(tiled, series, grid, 2) + rank_memory(tiled, series, grid, 3)) / 2
+    limited = job_with(tiny_job, "parallel.exchange=tiled", f"parallel.memory_gib_per_rank={limit}")
+    assert group_size(limited, series, grid, 3) == 3
+
+
+def test_a_job_that_fits_nowhere_is_refused_with_advice(tiny_job: Path, series: TiltSeries) -> None:
+    job = job_with(tiny_job, "parallel.memory_gib_per_rank=0.5")
+    with pytest.raises(DeviceError) as caught:
+        group_size(job, series, large_grid(series, 4000), 2)
+    assert "a rank would need 1.2 GiB, the limit is 0.5 GiB" in str(caught.value)
+    assert "parallel.exchange = 'tiled'" in str(caught.value)
+    assert caught.value.exit_code == 5
+
+
+def test_ranks_share_the_memory_of_the_machine(tiny_job: Path) -> None:
+    job = job_with(tiny_job)
+    assert memory_limit(job, 1) == pytest.approx(4 * memory_limit(job, 4))
+    assert memory_limit(job_with(tiny_job, "parallel.memory_gib_per_rank=3"), 4) == 3
+
+
+def test_workers_are_asked_for_or_one_a_rank_and_core(tiny_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "available_cores", lambda: 4)
+    assert [n_workers(job_with(tiny_job), n) for n in (1, 3, 9)] == [1, 3, 4]
+    assert n_workers(job_with(tiny_job, "parallel.workers=6"), 1) == 6
+
+
+def test_the_plan_of_the_tiny_series(tiny_job: Path, series: TiltSeries, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "measure_speed", lambda *_: 54.0)
+    found = make_plan(job_with(tiny_job), series, 1)
+    assert (found.n_tilts, found.n_positions, found.pattern_shape) == (3, 108, (32, 32))
+    assert found.ptychography_seconds == pytest.approx(108 * 4 / 54.0)
+    assert found.tomography_seconds == 0
+    assert found.fits
+    assert "ptychography about 8 s" in found.sentence(3)
+    assert "ptychography about 3 s" in found.sentence(1)
+    assert "tomography" not in found.sentence(3)
+    assert not dataclasses.replace(found, memory_limit_gib=0.1).fits
+
+
+def test_speed_is_measured_and_tomography_counted(tiny_job: Path, series: TiltSeries) -> None:
+    assert make_plan(job_with(tiny_job), series, 1).patterns_per_s > 10
+    short, long = (
+        job_with(tiny_job, f"tomography.fista.n_iterations={n}", "tomography.alignment.rounds=[1, 1]") for n in (1, 500)
+    )
+    assert (
+        0
+        < tomography_seconds(short, series, common_grid(series))
+        < tomography_seconds(long, series, common_grid(series))
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(3.4, "about 3 s"), (89, "about 89 s"), (90, "about 2 min"), (7200, "about 2.0 h")]
+)
+def test_time_spans_are_said_as_a_person_would(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

@@ -1,0 +1,86 @@
+"""``mpiexec -n 2 hpcrec run``: the answer of one process; a dead rank ends the job, and the next start continues it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcrec.errors import DataError
+from hpcrec.io.results import read_volume
+from hpcrec.run.observers import read_events
+
+FAULTY = Path(__file__).with_name("faulty_rank.py")
+LAUNCHER = Path(sys.executable).with_name("mpiexec")
+LAUNCH_KEYS = ("PMI_", "PMIX_", "OMPI_", "SLURM_")
+
+pytestmark = [
+    pytest.mark.mpi,
+    pytest.mark.timeout(200),
+    pytest.mark.skipif(not LAUNCHER.exists(), reason=f"no mpiexec beside {sys.executable}"),
+]
+
+
+def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCH_KEYS)}
+    command = [str(LAUNCHER), "-n", "2", sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=90, env={**kept, "OMP_NUM_THREADS": "1"}, check=False
+    )
+
+
+def run(job: Path, out: Path) -> tuple[object, ...]:
+    return "run", job, "--out", out, "--until", "tomography", "--set", "parallel.group_size=2"
+
+
+def distance(folder: Path, other: Path) -> float:
+    a, b = (read_volume(f / "volume.h5").volume for f in (folder, other))
+    assert a.shape == b.shape
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(whole_job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory that two ranks made without interruption."""
+    out = tmp_path_factory.mktemp("ranks") / "out"
+    done = launch("-m", "hpcrec.cli.main", *run(whole_job, out))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run directory") == 1, "one rank speaks for all"
+    return out
+
+
+def test_two_ranks_find_the_volume_of_one_process(two_ranks: Path, whole_run: Path) -> None:
+    """Sums over ranks are rounded in another order, and the sweeps and the alignment amplify that a little."""
+    assert distance(two_ranks, whole_run) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_job_and_the_same_command_continues_it(
+    whole_job: Path, two_ranks: Path, scheduler: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    began = time.monotonic()
+    done = launch(FAULTY, "kill", *run(whole_job, out))
+    assert done.returncode != 0
+    assert time.monotonic() - began < 30
+    assert len(list(out.glob("checkpoints/tilt_*.h5"))) == 1
+    assert not (out / "volume.h5").exists()
+    done = launch("-m", "hpcrec.cli.main", *run(whole_job, out), "--set", f"parallel.scheduler={scheduler}")
+    assert done.returncode == 0, done.stderr
+    started = [e["resumed_at"] for e in read_events(out / "events.jsonl") if e["event"] == "tilt_started"]
+    assert sorted(started) == [0, 0, 0, 2], "three fresh starts, one of them continued after its second sweep"
+    assert distance(out, two_ranks) < 1e-5
+
+
+def test_an_exception_on_one_rank_ends_the_job_with_its_message(whole_job: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = launch(FAULTY, "raise", *run(whole_job, tmp_path / "out"))
+    assert time.monotonic() - began < 30
+    assert done.returncode == DataError.exit_code
+    assert "rank 1: scan.h5: position 7 cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
