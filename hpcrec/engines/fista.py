@@ -26,7 +26,7 @@ class FistaOptions:
 
     n_iterations: int = 25
     positivity: bool = True
-    sparsity: float = 0.01
+    sparsity: float = 0.03
     blur_angstrom: float = 0.15
 
 

@@ -5,8 +5,11 @@ The only home of mpi4py, which is imported on first use: a process that no launc
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import logging
 import os
+import subprocess
 import sys
 import time
 import traceback
@@ -26,6 +29,12 @@ logger = logging.getLogger(__name__)
 _RANK_COUNTS: Final = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _SWAP_TAG: Final = 1001  # one beyond the tags of messages, see Communicator
 _POLL_S: Final = 0.01
+_ASK: Final = """
+import json, mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+print(json.dumps([MPI.Get_library_version(), MPI.Get_version()]))
+"""
 _PATIENCE_S: Final = 0.3  # if all ranks fail alike, rank 0 alone gets to say it
 
 
@@ -41,15 +50,15 @@ def launched_ranks(environment: Mapping[str, str]) -> int | None:
     return 0 if {"PMIX_RANK", "PMI_RANK"} & set(environment) else None
 
 
-def _load(initialise: bool) -> Any:
-    """Import mpi4py.MPI and initialise MPI with full thread support if asked to."""
+def _load() -> Any:
+    """Import mpi4py.MPI and initialise MPI with full thread support."""
     import mpi4py
 
     if "mpi4py.MPI" not in sys.modules:
         mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
     from mpi4py import MPI
 
-    if initialise and not MPI.Is_initialized():
+    if not MPI.Is_initialized():
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
     return MPI
 
@@ -64,7 +73,7 @@ def world() -> Communicator:
     if expected is None or expected == 1:
         return SerialCommunicator()
     try:
-        mpi = _load(initialise=True)
+        mpi = _load()
     except (ImportError, RuntimeError) as error:
         raise ParallelError(
             f"a launcher started {expected or 'several'} ranks, but MPI cannot be loaded: {error}"
@@ -89,7 +98,7 @@ class MpiCommunicator:
     def __init__(self, comm: Any) -> None:
         from mpi4py.util import pkl5
 
-        self._mpi = _load(initialise=True)
+        self._mpi = _load()
         self._comm = comm
         self._objects = pkl5.Intracomm(comm)  # pickles with large buffers out of band, in blocks
         self.rank: int = comm.Get_rank()
@@ -251,16 +260,24 @@ class LibraryInfo:
 
 
 def library_info() -> LibraryInfo:
-    """Return which MPI would be used, without initialising it; raise :class:`ParallelError` if none can be loaded."""
-    import mpi4py
+    """Return which MPI would be used; raise :class:`ParallelError` if none can be loaded.
 
-    try:
-        mpi = _load(initialise=False)
-    except (ImportError, RuntimeError) as error:
-        raise ParallelError(f"no MPI library can be loaded: {error}") from error
+    Where MPI is not in use it is asked in a process of its own: a library that is loaded but not initialised would
+    end this one as soon as some other package (ase does) looks at its ranks.
+    """
+    binding = f"mpi4py {importlib.metadata.version('mpi4py')}"
+    loaded = sys.modules.get("mpi4py.MPI")
+    if loaded is not None:
+        library, version = loaded.Get_library_version(), loaded.Get_version()
+    else:
+        asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=60, check=False)
+        if asked.returncode:
+            reason = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ParallelError(f"no MPI library can be loaded: {reason}")
+        library, version = json.loads(asked.stdout)
     return LibraryInfo(
-        binding=f"mpi4py {mpi4py.__version__}",
-        library=" ".join(mpi.Get_library_version().split("\n")[0].replace("\0", "").split()),
-        standard=".".join(map(str, mpi.Get_version())),
+        binding=binding,
+        library=" ".join(library.split("\n")[0].replace("\0", "").split()),
+        standard=".".join(map(str, version)),
         launched=launched_ranks(os.environ) or 1,
     )

@@ -149,6 +149,9 @@ def check_job(raw: Mapping[str, Any]) -> Job:
     if faults:
         raise ConfigError(_fault_list("the job file", faults))
     assert job is not None
+    energy = getattr(options, "energy_ev", None)
+    if job.beam and isinstance(energy, float) and energy != job.beam.energy_ev:
+        raise ConfigError(f"data.energy_ev {energy:g} and beam.energy_ev {job.beam.energy_ev:g} differ: leave one away")
     made: Job = dataclasses.replace(job, data=options)
     return made
 
@@ -213,24 +216,52 @@ def _cross_checks(job: Job) -> list[str]:
         faults.append("ptychography.slices: must be 1 or more")
     if isinstance(job.parallel.group_size, int) and job.parallel.group_size < 1:
         faults.append("parallel.group_size: must be 1 or more, or 'auto'")
-    for key, value, low in (
-        ("ptychography.iterations", p.iterations, 1),
-        ("ptychography.batch_size", p.batch_size, 0),
-        ("ptychography.checkpoint_every", p.checkpoint_every, 1),
-        ("probe.modes", probe.modes, 1),
-    ):
-        if value < low:
-            faults.append(f"{key}: must be {low} or more, got {value}")
-    for key, number in (
-        ("beam.energy_ev", job.beam.energy_ev if job.beam else None),
-        ("probe.semiangle_mrad", probe.semiangle_mrad),
-        ("ptychography.slice_thickness_angstrom", p.slice_thickness_angstrom),
-    ):
-        if number is not None and number <= 0:
-            faults.append(f"{key}: must be positive, got {number}")
+    faults.extend(_range_faults(job))
     if job.analysis and not job.tomography:
         faults.append("analysis: needs a [tomography] section, whose volume it measures")
     engine_class(p.engine)
+    return faults
+
+
+def _range_faults(job: Job) -> list[str]:
+    """Return the numbers that lie outside of what makes sense."""
+    p, probe, parallel = job.ptychography, job.probe, job.parallel
+    lowest: list[tuple[str, float, float]] = [
+        ("ptychography.iterations", p.iterations, 1),
+        ("ptychography.batch_size", p.batch_size, 0),
+        ("ptychography.checkpoint_every", p.checkpoint_every, 1),
+        ("ptychography.seed", p.seed, 0),
+        ("probe.modes", probe.modes, 1),
+        ("parallel.workers", parallel.workers, 0),
+        ("parallel.halo_margin_angstrom", parallel.halo_margin_angstrom, 0),
+        ("parallel.memory_gib_per_rank", parallel.memory_gib_per_rank, 0),
+    ]
+    faults = []
+    if job.tomography:
+        t = job.tomography
+        lowest += [
+            ("tomography.binning", t.binning, 1),
+            ("tomography.thickness_angstrom", t.thickness_angstrom, 0),
+            ("tomography.field_angstrom", min(t.field_angstrom), 0),
+            ("tomography.fista.n_iterations", t.fista.n_iterations, 1),
+            ("tomography.fista.sparsity", t.fista.sparsity, 0),
+            ("tomography.resire.n_iterations", t.resire.n_iterations, 1),
+        ]
+        if len(t.alignment.bins) != len(t.alignment.rounds) or min(t.alignment.bins, default=0) < 1:
+            faults.append("tomography.alignment: bins and rounds must have the same number of entries, bins 1 or more")
+        if not 0 < t.resire.relaxation < 2:
+            faults.append(f"tomography.resire.relaxation: must lie between 0 and 2, got {t.resire.relaxation}")
+    faults += [f"{key}: must be {low:g} or more, got {value:g}" for key, value, low in lowest if value < low]
+    positive: list[tuple[str, float | None]] = [
+        ("beam.energy_ev", job.beam.energy_ev if job.beam else None),
+        ("probe.semiangle_mrad", probe.semiangle_mrad),
+        ("ptychography.slice_thickness_angstrom", p.slice_thickness_angstrom),
+    ]
+    faults += [f"{key}: must be positive, got {v:g}" for key, v in positive if v is not None and v <= 0]
+    if probe.modes > 1 and not 0 < probe.mode_share * (probe.modes - 1) < 1:
+        faults.append("probe.mode_share: the extra modes together must start with less than all the power")
+    if p.kernel == "compiled" and p.precision == "double":
+        faults.append("ptychography.kernel: the compiled loops are single precision; use kernel = 'auto' with double")
     return faults
 
 

@@ -22,6 +22,7 @@ from hpcrec.errors import ConfigError, StorageError
 from hpcrec.io.atomic import write_bytes
 from hpcrec.run.config import STAGE_SECTIONS, changed_keys, job_text
 
+FREE_KEYS = ("ptychography.checkpoint_every:", "data.drop_tilts:")
 STAGES = ("ptychography", "tomography", "analysis", "report")
 
 
@@ -113,7 +114,12 @@ def open_directory(path: Path, raw: Mapping[str, Any]) -> RunDirectory:
     old: dict[str, Any] | None = None
     if directory.job.exists():
         old = _frozen_job(directory.job)
-        fixed = [line for name in (*STAGE_SECTIONS["ptychography"], "name") for line in _changes(old, raw, name)]
+        fixed = [
+            line
+            for name in (*STAGE_SECTIONS["ptychography"], "name")
+            for line in _changes(old, raw, name)
+            if not line.startswith(FREE_KEYS)
+        ]
         if fixed:
             raise ConfigError(
                 f"{path} holds a run of another job ({'; '.join(fixed[:3])}): "

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from hpcrec.data.dataset import Identity, TiltSeries
-from hpcrec.errors import ParallelError
+from hpcrec.errors import DataError, ParallelError
 from hpcrec.io.atomic import remove_leftovers
 from hpcrec.io.base import open_series
 from hpcrec.io.results import assemble_projections
@@ -26,6 +26,7 @@ from hpcrec.run.measure import measure, summary
 from hpcrec.run.observers import Event, EventLog, Observer, make_progress
 from hpcrec.run.plan import make_plan, n_workers
 from hpcrec.run.provenance import collect_provenance, now
+from hpcrec.run.start import FEW_COUNTS, mean_power
 from hpcrec.run.tilts import reconstruct_tilts, unfinished_tilts
 from hpcrec.run.volume import reconstruct_volume
 
@@ -85,6 +86,8 @@ def _lead(
     _begin(raw, directory, world, series)
     todo = unfinished_tilts(series, directory.checkpoints)
     text = f"{len(todo)} of {series.n_tilts} tilts to do, {world.size} rank(s), {job.ptychography.engine}"
+    for text in _notices(job, series):
+        observer({"event": "warning", "text": text})
     if todo:
         plan = make_plan(job, series, world.size)
         observer({"event": "note", "text": f"plan: {plan.sentence(len(todo))}"})
@@ -104,6 +107,20 @@ def _lead(
     quality = summary(directory)
     _finish(directory)
     return quality
+
+
+def _notices(job: Job, series: TiltSeries) -> list[str]:
+    """Return what a user should know before the work begins, though it can go on."""
+    found = []
+    power = mean_power(series.tilt(series.n_tilts // 2))
+    if power < FEW_COUNTS:
+        found.append(
+            f"the patterns sum to {power:.3g} on average: the losses expect counts, so results will be poor "
+            "if the data were normalised; give counts"
+        )
+    if job.tomography and series.n_tilts < 2:
+        found.append("one tilt makes no volume: the [tomography] section is left out")
+    return found
 
 
 def _tomography(job: Job, raw: dict[str, Any], directory: RunDirectory, n_ranks: int, observer: Observer) -> None:
@@ -140,6 +157,12 @@ def _begin(raw: dict[str, Any], directory: RunDirectory, world: Communicator, se
     record = collect_provenance(raw, [identity_record(series.identity)], world.size, library)
     before = directory.read_json(directory.provenance)
     if before:
+        known, now_read = before["inputs"][0]["digest"], record["inputs"][0]["digest"]
+        if known != now_read:
+            raise DataError(
+                f"{series.identity.path}: is not the file this run began with ({known} → {now_read}); "
+                "put the file back, or start anew with another --out"
+            )
         restarts = [*before.get("restarts", []), {k: record[k] for k in ("started", "command", "ranks", "hpcrec")}]
         record = {**record, "started": before["started"], "restarts": restarts}
     directory.write_json(directory.provenance, record)

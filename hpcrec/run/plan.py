@@ -120,7 +120,7 @@ def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int) -> int:
 
 def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     """Return the plan of a job; it times a few real patterns, which takes about a second."""
-    grid = common_grid(series)
+    grid = common_grid(job, series)
     size = group_size(job, series, grid, n_ranks)
     middle = int(np.argmin(np.abs(series.tilt_angles)))
     setup = tilt_setup(job, series, middle, grid)

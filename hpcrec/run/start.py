@@ -17,6 +17,8 @@ from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes, probe_
 from hpcrec.run.job import Job
 
 N_POWER_SAMPLES = 64
+GRID_MARGIN = 4
+FEW_COUNTS = 50.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +50,12 @@ def beam_of(job: Job) -> Beam | None:
     return (electron_beam if job.beam.kind == "electron" else photon_beam)(job.beam.energy_ev)
 
 
-def common_grid(series: TiltSeries) -> Grid:
-    """Return the object grid that holds the windows of all tilts, the same for every tilt of the series."""
+def common_grid(job: Job, series: TiltSeries) -> Grid:
+    """Return the object grid that holds the windows of all tilts, and room for refined positions to move."""
     positions = np.concatenate([p[[p.argmin(0), p.argmax(0)]].reshape(-1, 2) for p in series.facts.positions])
-    return object_grid(positions, series.pattern_shape, series.sampling)
+    moves = getattr(job.ptychography, job.ptychography.engine).position_start is not None
+    margin = GRID_MARGIN + (math.ceil(job.parallel.halo_margin_angstrom / min(series.sampling)) if moves else 0)
+    return object_grid(positions, series.pattern_shape, series.sampling, margin)
 
 
 def slice_count(job: Job, i_tilt: int, angle: float) -> int:

@@ -32,7 +32,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     the input file.
     """
     _same_plans(job, series, world, checkpoints)
-    grid = common_grid(series)
+    grid = common_grid(job, series)
     size = world.broadcast(group_size(job, series, grid, world.size) if world.rank == 0 else None)
     group = world.split(min(world.rank // size, max(world.size // size, 1) - 1))
     todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []

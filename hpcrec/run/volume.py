@@ -133,10 +133,10 @@ def half_volumes(problem: VolumeProblem) -> dict[str, Array]:
     A denoiser makes both halves alike where it errs alike, and their correlation would count that as signal.
     """
     measured = problem.aligned(problem.stack.prepared)
-    everything = np.arange(len(measured))
+    by_angle = np.argsort(problem.stack.tilts, kind="stable")  # neighbours in angle, whatever the order in the file
     return {
-        "halves/even": problem.solve(measured, everything[::2], "even tilts").volume,
-        "halves/odd": problem.solve(measured, everything[1::2], "odd tilts").volume,
+        "halves/even": problem.solve(measured, by_angle[::2], "even tilts").volume,
+        "halves/odd": problem.solve(measured, by_angle[1::2], "odd tilts").volume,
     }
 
 

@@ -41,7 +41,7 @@ class AlignmentOptions:
     out_of_plane_sigma_deg: expected rotation about the axis across tilt axis and beam, small for a stiff holder;
         0 = fixed
     shift_sigma_angstrom: expected shift left after the centre of mass; 0 = fixed
-    offset_sigma_rad: expected constant left in the phase; 0 = fixed
+    offset_sigma_rad: expected constant left in the phase; 0 = fixed, as the preparation took it out in vacuum
     ramp_sigma_rad_per_angstrom: expected phase ramp; 0 = fixed
     angles_from_scale: index of the first scale that refines angles; the last scale always does
     step_cap_pixels: longest move of any point of the object in one round, in pixels of the scale
@@ -56,7 +56,7 @@ class AlignmentOptions:
     in_plane_sigma_deg: float = 0.5
     out_of_plane_sigma_deg: float = 0.1
     shift_sigma_angstrom: float = 1.0
-    offset_sigma_rad: float = 0.1
+    offset_sigma_rad: float = 0.0
     ramp_sigma_rad_per_angstrom: float = 0.01
     angles_from_scale: int = 1
     step_cap_pixels: float = 0.7

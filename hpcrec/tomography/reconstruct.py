@@ -225,7 +225,7 @@ def reconstruct(
         weights,
         n_iterations=solver.options.n_iterations,
         norm=model.norm(),
-        scale=volume.highest_back_projection(model, weights * data),
+        scale=volume.highest_back_projection(model, -model.misfit(np.zeros_like(data), data, weights).residual),
         noise=noise,
         callback=callback,
     )

@@ -108,14 +108,16 @@ def test_launcher_of_another_mpi_is_refused():
     )
 
 
-def test_library_info_does_not_initialise_mpi():
+def test_library_info_leaves_a_process_without_mpi():
+    """A library that is loaded but not initialised ends the process when other packages look at its ranks."""
     code = (
-        "from hpcrec.parallel.mpi import library_info; info = library_info(); from mpi4py import MPI\n"
-        "print(info.binding, '|', info.launched, '|', MPI.Is_initialized())"
+        "import sys; from hpcrec.parallel.mpi import library_info; info = library_info()\n"
+        "print(info.binding, '|', info.launched, '|', 'mpi4py.MPI' in sys.modules, '|', info.library)"
     )
-    binding, ranks, initialised = run_python(code).stdout.strip().split(" | ")
+    binding, ranks, loaded, library = run_python(code).stdout.strip().split(" | ")
     assert binding.startswith("mpi4py ")
-    assert (ranks, initialised) == ("1", "False")
+    assert (ranks, loaded) == ("1", "False")
+    assert "MPI" in library
 
 
 @pytest.mark.parametrize(

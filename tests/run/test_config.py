@@ -109,6 +109,13 @@ def test_all_faults_are_listed_with_suggestions(tmp_path: Path) -> None:
         ("data.format=excel", "no reader 'excel'"),
         ("version=2", "version"),
         ("parallel.group_size=0", "group_size"),
+        ("tomography.alignment.rounds=[3]", "same number of entries"),
+        ("tomography.resire.relaxation=5", "between 0 and 2"),
+        ("tomography.binning=0", "tomography.binning: must be 1 or more"),
+        ("tomography.fista.sparsity=-1", "sparsity: must be 0 or more"),
+        ("ptychography.seed=-1", "seed: must be 0 or more"),
+        ("probe.semiangle_mrad=-3", "must be positive"),
+        ("data.energy_ev=80e3", "differ"),
     ],
 )
 def test_impossible_values_are_named(tmp_path: Path, change: str, expected: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.errors import DeviceError
-from hpcrec.geometry.grid import Grid
+from hpcrec.geometry.grid import Grid, object_grid
 from hpcrec.io.base import open_series
 from hpcrec.run import plan
 from hpcrec.run.config import load_job
@@ -41,7 +41,8 @@ def job_with(path: Path, *changes: str) -> Job:
 
 
 def large_grid(series: TiltSeries, pixels: int) -> Grid:
-    return dataclasses.replace(common_grid(series), shape=(pixels, pixels))
+    grid = object_grid(series.tilt(0).positions, series.pattern_shape, series.sampling)
+    return dataclasses.replace(grid, shape=(pixels, pixels))
 
 
 def test_memory_grows_with_the_object_and_its_slices(tiny_job: Path, series: TiltSeries) -> None:
@@ -74,13 +75,13 @@ def test_no_rank_is_idle_when_there_are_fewer_tilts(
     tiny_job: Path, series: TiltSeries, n_ranks: int, expected: int
 ) -> None:
     """Three tilts."""
-    assert group_size(job_with(tiny_job), series, common_grid(series), n_ranks) == expected
+    assert group_size(job_with(tiny_job), series, common_grid(job_with(tiny_job), series), n_ranks) == expected
 
 
 def test_the_size_that_was_asked_for_is_taken_up_to_all_ranks(tiny_job: Path, series: TiltSeries) -> None:
     job = job_with(tiny_job, "parallel.group_size=3")
-    assert group_size(job, series, common_grid(series), 8) == 3
-    assert group_size(job, series, common_grid(series), 2) == 2
+    assert group_size(job, series, common_grid(job, series), 8) == 3
+    assert group_size(job, series, common_grid(job, series), 2) == 2
 
 
 def test_groups_grow_until_memory_suffices(tiny_job: Path, series: TiltSeries) -> None:
@@ -132,8 +133,8 @@ def test_speed_is_measured_and_tomography_counted(tiny_job: Path, series: TiltSe
     )
     assert (
         0
-        < tomography_seconds(short, series, common_grid(series))
-        < tomography_seconds(long, series, common_grid(series))
+        < tomography_seconds(short, series, common_grid(short, series))
+        < tomography_seconds(long, series, common_grid(long, series))
     )
 
 

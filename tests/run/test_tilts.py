@@ -80,7 +80,7 @@ def test_a_resumed_tilt_equals_an_uninterrupted_one(tiny_job: Path, tmp_path: Pa
 
 def run_one(job: Job, series: TiltSeries, folder: Path, hear: Any = silent) -> Any:
     folder.mkdir(exist_ok=True)
-    return TiltRun(job, series, common_grid(series), 1, SerialCommunicator(), folder, hear).run()
+    return TiltRun(job, series, common_grid(job, series), 1, SerialCommunicator(), folder, hear).run()
 
 
 def test_a_damaged_result_is_done_again(tiny_job: Path, tmp_path: Path) -> None:
