@@ -109,7 +109,9 @@ def _lost(who: str, name: str) -> str:
 
 @contextmanager
 def cluster(n_workers: int, scheduler: str = "") -> Iterator[DaskExecutor]:
-    """Give an executor on a running scheduler (by address), or on ``n_workers`` local processes of one thread each.
+    """Give an executor on a running scheduler, or on ``n_workers`` local processes of one thread each.
+
+    ``scheduler`` is an address, or a scheduler file (``.json``) as ``dask-mpi --scheduler-file`` writes it.
 
     Local workers listen on the loopback address only, and their traffic is encrypted.
 
@@ -119,7 +121,8 @@ def cluster(n_workers: int, scheduler: str = "") -> Iterator[DaskExecutor]:
     """
     if scheduler:
         try:
-            client = Client(scheduler, timeout="30s")
+            where = {"scheduler_file": scheduler} if scheduler.endswith(".json") else {"address": scheduler}
+            client = Client(**where, timeout="30s")
         except (OSError, TimeoutError, ValueError) as fault:
             raise ParallelError(
                 f"no Dask scheduler answers at {scheduler} ({fault}); check parallel.scheduler"
@@ -149,7 +152,7 @@ def cluster(n_workers: int, scheduler: str = "") -> Iterator[DaskExecutor]:
 
 @contextmanager
 def _single_threaded_children() -> Iterator[None]:
-    """Let worker processes start with one thread a library, and without the launcher's rank variables."""
+    """Let worker processes start with one thread a library."""
     kept = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:

@@ -99,7 +99,8 @@ class ParallelSection:
     halo_margin_angstrom : how far positions may move before a tile must hold more pixels
     memory_gib_per_rank : what a rank may use; 0 takes the machine's memory divided by the ranks on it
     workers : Dask processes of the tomography stage; 0 takes one a core, at most one a rank
-    scheduler : address of a running Dask scheduler; empty starts local workers
+    scheduler : a running Dask scheduler: its address, or the .json file that "dask-mpi --scheduler-file" wrote;
+        empty starts local workers
     """
 
     exchange: Literal["auto", "replicated", "tiled"] = "auto"
