@@ -22,7 +22,7 @@ from hpcrec.run.job import Job
 from hpcrec.run.start import TiltSetup, build_model, common_grid, slice_count, tilt_setup
 
 GIB = 2**30
-BASE_GIB = 0.35
+BASE_GIB = 0.5
 OBJECT_COPIES = 7
 VOLUME_COPIES = 8
 PATTERN_CACHE_BYTES = 2 * GIB
