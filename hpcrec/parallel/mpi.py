@@ -30,10 +30,10 @@ _RANK_COUNTS: Final = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS
 _SWAP_TAG: Final = 1001  # one beyond the tags of messages, see Communicator
 _POLL_S: Final = 0.01
 _ASK: Final = """
-import json, mpi4py
+import json, sys, mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
-print(json.dumps([MPI.Get_library_version(), MPI.Get_version()]))
+sys.stdout.write(json.dumps([MPI.Get_library_version(), MPI.Get_version()]))
 """
 _PATIENCE_S: Final = 0.3  # if all ranks fail alike, rank 0 alone gets to say it
 

@@ -135,7 +135,8 @@ def test_refined_positions_differ_by_round_off(case, kind):
     check(case, kind, 3, "double", 1e-10)
 
 
-def test_batches_of_epie_end_within_five_per_cent_of_serial_epie():
+@pytest.mark.xfail(strict=True, reason="2.3 % measured after 10 sweeps (0.00855 against 0.00836); 2 % is wanted")
+def test_batches_of_epie_end_no_worse_than_serial_epie():
     """Ranks share batches of 8 patterns; one rank alone visits pattern by pattern."""
 
     def last_error(comm, batch_size):
@@ -143,4 +144,4 @@ def test_batches_of_epie_end_within_five_per_cent_of_serial_epie():
 
     serial = run_ranks(1, lambda comm: last_error(comm, 1))[0]
     shared = run_ranks(2, lambda comm: last_error(comm, 8))[0]
-    assert shared < 1.05 * serial  # another order of the same steps: measured 0.00855 against 0.00836
+    assert shared < 1.02 * serial
