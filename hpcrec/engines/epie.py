@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from hpcrec.backend.kernels.updates import precondition
 from hpcrec.engines.base import Engine
 from hpcrec.engines.sweeps import (
@@ -38,15 +40,16 @@ class Epie(Engine):
     """ePIE (Maiden and Rodenburg, Ultramicroscopy 109, 1256 (2009)), rPIE (Maiden et al., Optica 4, 736 (2017)).
 
     Over the batch B, with revised exit waves φ + χ:
-    O += α Σ_B ψ*χ / ((1−γ) W + γ max W), W = Σ_B |ψ|²;  P += β Σ_B O*χ / ((1−γ) V + γ max V), V = Σ_B |O|².
-    A batch of one pattern is the serial algorithm; its sums are as small as the window. Larger batches are the same
-    formula on the batch's sums. Slices behind the first see χ carried back by the exact adjoint (instead of the
-    revised waves of 3PIE, Maiden et al., J. Opt. Soc. Am. A 29, 1606 (2012)).
+    O += α Σ_B ψ*χ / ((1−γ) W + γ max(W, I)), W = Σ_B |ψ|², I = max |P|²;
+    P += β Σ_B O*χ / ((1−γ) V + γ max V), V = Σ_B |O|².
+    A batch of one pattern is the serial algorithm (one slice: max(W, I) = I); its sums are as small as the window. In a
+    larger batch, places that one pattern lights take the serial step, places that many light take their weighted mean,
+    and no bright spot elsewhere holds either back. Slices behind the first see χ carried back by the exact adjoint
+    (instead of the revised waves of 3PIE, Maiden et al., J. Opt. Soc. Am. A 29, 1606 (2012)).
     """
 
     Options = EpieOptions
     default_batch_size = 8
-    peaks = {"update": ("illumination",)}
 
     def __init__(self, model: PtychographyModel, options: EpieOptions) -> None:
         self._model, self._options = model, options
@@ -62,9 +65,9 @@ class Epie(Engine):
     def apply(self, name: str, state: PtychographyState, total: Total) -> None:
         """Update object and probe, each with the other one as it was."""
         chosen, curvature = self._options, self._model.curvature
-        peak = total.peaks["illumination"]
         field, weight = total.fields["object_gradient"], total.fields["illumination"].values
-        if peak > 0:
+        peak = float((np.abs(state.probe) ** 2).sum(axis=0).max())
+        if peak > 0 and not field.box.empty:
             gamma = chosen.object_regularity
             # All slices move at once and to first order alike, so each takes its share of the step
             scale = -chosen.object_step / (curvature * len(state.obj))

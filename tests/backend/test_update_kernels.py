@@ -24,7 +24,8 @@ def test_preconditioners_agree(arrays, quadratic, floor):
     assert not found[weight == 0].any()
     # A few roundings each
     np.testing.assert_allclose(found, wanted, rtol=20 * np.finfo(gradient.dtype).eps)
-    size = np.sqrt((0.7 * weight) ** 2 + floor**2) if quadratic else 0.7 * weight + floor
+    root, clipped = np.sqrt((0.7 * weight) ** 2 + floor**2), 0.7 * weight + np.maximum(0.3 * weight, floor)
+    size = root if quadratic else clipped
     lit = weight > 0
     np.testing.assert_allclose(found[lit], -0.5 * gradient[lit] / size[lit], rtol=1e-5)
 

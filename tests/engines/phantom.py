@@ -49,7 +49,7 @@ class Phantom:
             yield Batch(indices, self.patterns[indices], step=step, n_global=len(indices))
 
 
-def total_of(partial, peaks):
+def total_of(partial, peaks=()):
     """The total that one rank alone sees."""
     found = {name: float(partial.fields[name].values.max(initial=0)) for name in peaks}
     return Total(partial.fields, partial.sums, found)

@@ -135,7 +135,6 @@ def test_refined_positions_differ_by_round_off(case, kind):
     check(case, kind, 3, "double", 1e-10)
 
 
-@pytest.mark.xfail(strict=True, reason="2.3 % measured after 10 sweeps (0.00855 against 0.00836); 2 % is wanted")
 def test_batches_of_epie_end_no_worse_than_serial_epie():
     """Ranks share batches of 8 patterns; one rank alone visits pattern by pattern."""
 

@@ -21,7 +21,7 @@ def precondition(
 ) -> ComplexArray:
     """Return scale · g / d of arrays (slice, y, x), zero where the weight W is zero.
 
-    d = √((share · W)² + floor²) if ``quadratic``, else share · W + floor.
+    d = √((share · W)² + floor²) if ``quadratic``, else share · W + max((1 − share) · W, floor).
     """
     arguments = (gradient, weight, share, floor, scale)
     if array_module(gradient, weight) is not np:
@@ -39,7 +39,10 @@ def plain_precondition(
 ) -> ComplexArray:
     """Return the same as :func:`precondition`."""
     xp, real = array_module(gradient, weight), real_dtype(gradient.dtype)
-    size = xp.hypot(share * weight, floor) if quadratic else share * weight + floor
+    if quadratic:
+        size = xp.hypot(share * weight, floor)
+    else:
+        size = share * weight + xp.maximum((1 - share) * weight, floor)
     factor = xp.where(weight > 0, scale / xp.where(size > 0, size, 1), 0)
     return gradient * factor.astype(real)  # type: ignore[no-any-return]
 
@@ -90,7 +93,7 @@ def _precondition(g: Any, weight: Any, share: Any, floor: Any, scale: Any, quadr
             a, w, c = g[s, i], weight[s, i], out[s, i]
             for k in range(w.size):
                 d = share * w[k]
-                d = math.sqrt(d * d + floor * floor) if quadratic else d + floor
+                d = math.sqrt(d * d + floor * floor) if quadratic else d + max(w[k] - d, floor)
                 factor = scale / d if w[k] > 0 else scale * 0
                 c[2 * k] = a[2 * k] * factor
                 c[2 * k + 1] = a[2 * k + 1] * factor
