@@ -55,9 +55,15 @@ def tiny_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_job_text(tiny_series: Path) -> str:
+    """Text of a job for the tiny series: four sweeps, no later stage."""
+    return TINY_JOB.format(path=tiny_series)
+
+
 @pytest.fixture
-def tiny_job(tiny_series: Path, tmp_path: Path) -> Path:
+def tiny_job(tiny_job_text: str, tmp_path: Path) -> Path:
     """A job file for the tiny series."""
     path = tmp_path / "tiny.toml"
-    path.write_text(TINY_JOB.format(path=tiny_series))
+    path.write_text(tiny_job_text)
     return path

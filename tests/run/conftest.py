@@ -29,30 +29,10 @@ species = ["Co", "O"]
 
 
 @pytest.fixture(scope="session")
-def whole_job(tiny_series: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_job(tiny_job_text: str, tiny_series: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A job with every section: four sweeps, two rounds of alignment, four steps of the volume."""
-    frame = """
-version = 1
-name = "whole"
-[data]
-format = "hdf5"
-path = "{path}"
-patterns = "diffraction"
-positions = "scan_positions_A"
-tilt_angles = "tilt_angles_deg"
-detector_pixel_inverse_angstrom = "attribute:detector_pixel_invA"
-[beam]
-energy_ev = 200e3
-[probe]
-semiangle_mrad = 30.0
-defocus_angstrom = 50.0
-[ptychography]
-engine = "gradient"
-iterations = 4
-checkpoint_every = 2
-"""
     path = tmp_path_factory.mktemp("whole") / "whole.toml"
-    path.write_text((frame + TINY_LATER_STAGES).format(path=tiny_series))
+    path.write_text(tiny_job_text + TINY_LATER_STAGES.format(path=tiny_series))
     return path
 
 
