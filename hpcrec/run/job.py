@@ -118,7 +118,8 @@ class TomographySection:
     solver : "fista" or "resire"
     tilt_axis_deg : in-plane angle of the tilt axis, from y
     thickness_angstrom : extent of the volume along the beam, over the whole field; 0 takes a box around the object
-    field_angstrom : (y, x) extent of the reconstructed field, centred on the scan; 0 takes the scanned field
+    field_angstrom : (y, x) extent of the reconstructed field, y along the tilt axis, centred on the scan; 0 takes the
+        scanned field
     binning : detector pixels per voxel
     half_sets : also reconstruct even and odd tilts apart, for the Fourier shell correlation
     """

@@ -190,6 +190,10 @@ class TiltRun:
                 self.save()
         return self._outcome(time.perf_counter() - started, self.state.iteration - first)
 
+    def close(self) -> None:
+        """Give the patterns' memory back; the run cannot go on afterwards."""
+        self.reader.close()
+
     def _tell(self, event: dict[str, Any]) -> None:
         if self.group.rank == 0:
             self.report(event)

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import platform
+from contextlib import closing
 from pathlib import Path
 
 from hpcrec.backend.fft import plan_wisdom, use_wisdom
@@ -39,8 +40,8 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     hardest_first = sorted(todo, key=lambda i: -abs(series.tilt_angles[i]))
     with Master(world, hardest_first, observer, group) as master:
         while (i_tilt := master.next()) is not None:
-            run = TiltRun(job, series, grid, i_tilt, group, checkpoints, master.report)
-            outcome = run.run()
+            with closing(TiltRun(job, series, grid, i_tilt, group, checkpoints, master.report)) as run:
+                outcome = run.run()
             if outcome is not None:
                 number = int(series.tilt_numbers[i_tilt])
                 write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number))

@@ -131,3 +131,7 @@ def test_report_is_written_anew(hpcrec: Run, tiny_job: Path, tmp_path: Path) -> 
     assert code == 0
     assert f"report: {out / 'report.html'}" in text
     assert "<h2>Ptychography</h2>" in (out / "report.html").read_text()
+
+
+def test_the_version_is_the_packages(hpcrec: Run) -> None:
+    assert hpcrec("--version") == (0, f"hpcrec {package.__version__}\n")

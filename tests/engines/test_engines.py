@@ -228,3 +228,35 @@ def test_the_probe_of_the_gradient_engine_has_momentum():
         probes.append(phantom.start.probe.copy())
     first, second = (np.linalg.norm(b - a) for a, b in zip(probes, probes[1:]))
     assert second / first == pytest.approx(1.75 / 1.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("n_updates", [1, 4])
+def test_adam_corrects_the_bias_of_its_young_means(n_updates):
+    """The same gradient n times: both means, corrected, are those of that gradient, so each step has full length."""
+    phantom = Phantom(precision="double")
+    engine = build(phantom, "gradient", probe_start=9, method="adam", object_step=0.02)
+    total = total_of(engine.accumulate("update", phantom.start, next(phantom.batches(16, 1))), ("illumination",))
+    for _ in range(n_updates):
+        before = phantom.start.obj.copy()
+        engine.apply("update", phantom.start, total)
+    gradient = np.abs(total.fields["object_gradient"].values)
+    moved = np.abs(phantom.start.obj - before)[(slice(None), *total.fields["object_gradient"].box.slices(phantom.box))]
+    strong = gradient > 1e-3 * gradient.max()
+    assert strong.sum() > 1000
+    np.testing.assert_allclose(moved[strong], 0.02, rtol=1e-4)
+
+
+def test_positions_move_alike_for_both_losses():
+    """Near the truth the Poisson loss is twice as curved: the least-squares shift is the same, to a few per cent."""
+    moves = []
+    for loss in ("amplitude", "poisson"):
+        phantom = Phantom(loss=loss, precision="double", counts=1e7)
+        phantom.start = phantom.truth
+        phantom.start.positions = phantom.positions + np.random.default_rng(1).normal(0, 0.01, phantom.positions.shape)
+        before = phantom.start.positions.copy()
+        engine = build(phantom, "gradient", probe_start=9, position_start=0, object_step=0.0, loss=loss)
+        engine.prepare(phantom.start)
+        sweep(engine, phantom.start, phantom.batches(64, 1))
+        moves.append(phantom.start.positions - before)
+    assert np.abs(moves[0]).max() > 1e-3
+    assert np.linalg.norm(moves[1] - moves[0]) < 0.1 * np.linalg.norm(moves[0])

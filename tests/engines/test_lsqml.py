@@ -45,3 +45,16 @@ def test_momentum_gains_speed():
     plain = reconstruct(Phantom(), "lsqml", 8)[1]
     pushed = reconstruct(Phantom(), "lsqml", 8, momentum=0.5)[1]
     assert pushed[-1] < 0.8 * plain[-1]
+
+
+def test_the_share_of_the_step_is_taken():
+    """From one state, the first update moves in proportion to the share."""
+    moves = []
+    for share in (0.45, 0.9):
+        phantom = Phantom()
+        phantom.patterns, phantom.positions = phantom.patterns[:8], phantom.positions[:8]
+        state, _ = reconstruct(phantom, "lsqml", 1, step_share=share, probe_start=9)
+        moves.append(state.obj - 1)
+    assert np.abs(moves[0]).max() > 0
+    # Single precision
+    np.testing.assert_allclose(2 * moves[0], moves[1], atol=1e-5 * np.abs(moves[1]).max())
