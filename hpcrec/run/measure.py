@@ -199,7 +199,10 @@ def summary(directory: RunDirectory) -> dict[str, str]:
     if quality.get("data_error") is not None:
         rows["data error Σ(|F|−√I)²/ΣI"] = f"{quality['data_error']:.4f} over {len(quality['tilts'])} tilt(s)"
     if quality.get("projection_error") is not None:
-        rows["projection error R1"] = f"{quality['projection_error']:.3f}"
+        r1 = quality["projection_error"]
+        # An empty volume has R1 = 1
+        doubt = ": worse than an empty volume, do not trust it; look at the projections and their alignment"
+        rows["projection error R1"] = f"{r1:.3f}" + (doubt if r1 >= 1 else "")
     rows |= _resolution_rows(quality.get("resolution") or {})
     alignment = quality.get("alignment")
     if alignment:
