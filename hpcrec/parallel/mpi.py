@@ -35,7 +35,8 @@ mpi4py.rc.initialize = False
 from mpi4py import MPI
 sys.stdout.write(json.dumps([MPI.Get_library_version(), MPI.Get_version()]))
 """
-_PATIENCE_S: Final = 0.3  # if all ranks fail alike, rank 0 alone gets to say it
+_DRAIN_S: Final = 0.7  # the launcher forwards what ranks wrote only until it hears of the abort
+_PATIENCE_S: Final = 1.5  # if all ranks fail alike, rank 0 alone gets to say it; longer than _DRAIN_S
 
 
 def launched_ranks(environment: Mapping[str, str]) -> int | None:
@@ -226,6 +227,8 @@ class guard:  # noqa: N801 - used like a function: ``with guard(): ...``
             if rank:
                 time.sleep(_PATIENCE_S)
             sys.stderr.write(describe(error, rank))
+            sys.stderr.flush()
+            time.sleep(_DRAIN_S)
             abort(code)
         return False
 
