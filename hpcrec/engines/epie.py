@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hpcrec.backend.kernels.updates import precondition
@@ -9,7 +11,7 @@ from hpcrec.engines.base import Engine
 from hpcrec.engines.sweeps import (
     SweepOptions,
     change_object,
-    change_positions,
+    change_refined,
     constrain_object,
     finish_sweep,
     gradient_partial,
@@ -19,6 +21,7 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Partial, Total
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.options import options
+from hpcrec.refine.base import Refinement
 
 
 @options
@@ -51,16 +54,16 @@ class Epie(Engine):
     Options = EpieOptions
     default_batch_size = 8
 
-    def __init__(self, model: PtychographyModel, options: EpieOptions) -> None:
-        self._model, self._options = model, options
+    def __init__(self, model: PtychographyModel, options: EpieOptions, refinements: Sequence[Refinement] = ()) -> None:
+        self._model, self._options, self._refinements = model, options, refinements
 
     def prepare(self, state: PtychographyState) -> None:
         """Keep the start that gauges refer to."""
-        prepare_state(state)
+        prepare_state(state, self._refinements)
 
     def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
         """Return numerators (as gradients, −Σψ*χ) and weights of a share."""
-        return gradient_partial(self._model, state, batch, self._options)
+        return gradient_partial(self._model, state, batch, self._options, self._refinements)
 
     def apply(self, name: str, state: PtychographyState, total: Total) -> None:
         """Update object and probe, each with the other one as it was."""
@@ -70,7 +73,7 @@ class Epie(Engine):
         if peak > 0 and not field.box.empty:
             gamma = chosen.object_regularity
             # All slices move at once and to first order alike, so each takes its share of the step
-            scale = -chosen.object_step / (curvature * len(state.obj))
+            scale = -chosen.object_step / (curvature * state.n_slices)
             change_object(
                 state, field.box, precondition(field.values, weight, 1 - gamma, gamma * peak, scale, quadratic=False)
             )
@@ -81,8 +84,8 @@ class Epie(Engine):
             scale[scale == 0] = 1
             change = total.sums["probe_gradient"] * (chosen.probe_step / scale)
             state.probe = (state.probe - change).astype(state.probe.dtype, copy=False)
-        change_positions(self._model, state, total, chosen)
+        change_refined(state, total, self._refinements)
 
     def finish_iteration(self, state: PtychographyState) -> None:
         """Orthogonalise the modes, fix scale and drift."""
-        finish_sweep(state, self._options)
+        finish_sweep(state, self._options, self._refinements)

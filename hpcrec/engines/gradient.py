@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from hpcrec.engines.base import Engine
 from hpcrec.engines.sweeps import (
     SweepOptions,
     change_object,
-    change_positions,
+    change_refined,
     constrain_object,
     finish_sweep,
     gradient_partial,
@@ -22,6 +23,7 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Field, Partial, Total
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.options import options
+from hpcrec.refine.base import Refinement
 
 _SECOND_DECAY = 0.999
 _ADAM_FLOOR = 1e-8
@@ -59,15 +61,17 @@ class GradientEngine(Engine):
     default_batch_size = 64
     peaks = {"update": ("illumination",)}
 
-    def __init__(self, model: PtychographyModel, options: GradientOptions) -> None:
-        self._model, self._options = model, options
+    def __init__(
+        self, model: PtychographyModel, options: GradientOptions, refinements: Sequence[Refinement] = ()
+    ) -> None:
+        self._model, self._options, self._refinements = model, options, refinements
         default = 0.5 if options.method == "nesterov" else 0.01
         self._object_step = default if options.object_step is None else options.object_step
         self._probe_step = default if options.probe_step is None else options.probe_step
 
     def prepare(self, state: PtychographyState) -> None:
         """Fill the momenta with zeros where they lack."""
-        prepare_state(state)
+        prepare_state(state, self._refinements)
         xp, real = array_module(state.obj), real_dtype(state.obj.dtype)
         for memory, like in ((state.object_memory, state.obj), (state.memory, state.probe)):
             prefix = "" if memory is state.object_memory else "probe_"
@@ -78,7 +82,7 @@ class GradientEngine(Engine):
 
     def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
         """Return gradients and weights of a share."""
-        return gradient_partial(self._model, state, batch, self._options)
+        return gradient_partial(self._model, state, batch, self._options, self._refinements)
 
     def apply(self, name: str, state: PtychographyState, total: Total) -> None:
         """Take one step."""
@@ -86,11 +90,11 @@ class GradientEngine(Engine):
             self._step_object(state, total)
         if "probe_gradient" in total.sums and total.sums["object_weight"].max() > 0:
             self._step_probe(state, total)
-        change_positions(self._model, state, total, self._options)
+        change_refined(state, total, self._refinements)
 
     def finish_iteration(self, state: PtychographyState) -> None:
         """Orthogonalise the modes, fix scale and drift."""
-        finish_sweep(state, self._options, momenta=("probe_velocity",))
+        finish_sweep(state, self._options, self._refinements, momenta=("probe_velocity",))
 
     def _step_object(self, state: PtychographyState, total: Total) -> None:
         field, weight = total.fields["object_gradient"], total.fields["illumination"].values
@@ -100,7 +104,7 @@ class GradientEngine(Engine):
         else:
             floor = self._options.weight_floor
             # All slices move at once and to first order alike, so each takes its share of the step
-            scale = -self._object_step / (self._model.curvature * len(state.obj))
+            scale = -self._object_step / (self._model.curvature * state.n_slices)
             peak = total.peaks["illumination"]
             change = precondition(field.values, weight, 1 - floor, floor * peak, scale, quadratic=True)
             rows, columns = field.box.slices(state.box)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.stats import trim_mean
 
@@ -11,7 +13,7 @@ from hpcrec.engines.base import Engine
 from hpcrec.engines.sweeps import (
     SweepOptions,
     change_object,
-    change_positions,
+    change_refined,
     constrain_object,
     finish_sweep,
     gradient_partial,
@@ -23,6 +25,7 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Field, Partial, Total
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.options import options
+from hpcrec.refine.base import Refinement
 
 _TRIM = 0.1
 
@@ -59,8 +62,8 @@ class LsqMl(Engine):
     passes = ("direction", "step")
     peaks = {"direction": ("illumination",)}
 
-    def __init__(self, model: PtychographyModel, options: LsqMlOptions) -> None:
-        self._model, self._options = model, options
+    def __init__(self, model: PtychographyModel, options: LsqMlOptions, refinements: Sequence[Refinement] = ()) -> None:
+        self._model, self._options, self._refinements = model, options, refinements
         # What pass "direction" leaves for pass "step": its total, the lit pixels, both directions
         self._directions = Total({}, {})
         self._touched: Field = Field(EMPTY_BOX, np.zeros((1, 0, 0), bool))
@@ -69,7 +72,7 @@ class LsqMl(Engine):
 
     def prepare(self, state: PtychographyState) -> None:
         """Fill the momenta with zeros where they lack."""
-        prepare_state(state)
+        prepare_state(state, self._refinements)
         if self._options.momentum:
             state.object_memory.setdefault("velocity", array_module(state.obj).zeros_like(state.obj))
             state.memory.setdefault("probe_velocity", array_module(state.probe).zeros_like(state.probe))
@@ -77,7 +80,7 @@ class LsqMl(Engine):
     def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
         """Return the sums of the directions, or the terms of the 2×2 systems of a share's positions."""
         if name == "direction":
-            return gradient_partial(self._model, state, batch, self._options)
+            return gradient_partial(self._model, state, batch, self._options, self._refinements)
         probe = self._probe_direction
         change = np.zeros_like(state.probe) if probe is None else probe
         found = self._model.responses(state, batch, self._object_direction, change)
@@ -94,11 +97,13 @@ class LsqMl(Engine):
         else:
             self._take_steps(state, total)
             # Not before: the responses must see the windows of the directions
-            change_positions(self._model, state, self._directions, self._options)
+            change_refined(state, self._directions, self._refinements)
 
     def finish_iteration(self, state: PtychographyState) -> None:
         """Orthogonalise the modes, fix scale and drift."""
-        finish_sweep(state, self._options, momenta=("probe_velocity",) if self._options.momentum else ())
+        finish_sweep(
+            state, self._options, self._refinements, momenta=("probe_velocity",) if self._options.momentum else ()
+        )
 
     def _keep_directions(self, total: Total) -> None:
         field, weight = total.fields["object_gradient"], total.fields["illumination"].values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,56 +11,53 @@ from hpcrec.backend.array import BoolArray, ComplexArray, array_module, real_dty
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Field, Partial, Total
-from hpcrec.models.ptychography import Gradients, PtychographyModel, Responses
+from hpcrec.models.ptychography import Gradients, PtychographyModel, Responses, Wanted
 from hpcrec.objectives.constraints import CONSTRAINTS
 from hpcrec.options import options
+from hpcrec.refine.base import Refinement
 from hpcrec.refine.modes import orthogonal_rotation, rotate_modes
-from hpcrec.refine.positions import limit_moves, position_change, without_drift
 
 
 @options
 class SweepOptions:
     """Options of all engines.
 
-    loss : what is minimised, "amplitude" Σ(√I − √I₀)² or "poisson", the likelihood of counts
+    loss : what is minimised: "amplitude" Σ(√I − √I₀)², "anscombe" the same above 3/8 counts, "poisson", the
+        likelihood of counts, or "gaussian" Σ(I − I₀)²/(I₀ + 1)
     probe_start : first sweep (from 0) that updates the probe
-    position_start : first sweep that refines positions; none: positions are trusted
-    position_step : share of the least-squares position change that is taken
-    position_max_step_pixels : largest change of a position in one update, pixels
-    position_max_move_angstrom : largest distance of a position from its start along y and along x, Å; none: no bound
     object_constraint : "none", "amplitude_bound" (|O| ≤ 1) or "phase_only" (|O| = 1); with a constraint the probe's
         power is free, without one it is kept
     """
 
-    loss: Literal["amplitude", "poisson"] = "amplitude"
+    loss: Literal["amplitude", "poisson", "gaussian", "anscombe"] = "amplitude"
     probe_start: int = 2
-    position_start: int | None = None
-    position_step: float = 0.5
-    position_max_step_pixels: float = 0.1
-    position_max_move_angstrom: float | None = None
     object_constraint: Literal["none", "amplitude_bound", "phase_only"] = "none"
 
     def probe_due(self, state: PtychographyState) -> bool:
         """Whether this sweep updates the probe."""
         return state.iteration >= self.probe_start
 
-    def positions_due(self, state: PtychographyState) -> bool:
-        """Whether this sweep refines positions."""
-        return self.position_start is not None and state.iteration >= self.position_start
 
-
-def prepare_state(state: PtychographyState) -> None:
-    """Keep the start that gauges refer to: the probe's power and the positions."""
+def prepare_state(state: PtychographyState, refinements: Sequence[Refinement]) -> None:
+    """Keep the start that gauges refer to, and let refinements begin."""
     state.memory.setdefault("probe_power", np.array([np.sum(abs(state.probe) ** 2, dtype=np.float64)]))
-    state.memory.setdefault("start_positions", state.positions.copy())
+    for refinement in refinements:
+        refinement.prepare(state)
 
 
 def gradient_partial(
-    model: PtychographyModel, state: PtychographyState, batch: Batch, options: SweepOptions
+    model: PtychographyModel,
+    state: PtychographyState,
+    batch: Batch,
+    options: SweepOptions,
+    refinements: Sequence[Refinement],
 ) -> Partial:
-    """Return the sums of a share: fields ``object_gradient``, ``illumination``; what is due of probe and positions."""
-    probe, positions = options.probe_due(state), options.positions_due(state)
-    gradients = model.gradients(state, batch, probe=probe, positions=positions)
+    """Return the sums of a share: fields ``object_gradient``, ``illumination``; what is due of probe and the rest."""
+    probe, due = options.probe_due(state), [r for r in refinements if r.due(state)]
+    wanted: set[Wanted] = {name for r in due for name in r.wanted}
+    if probe:
+        wanted.add("probe")
+    gradients = model.gradients(state, batch, sorted(wanted))
     fields = {
         "object_gradient": Field(gradients.box, gradients.obj),
         "illumination": Field(gradients.box, gradients.illumination),
@@ -67,10 +65,8 @@ def gradient_partial(
     sums = loss_sums(gradients)
     if probe:
         sums |= {"probe_gradient": gradients.probe, "object_weight": gradients.object_weight}
-    if positions:
-        for name, values in (("gradient", gradients.positions), ("weight", gradients.position_weight)):
-            sums[f"position_{name}"] = np.zeros(state.positions.shape)
-            sums[f"position_{name}"][batch.indices] = values
+    for refinement in due:
+        sums |= refinement.collect(state, batch, gradients)
     return Partial(fields, sums)
 
 
@@ -95,27 +91,24 @@ def constrain_object(state: PtychographyState, box: Box, touched: BoolArray, con
         state.obj[index] = array_module(old).where(touched, CONSTRAINTS[constraint](old), old)
 
 
-def change_positions(model: PtychographyModel, state: PtychographyState, total: Total, options: SweepOptions) -> None:
-    """Move the positions that the total touches, if it holds their sums."""
-    if "position_gradient" not in total.sums:
-        return
-    change = position_change(
-        total.sums["position_gradient"] / model.curvature,
-        total.sums["position_weight"],
-        model.sampling,
-        step=options.position_step,
-        max_step_pixels=options.position_max_step_pixels,
-    )
-    start = state.memory["start_positions"]
-    state.positions = limit_moves(state.positions + change, start, options.position_max_move_angstrom)
+def change_refined(state: PtychographyState, total: Total, refinements: Sequence[Refinement]) -> None:
+    """Let the refinements that are due take their steps."""
+    for refinement in refinements:
+        if refinement.due(state):
+            refinement.apply(state, total.sums)
 
 
-def finish_sweep(state: PtychographyState, options: SweepOptions, momenta: tuple[str, ...] = ()) -> None:
+def finish_sweep(
+    state: PtychographyState,
+    options: SweepOptions,
+    refinements: Sequence[Refinement],
+    momenta: tuple[str, ...] = (),
+) -> None:
     """Fix what the data leave open, and count the sweep.
 
     Modes are made orthogonal (``momenta`` names arrays of ``state.memory`` that turn with them); unless a constraint
-    ties the object's amplitude, the probe gets its starting power back and the object takes the factor up; positions
-    lose their common drift.
+    ties the object's amplitude, the probe gets its starting power back and the object takes the factor up; refinements
+    end their sweep.
     """
     if options.probe_due(state):
         if len(state.probe) > 1:
@@ -125,8 +118,9 @@ def finish_sweep(state: PtychographyState, options: SweepOptions, momenta: tuple
                 state.memory[name] = rotate_modes(rotation, state.memory[name])
         if options.object_constraint == "none":
             _fix_scale(state)
-    if options.positions_due(state):
-        state.positions = without_drift(state.positions, state.memory["start_positions"])
+    for refinement in refinements:
+        if refinement.due(state):
+            refinement.finish(state)
     state.iteration += 1
 
 
@@ -136,4 +130,4 @@ def _fix_scale(state: PtychographyState) -> None:
         factor = np.sqrt(state.memory["probe_power"][0] / power)
         real = real_dtype(state.probe.dtype).type
         state.probe *= real(factor)
-        state.obj *= real(factor ** (-1 / len(state.obj)))
+        state.obj *= real(factor ** (-1 / state.n_slices))

@@ -10,6 +10,8 @@
     positions_angstrom (position, 2) float64    refined, (y, x)
     illumination      (y, x) float32            Σ|probe|² seen by each object pixel: where the object can be trusted
     loss, data_error  (iteration,) float64
+    refined/          what was refined beside: tilt, position_tilt (rad), thickness (Å), aberrations (Å), variation,
+                      coefficients, intensity, background, affine; shapes as in ``models/base.py``
 
 ``projections.h5``: all tilts
     attributes  format = "hpcrec-projections", format_version = 1; sampling_angstrom (dy, dx), n_tilts;
@@ -75,6 +77,7 @@ class TiltResult:
     seconds: float
     energy_ev: float | None = None
     wavelength: float | None = None
+    refined: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +155,7 @@ def _tilt_record(result: TiltResult) -> tuple[dict[str, Array], dict[str, Attrib
         "illumination": result.illumination.astype(np.float32, copy=False),
         "loss": np.asarray(result.loss, np.float64),
         "data_error": np.asarray(result.data_error, np.float64),
+        **{f"refined/{name}": np.asarray(values) for name, values in result.refined.items()},
     }
     attributes: dict[str, Attribute] = {
         "format": _TILT,
@@ -187,6 +191,7 @@ def _tilt_result(arrays: dict[str, Array], attributes: Mapping[str, Any], where:
             seconds=float(attributes["seconds"]),
             energy_ev=_optional(attributes.get("energy_ev")),
             wavelength=_optional(attributes.get("wavelength_angstrom")),
+            refined={k.removeprefix("refined/"): v for k, v in arrays.items() if k.startswith("refined/")},
         )
     except KeyError as fault:
         raise DataError(f"{where}: lacks {fault}; it is not a tilt written by this program") from fault

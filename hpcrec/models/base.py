@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray
+from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import Box
 
@@ -17,6 +17,12 @@ class PtychographyState:
     probe : (mode, y, x) complex, centred at n//2; |probe|² sums to the counts of one pattern; the same on all ranks
     positions : (position, 2) float64 Å, all positions of the tilt; the same on all ranks
     grid : the whole object's grid; ``box`` is counted in its pixels
+    n_states : mutually incoherent object states; ``obj`` holds the slices of one after the other
+    refined : what is known better than the model's parameters, the same on all ranks, by name:
+        "tilt" (2,) and "position_tilt" (position, 2) rad, tilt of the sample's columns towards y and x; they add up
+        "thickness" (slice − 1,) Å between the slices
+        "variation" (m, y, x) complex, added to mode 0 of the probe "coefficients" (position, m) times
+        "intensity" (position,) factor of each pattern; "background" (ky, kx) counts
     object_memory : arrays (slice, y, x) on ``box`` that an engine keeps between updates (momenta)
     memory : small arrays an engine keeps between updates; the same on all ranks
     """
@@ -27,8 +33,15 @@ class PtychographyState:
     grid: Grid
     box: Box
     iteration: int = 0
+    n_states: int = 1
+    refined: dict[str, Array] = field(default_factory=dict)
     object_memory: dict[str, Array] = field(default_factory=dict)
     memory: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def n_slices(self) -> int:
+        """Number of slices of each object state."""
+        return len(self.obj) // self.n_states
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +49,13 @@ class Batch:
     """Some patterns of one tilt: ``indices`` (n,) into the tilt's positions; ``patterns`` (n, ky, kx) counts.
 
     Patterns have their zero frequency at [0, 0] and keep the detector's integer type until a model widens them.
-    ``step`` numbers the batch inside its iteration, ``n_global`` counts the patterns of the batch over all ranks.
-    An empty batch (a rank without a share) is legal everywhere.
+    ``good`` (n, ky, kx), True = good, are the pixels that count in each pattern, where that differs from pattern to
+    pattern. ``step`` numbers the batch inside its iteration, ``n_global`` counts its patterns over all ranks. An
+    empty batch (a rank without a share) is legal everywhere.
     """
 
     indices: IntArray
     patterns: Array
     step: int = 0
     n_global: int = 0
+    good: BoolArray | None = None

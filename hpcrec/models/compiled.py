@@ -10,93 +10,155 @@ from typing import Any
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray
+from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray
 from hpcrec.backend.fft import aligned_empty, inplace_plan_addresses
 from hpcrec.backend.kernels import ptychography as kernels
-from hpcrec.models.multislice import Chain, ChainSums
-from hpcrec.objectives.losses import AMPLITUDE_FLOOR, LOSSES, POISSON_FLOOR
+from hpcrec.models.chain import Chain, ChainSums, Detector
+from hpcrec.objectives.losses import AMPLITUDE_FLOOR, ANSCOMBE_FLOOR, GAUSSIAN_FLOOR, LOSSES, POISSON_FLOOR
 from hpcrec.operators.propagate import shift_ramps
 
-_FLOORS = {"amplitude": AMPLITUDE_FLOOR, "poisson": POISSON_FLOOR}
+_LOSSES = {
+    "amplitude": (kernels.AMPLITUDE, np.float32(AMPLITUDE_FLOOR)),
+    "anscombe": (kernels.AMPLITUDE, np.float32(ANSCOMBE_FLOOR)),
+    "poisson": (kernels.POISSON, np.float32(POISSON_FLOOR)),
+    "gaussian": (kernels.GAUSSIAN, np.float32(GAUSSIAN_FLOOR)),
+}
 # Floats between two waves: keeps the same pixel of both out of one cache set
 _PAD = 64
 
 
+def fault(detector: Detector, precision: str) -> str | None:
+    """Say what the compiled kernels do not know, or return None."""
+    if precision != "single":
+        return "the compiled kernel works in single precision"
+    if detector.blur is not None or detector.binning != 1:
+        return "the compiled kernel has sharp detector pixels, as large as the model's"
+    return None
+
+
 def chain_intensities(chain: Chain) -> FloatArray:
-    """Return the modelled intensities (n, ky, kx)."""
+    """Return the modelled counts (n, ky, kx)."""
     n_modes, ny, nx = chain.spectrum.shape
     out = np.empty((len(chain.corners), ny * nx), np.float32)
-    kernels.intensities(*_waves_arguments(chain), _room(chain, n_modes), out)
+    scale, background = _scale_and_background(chain)
+    kernels.intensities(_plans(chain), _waves(chain), scale, background, _room(chain, n_modes + 2), out)
     return out.reshape(-1, ny, nx)
 
 
-def add_gradients(chain: Chain, patterns: Array, sums: ChainSums, *, probe: bool, shifts: bool) -> None:
+def add_gradients(chain: Chain, patterns: Array, good: BoolArray | None, sums: ChainSums) -> None:
     """Add the gradients of ``patterns`` (n, ky, kx) to ``sums``, whose arrays are contiguous."""
     n_modes, ny, nx = chain.spectrum.shape
+    n = len(chain.corners)
+    optional = (sums.spectrum, sums.shifts, sums.variation, sums.moments, sums.scale, sums.background)
+    background = np.zeros((2, 0), np.float32) if sums.background is None else sums.background.reshape(2, -1)
     kernels.gradients(
-        *_waves_arguments(chain),
-        *_detector_arguments(chain, patterns),
+        _plans(chain),
+        _waves(chain),
+        _detector(chain, patterns, good),
         np.array(sums.origin),
-        _room(chain, n_modes, len(chain.obj)),
-        _room(chain, n_modes + 1),
+        _room(chain, chain.n_parts, chain.obj.shape[1]),
+        _room(chain, chain.n_parts + 3),
+        _room(chain, n_modes),
+        (chain.rate.ravel(), np.fft.fftfreq(ny).astype(np.float32), np.fft.fftfreq(nx).astype(np.float32)),
         sums.obj.view(np.float32),
         sums.illumination,
-        sums.spectrum.view(np.float32).reshape(n_modes, -1),
-        sums.shifts,
+        _sums_of(sums.spectrum),
+        np.zeros((0, 0, 2)) if sums.shifts is None else sums.shifts,
+        _sums_of(sums.variation),
+        np.zeros((0, 0)) if sums.coefficients is None else sums.coefficients,
+        np.zeros((0, 0, 3)) if sums.moments is None else sums.moments,
+        np.zeros((n, 2)) if sums.scale is None else sums.scale,
+        background,
         sums.totals,
-        probe,
-        shifts,
-        np.fft.fftfreq(ny).astype(np.float32),
-        np.fft.fftfreq(nx).astype(np.float32),
+        tuple(a is not None for a in optional),
     )
 
 
 def add_responses(
     chain: Chain,
     patterns: Array,
+    good: BoolArray | None,
     obj: ComplexArray,
     origin: tuple[int, int],
     spectrum: ComplexArray,
-    totals: FloatArray,
+    sums: ChainSums,
 ) -> FloatArray:
     """Return the terms (n, 5) of the answers to a change of object and probe."""
     terms = np.zeros((len(chain.corners), 5))
     kernels.responses(
-        *_waves_arguments(chain),
-        *_detector_arguments(chain, patterns),
-        np.float32(-1 / LOSSES[chain.loss].curvature),
+        _plans(chain),
+        _waves(chain),
+        _detector(chain, patterns, good),
+        np.float32(-1 / LOSSES[chain.detector.loss].curvature),
         np.array(origin),
         _floats(obj),
         _flat(spectrum),
         bool(spectrum.any()),
-        _room(chain, 4, len(spectrum)),
+        _room(chain, 4, chain.n_parts),
+        _room(chain, len(spectrum) + 1),
         terms,
-        totals,
+        sums.totals,
     )
     return terms
 
 
-def _waves_arguments(chain: Chain) -> tuple[Any, ...]:
-    """Return plans, object, corners, spectrum, ramps and propagator as the kernels take them."""
+def _plans(chain: Chain) -> tuple[int, int]:
     ny, nx = chain.spectrum.shape[-2:]
-    ramp_y, ramp_x = shift_ramps(chain.shifts, (ny, nx), np.complex64)
-    ramps = _floats(ramp_y * np.float32(1 / math.sqrt(ny * nx))), _floats(ramp_x)
-    propagator = _floats(chain.propagator * np.float32(1 / (ny * nx))).ravel()
-    plans = inplace_plan_addresses(ny, nx)
-    return plans, _floats(chain.obj), chain.corners, _flat(chain.spectrum), ramps, propagator
+    return inplace_plan_addresses(ny, nx)
 
 
-def _detector_arguments(chain: Chain, patterns: Array) -> tuple[Any, ...]:
-    """Return patterns, mask, whether the loss is Poisson's, and its floor."""
-    pixels = chain.propagator.size
+def _waves(chain: Chain) -> tuple[Any, ...]:
+    """Return object, corners, spectrum, variation, coefficients, ramps, gaps and near field as the kernels take them.
+
+    Gaps: factors (slice − 1, …), whether patterns have tilts of their own, and these as ramps along y and x.
+    """
+    n = len(chain.corners)
+    ny, nx = chain.spectrum.shape[-2:]
+    pixels = ny * nx
+    ramps = _ramps(chain.shifts, (ny, nx), chain.share / math.sqrt(pixels))
+    tilts = np.zeros((n, max(len(chain.propagators), 1), 2)) if chain.tilts is None else chain.tilts
+    variation = np.zeros((0, 2 * pixels), np.float32) if chain.variation is None else _flat(chain.variation)
+    mixed = np.zeros((n, 0)) if chain.coefficients is None else chain.coefficients
+    coefficients = np.ascontiguousarray(mixed, np.float32)
+    near = chain.detector.propagator
+    factor = np.zeros(2, np.float32) if near is None else _floats(near * np.float32(1 / pixels)).ravel()
+    gaps = _flat(chain.propagators * np.float32(1 / pixels)), chain.tilts is not None, *_ramps(tilts, (ny, nx), 1.0)
+    return (
+        _floats(chain.obj), chain.corners, _flat(chain.spectrum), variation, coefficients, ramps, gaps,
+        (near is not None, factor),
+    )  # fmt: skip
+
+
+def _ramps(shifts: FloatArray, shape: tuple[int, int], factor: float) -> tuple[FloatArray, FloatArray]:
+    """Return the ramps along y, times ``factor``, and along x of shifts (…, 2) in pixels."""
+    ramp_y, ramp_x = shift_ramps(shifts.reshape(-1, 2), shape, np.complex64)
+    along_y = _floats(ramp_y * np.float32(factor)).reshape(*shifts.shape[:-1], 2 * shape[0])
+    return along_y, _floats(ramp_x).reshape(*shifts.shape[:-1], 2 * shape[1])
+
+
+def _detector(chain: Chain, patterns: Array, good: BoolArray | None) -> tuple[Any, ...]:
+    """Return patterns, masks, loss, its floor, scale and background as the kernels take them."""
+    pixels = chain.rate.size
     measured = np.ascontiguousarray(patterns, np.float32).reshape(len(patterns), pixels)
-    mask = np.ones(pixels, np.float32) if chain.mask is None else chain.mask.ravel().astype(np.float32)
-    return measured, mask, chain.loss == "poisson", np.float32(_FLOORS[chain.loss])
+    masks = np.ones((1, pixels), np.float32) if good is None else good.reshape(-1, pixels).astype(np.float32)
+    return measured, masks, *_LOSSES[chain.detector.loss], *_scale_and_background(chain)
+
+
+def _scale_and_background(chain: Chain) -> tuple[FloatArray, FloatArray]:
+    n, pixels = len(chain.corners), chain.rate.size
+    scale = np.ones(n, np.float32) if chain.scale is None else chain.scale.astype(np.float32)
+    ground = chain.background
+    return scale, np.zeros(pixels, np.float32) if ground is None else np.ascontiguousarray(ground, np.float32).ravel()
+
+
+def _sums_of(spectra: ComplexArray | None) -> FloatArray:
+    none = np.zeros((0, 0), np.float32)
+    return none if spectra is None else spectra.view(np.float32).reshape(len(spectra), 2 * spectra[0].size)
 
 
 def _room(chain: Chain, *shape: int) -> FloatArray:
     """Return room for waves (…, floats), each aligned to 64 bytes."""
-    return aligned_empty((*shape, -(-2 * chain.propagator.size // 16) * 16 + _PAD), np.float32)
+    return aligned_empty((*shape, -(-2 * chain.rate.size // 16) * 16 + _PAD), np.float32)
 
 
 def _floats(a: ComplexArray) -> FloatArray:
@@ -104,4 +166,4 @@ def _floats(a: ComplexArray) -> FloatArray:
 
 
 def _flat(a: ComplexArray) -> FloatArray:
-    return _floats(a).reshape(len(a), -1)
+    return _floats(a).reshape(len(a), 2 * a.shape[1] * a.shape[2])

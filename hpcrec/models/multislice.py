@@ -1,7 +1,8 @@
 """The multislice chain in plain NumPy: waves through the slices, and gradients back. It defines the truth for kernels.
 
-ψ_1 = P(r − δ); exit waves φ_s = ψ_s O_s; ψ_{s+1} = F⁻¹ H F φ_s; far field Ψ = F φ_S; intensity I = Σ_modes |Ψ|².
-With w = ∂L/∂I the way back starts from g = F⁻¹ wΨ; at slice s: ∂L/∂O_s* += ψ_s* g, g ← O_s* g, then g ← F⁻¹ H* F g.
+ψ_1 = P(r − δ); exit waves φ_s = ψ_s O_s; ψ_{s+1} = F⁻¹ H_s F φ_s; detector Ψ = F φ_S, or F⁻¹ H_d F φ_S near by;
+power Σ|Ψ|² over the incoherent parts (flight points, object states, probe modes). With w = ∂L/∂(power) the way back
+starts from g = F⁻¹ wΨ; at slice s: ∂L/∂O_s* += ψ_s* g, g ← O_s* g, then g ← F⁻¹ H* F g.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray, real_dtype
+from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
 from hpcrec.backend.fft import aligned_empty, fft2_inplace, ifft2_inplace
-from hpcrec.objectives.losses import LOSSES, amplitude_error
+from hpcrec.models.chain import Chain, ChainSums
+from hpcrec.models.detector import detected, weigh
+from hpcrec.objectives.losses import LOSSES
 from hpcrec.operators.patches import add_patches, cut_patches
 from hpcrec.operators.propagate import shift_ramps
 
@@ -21,81 +24,45 @@ from hpcrec.operators.propagate import shift_ramps
 _CHUNK_BYTES = 1 << 17
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """What a share of patterns is computed from.
-
-    obj : (slice, y, x) complex; corners : (n, 2) first pixels of the windows in ``obj``'s own numbering
-    spectrum : (mode, ky, kx) F of the probe; shifts : (n, 2) sub-pixel shifts δ of the probe in pixels
-    propagator : (ky, kx) H between two slices; mask : (ky, kx) True = good, or None; loss : name in LOSSES
-    """
-
-    obj: ComplexArray
-    corners: IntArray
-    spectrum: ComplexArray
-    shifts: FloatArray
-    propagator: ComplexArray
-    mask: BoolArray | None
-    loss: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChainSums:
-    """Where gradients are added.
-
-    obj : (slice, y, x) ∂L/∂O*; illumination : (slice, y, x) Σ|ψ_s|²; from pixel ``origin`` of the chain's object
-    spectrum : (mode, ky, kx) gradient by the probe's spectrum; shifts : (n, 2) ∂L/∂δ per pixel, float64
-    totals : (3,) float64: loss, Σ(√I − √I₀)², ΣI₀
-    """
-
-    origin: tuple[int, int]
-    obj: ComplexArray
-    illumination: FloatArray
-    spectrum: ComplexArray
-    shifts: FloatArray
-    totals: FloatArray
-
-
 def chain_intensities(chain: Chain) -> FloatArray:
-    """Return the modelled intensities (n, ky, kx)."""
-    ny, nx = chain.spectrum.shape[-2:]
-    out = np.empty((len(chain.corners), ny, nx), real_dtype(chain.obj.dtype))
-    for part in _chunks(chain):
-        out[part] = _power(_forward(chain, part).far)
-    return out
+    """Return the modelled counts (n, ky, kx)."""
+    found = [detected(chain, part, _power(_forward(chain, part).far)) for part in _chunks(chain)]
+    ny, nx = (n // chain.detector.binning for n in chain.spectrum.shape[-2:])
+    return np.concatenate(found) if found else np.empty((0, ny, nx), chain.rate.dtype)
 
 
-def add_gradients(chain: Chain, patterns: Array, sums: ChainSums, *, probe: bool, shifts: bool) -> None:
-    """Add the gradients of ``patterns`` (n, ky, kx) to ``sums``; ``probe``, ``shifts``: whether theirs are due."""
+def add_gradients(chain: Chain, patterns: Array, good: BoolArray | None, sums: ChainSums) -> None:
+    """Add the gradients of ``patterns`` (n, ky, kx) over their ``good`` pixels (n or 1, ky, kx) to ``sums``."""
     for part in _chunks(chain):
         waves = _forward(chain, part)
-        weight = _weigh(chain, waves.far, patterns[part], sums.totals)
+        weight = weigh(chain, part, _power(waves.far), patterns[part], _good(good, part), sums)
         waves.far *= weight[:, None]
-        _backward(chain, part, waves, sums, entry=probe or shifts)
-        if probe or shifts:
-            _add_entry_gradients(chain, part, waves, sums, probe=probe, shifts=shifts)
+        _backward(chain, part, waves, sums)
+        if sums.entry:
+            _add_entry_gradients(chain, part, waves, sums)
 
 
 def add_responses(
     chain: Chain,
     patterns: Array,
+    good: BoolArray | None,
     obj: ComplexArray,
     origin: tuple[int, int],
     spectrum: ComplexArray,
-    totals: FloatArray,
+    sums: ChainSums,
 ) -> FloatArray:
-    """Return how the far fields answer to a change of object and probe: (n, 5) float64.
+    """Return how the waves at the detector answer to a change of object and probe: (n, 5) float64.
 
-    ``obj`` (slice, y, x), from pixel ``origin`` of the chain's object, and ``spectrum`` (mode, ky, kx) are the
-    directions; A and B the changes of the far field Ψ to first order along each, χ = −wΨ/curvature the change wanted.
-    Columns: Σ|A|², Re Σ A B*, Σ|B|², Re Σ A* χ, Re Σ B* χ. ``totals`` as in :class:`ChainSums`.
+    ``obj`` (state, slice, y, x), from pixel ``origin`` of the chain's object, and ``spectrum`` (mode, ky, kx) are the
+    directions; A and B the changes of Ψ to first order along each, χ = −wΨ/curvature the change wanted.
+    Columns: Σ|A|², Re Σ A B*, Σ|B|², Re Σ A* χ, Re Σ B* χ. Only ``sums.totals`` is added to.
     """
     out = np.empty((len(chain.corners), 5))
     for part in _chunks(chain):
         waves = _forward(chain, part)
         a, b = _tangents(chain, part, waves, obj, origin, spectrum)
-        weight = _weigh(chain, waves.far, patterns[part], totals) / -LOSSES[chain.loss].curvature
-        chi = waves.far * weight[:, None]
+        weight = weigh(chain, part, _power(waves.far), patterns[part], _good(good, part), sums)
+        chi = waves.far * (weight / -LOSSES[chain.detector.loss].curvature)[:, None]
         products = ((a, a), (a, b), (b, b), (a, chi), (b, chi))
         for column, (u, v) in enumerate(products):
             out[part, column] = _inner(u, v)
@@ -104,34 +71,80 @@ def add_responses(
 
 @dataclass(slots=True)
 class _Waves:
-    """Waves (position, mode, y, x) of one chunk: ``incoming`` in front of each slice, ``far``; ``ramps`` of shifts."""
+    """Waves (position, part, y, x) of one chunk, parts = (flight, state, mode).
+
+    ``ramps`` (position, flight, y, x) of the shifts; ``incoming`` in front of each slice; ``patches`` (position,
+    flight, state, 1, y, x) of each slice; ``far`` at the detector.
+    """
 
     ramps: ComplexArray
     incoming: list[ComplexArray]
-    patches: ComplexArray
+    patches: list[ComplexArray]
     far: ComplexArray
 
 
 def _chunks(chain: Chain) -> Iterator[slice]:
-    step = max(1, _CHUNK_BYTES // chain.spectrum.nbytes)
+    step = max(1, _CHUNK_BYTES // (chain.spectrum[0].nbytes * chain.n_parts))
     for start in range(0, len(chain.corners), step):
         yield slice(start, min(start + step, len(chain.corners)))
 
 
+def _good(good: BoolArray | None, part: slice) -> BoolArray | None:
+    return good if good is None or len(good) == 1 else good[part]
+
+
 def _forward(chain: Chain, part: slice) -> _Waves:
-    n_modes, ny, nx = chain.spectrum.shape
-    ramp_y, ramp_x = shift_ramps(chain.shifts[part], (ny, nx), chain.spectrum.dtype)
-    ramps = (ramp_y[:, :, None] * ramp_x[:, None, :])[:, None]
-    patches = cut_patches(chain.obj, chain.corners[part], (ny, nx))
-    shape = (len(ramps), n_modes, ny, nx)
-    wave = ifft2_inplace(np.multiply(ramps, chain.spectrum, out=aligned_empty(shape, chain.spectrum.dtype)))
-    incoming = [wave]
-    for i_slice in range(len(chain.obj) - 1):
-        wave = np.multiply(wave, patches[i_slice][:, None], out=aligned_empty(shape, wave.dtype))
-        incoming.append(_propagate(wave, chain.propagator))
-        wave = incoming[-1]
-    far = fft2_inplace(np.multiply(wave, patches[-1][:, None], out=aligned_empty(shape, wave.dtype)))
-    return _Waves(ramps, incoming, patches, far)
+    n_states, n_slices = chain.obj.shape[:2]
+    ramps = _ramps(chain, part)
+    patches = _patches(chain, chain.obj, chain.corners[part])
+    entering = ramps[:, :, None, None] * _spectra(chain, part)[:, None, None]
+    shape = (len(ramps), ramps.shape[1], n_states, *entering.shape[3:])
+    wave = aligned_empty(shape, entering.dtype)
+    wave[...] = entering
+    incoming = [ifft2_inplace(wave)]
+    for s in range(n_slices - 1):
+        wave = np.multiply(incoming[-1], patches[s], out=aligned_empty(shape, wave.dtype))
+        incoming.append(_propagate(wave, _gap(chain, part, s)))
+    wave = np.multiply(incoming[-1], patches[-1], out=aligned_empty(shape, wave.dtype))
+    return _Waves(ramps, incoming, patches, _joined(_to_detector(chain, wave)))
+
+
+def _ramps(chain: Chain, part: slice) -> ComplexArray:
+    """Return the spectrum's factors (position, flight, ky, kx) of the sub-pixel shifts."""
+    shifts = chain.shifts[part]
+    ramp_y, ramp_x = shift_ramps(shifts.reshape(-1, 2), chain.spectrum.shape[-2:], chain.spectrum.dtype)
+    return (ramp_y[:, :, None] * ramp_x[:, None, :]).reshape(*shifts.shape[:2], *chain.spectrum.shape[-2:])
+
+
+def _spectra(chain: Chain, part: slice) -> ComplexArray:
+    """Return the probe's spectra (position or 1, mode, ky, kx), with the variation in mode 0.
+
+    Flight points and object states share a pattern's counts: each amplitude carries ``chain.share``.
+    """
+    spectra = chain.spectrum[None]
+    if chain.variation is not None and chain.coefficients is not None:
+        spectra = np.repeat(spectra, len(chain.coefficients[part]), axis=0)
+        coefficients = chain.coefficients[part].astype(spectra.real.dtype)
+        spectra[:, 0] += np.tensordot(coefficients, chain.variation, axes=1)
+    return spectra * spectra.real.dtype.type(chain.share)  # type: ignore[no-any-return]
+
+
+def _patches(chain: Chain, obj: ComplexArray, corners: IntArray) -> list[ComplexArray]:
+    """Return the windows (position, flight, state, 1, y, x) of each slice."""
+    n_states, n_slices = obj.shape[:2]
+    ny, nx = chain.spectrum.shape[-2:]
+    cut = cut_patches(obj.reshape(-1, *obj.shape[2:]), corners.reshape(-1, 2), (ny, nx))
+    cut = cut.reshape(n_states, n_slices, *corners.shape[:2], ny, nx)
+    return [np.moveaxis(cut[:, s], 0, 2)[:, :, :, None] for s in range(n_slices)]
+
+
+def _gap(chain: Chain, part: slice, gap: int) -> ComplexArray:
+    """Return the factor of a gap, broadcast against (position, flight, state, mode, ky, kx)."""
+    factor: ComplexArray = chain.propagators[gap]
+    if chain.tilts is not None:
+        ramp_y, ramp_x = shift_ramps(chain.tilts[part, gap], factor.shape, factor.dtype)
+        factor = (factor * ramp_y[:, :, None] * ramp_x[:, None, :])[:, None, None, None]
+    return factor
 
 
 def _propagate(wave: ComplexArray, factor: ComplexArray) -> ComplexArray:
@@ -140,71 +153,110 @@ def _propagate(wave: ComplexArray, factor: ComplexArray) -> ComplexArray:
     return ifft2_inplace(wave)
 
 
-def _power(far: ComplexArray) -> FloatArray:
-    return np.sum(far.real**2 + far.imag**2, axis=1)  # type: ignore[no-any-return]
+def _to_detector(chain: Chain, wave: ComplexArray) -> ComplexArray:
+    near = chain.detector.propagator
+    return fft2_inplace(wave) if near is None else _propagate(wave, near)
+
+
+def _from_detector(chain: Chain, wave: ComplexArray) -> ComplexArray:
+    near = chain.detector.propagator
+    return ifft2_inplace(wave) if near is None else _propagate(wave, near.conj())
+
+
+def _joined(wave: ComplexArray) -> ComplexArray:
+    """Return waves (position, flight, state, mode, y, x) as (position, part, y, x), the same memory."""
+    return wave.reshape(len(wave), -1, *wave.shape[-2:])
+
+
+def _power(wave: ComplexArray) -> FloatArray:
+    """Return Σ|ψ|² over the parts (position, part, y, x)."""
+    return np.sum(wave.real**2 + wave.imag**2, axis=1)  # type: ignore[no-any-return]
 
 
 def _inner(u: ComplexArray, v: ComplexArray) -> FloatArray:
     """Return Re Σ u* v of each position, summed in float64."""
-    return np.sum(u.real * v.real + u.imag * v.imag, axis=(1, 2, 3), dtype=np.float64)  # type: ignore[no-any-return]
+    axes = tuple(range(1, u.ndim))
+    return np.sum(u.real * v.real + u.imag * v.imag, axis=axes, dtype=np.float64)  # type: ignore[no-any-return]
 
 
-def _weigh(chain: Chain, far: ComplexArray, patterns: Array, totals: FloatArray) -> FloatArray:
-    """Return w (position, ky, kx) and add loss, error and counts to ``totals``."""
-    modelled = _power(far)
-    measured = np.asarray(patterns, modelled.dtype)
-    loss, weight = LOSSES[chain.loss].evaluate(modelled, measured, chain.mask)
-    error, counts = amplitude_error(modelled, measured, chain.mask)
-    totals += (loss, error, counts)
-    return weight
-
-
-def _backward(chain: Chain, part: slice, waves: _Waves, sums: ChainSums, *, entry: bool) -> None:
-    """Add object gradients and illumination; with ``entry`` leave F of the gradient by the shifted probe in ``far``."""
-    corners = chain.corners[part] - sums.origin
-    g = ifft2_inplace(waves.far)
-    conjugate = chain.propagator.conj()
-    for i_slice in reversed(range(len(chain.obj))):
-        wave = waves.incoming[i_slice]
-        add_patches(sums.obj[i_slice : i_slice + 1], np.sum(wave.conj() * g, axis=1)[None], corners)
-        add_patches(sums.illumination[i_slice : i_slice + 1], _power(wave)[None], corners)
-        if i_slice or entry:
-            g *= waves.patches[i_slice].conj()[:, None]
-        if i_slice:
-            _propagate(g, conjugate)
-    if entry:
+def _backward(chain: Chain, part: slice, waves: _Waves, sums: ChainSums) -> None:
+    """Add object gradients, illumination and moments; where needed leave F of the gradient by the entering wave."""
+    n_states, n_slices = chain.obj.shape[:2]
+    g = _from_detector(chain, waves.far.reshape(waves.incoming[0].shape))
+    corners = (chain.corners[part] - sums.origin).reshape(-1, 2)
+    for s in reversed(range(n_slices)):
+        wave = waves.incoming[s]
+        for state in range(n_states):
+            products = np.sum(wave[:, :, state].conj() * g[:, :, state], axis=2)
+            add_patches(sums.obj[state, s : s + 1], products.reshape(1, -1, *products.shape[-2:]), corners)
+            light = np.sum(np.abs(wave[:, :, state]) ** 2, axis=2)
+            add_patches(sums.illumination[state, s : s + 1], light.reshape(1, -1, *light.shape[-2:]), corners)
+        if s or sums.entry:
+            g *= waves.patches[s].conj()
+        if s:
+            fft2_inplace(g)
+            if sums.moments is not None:
+                sums.moments[part, s - 1] += _moments(chain, g, wave)
+            g *= _gap(chain, part, s - 1).conj()
+            ifft2_inplace(g)
+    if sums.entry:
         fft2_inplace(g)
+    waves.far = _joined(g)
 
 
-def _add_entry_gradients(
-    chain: Chain, part: slice, waves: _Waves, sums: ChainSums, *, probe: bool, shifts: bool
-) -> None:
-    """Add ∂L/∂(FP)* = Σ exp(+2πi q·δ) G and ∂L/∂δ = 2 Re Σ G* (−2πi q) exp(−2πi q·δ) FP."""
-    if probe:
-        sums.spectrum[...] += np.sum(waves.ramps.conj() * waves.far, axis=0)
-    if shifts:
-        density = np.sum(waves.far.conj() * (waves.ramps * chain.spectrum), axis=1).imag
-        for axis, n in enumerate(density.shape[1:]):
-            along = density.sum(axis=2 - axis, dtype=np.float64)
-            sums.shifts[part, axis] += 4 * np.pi * along @ np.fft.fftfreq(n)
+def _moments(chain: Chain, g: ComplexArray, wave: ComplexArray) -> FloatArray:
+    """Return Σ r Im(G* X), Σ q_y Im(G* X), Σ q_x Im(G* X) (n, 3) of spectra G and the waves behind a gap."""
+    spectrum = aligned_empty(wave.shape, wave.dtype)
+    spectrum[...] = wave
+    density = np.sum((g.conj() * fft2_inplace(spectrum)).imag, axis=(1, 2, 3), dtype=np.float64)
+    qy, qx = (np.fft.fftfreq(n) for n in density.shape[1:])
+    return np.stack(
+        [np.sum(density * chain.rate, axis=(1, 2)), density.sum(axis=2) @ qy, density.sum(axis=1) @ qx], axis=1
+    )
+
+
+def _add_entry_gradients(chain: Chain, part: slice, waves: _Waves, sums: ChainSums) -> None:
+    """Add the gradients by what makes the entering wave, from its own, G (in ``waves.far``).
+
+    ∂L/∂(FP)* = Σ exp(+2πi q·δ) G, and with the spectrum of each position's mode 0 likewise those of its variation;
+    ∂L/∂δ = 2 Re Σ G* (−2πi q) exp(−2πi q·δ) FP.
+    """
+    n_flight, n_states = waves.ramps.shape[1], len(chain.obj)
+    share = chain.rate.dtype.type(chain.share)
+    g = waves.far.reshape(len(waves.far), n_flight, n_states, *chain.spectrum.shape).sum(axis=2)
+    unshifted = np.sum(waves.ramps.conj()[:, :, None] * g, axis=1) * share
+    if sums.spectrum is not None:
+        sums.spectrum[...] += unshifted.sum(axis=0)
+    if sums.variation is not None and sums.coefficients is not None:
+        assert chain.variation is not None
+        assert chain.coefficients is not None
+        sums.variation[...] += np.tensordot(chain.coefficients[part].astype(share.dtype), unshifted[:, 0], axes=(0, 0))
+        for i, mode in enumerate(chain.variation):
+            sums.coefficients[part, i] += 2 * np.sum((unshifted[:, 0].conj() * mode).real, axis=(1, 2), dtype=float)
+    if sums.shifts is not None:
+        entering = waves.ramps[:, :, None] * _spectra(chain, part)[:, None]
+        density = np.sum(g.conj() * entering, axis=2).imag
+        for axis, n in enumerate(density.shape[-2:]):
+            along = density.sum(axis=3 - axis, dtype=np.float64)
+            sums.shifts[part, :, axis] += 4 * np.pi * along @ np.fft.fftfreq(n)
 
 
 def _tangents(
     chain: Chain, part: slice, waves: _Waves, obj: ComplexArray, origin: tuple[int, int], spectrum: ComplexArray
 ) -> tuple[ComplexArray, ComplexArray]:
-    """Return the changes of the far field along the object's and along the probe's direction."""
-    ny, nx = spectrum.shape[-2:]
-    changes = cut_patches(obj, chain.corners[part] - origin, (ny, nx))
-    shape = waves.far.shape
-    a = aligned_empty(shape, waves.far.dtype)
-    b = ifft2_inplace(np.multiply(waves.ramps, spectrum, out=aligned_empty(shape, waves.far.dtype)))
+    """Return the changes of the waves at the detector along the object's and along the probe's direction."""
+    changes = _patches(chain, obj, chain.corners[part] - origin)
+    shape, dtype = waves.incoming[0].shape, waves.far.dtype
+    a, b = aligned_empty(shape, dtype), aligned_empty(shape, dtype)
+    share = waves.ramps.real.dtype.type(chain.share)
     a[...] = 0
-    for i_slice, wave in enumerate(waves.incoming):
-        patch = waves.patches[i_slice][:, None]
-        if i_slice:
-            _propagate(a, chain.propagator)
-            _propagate(b, chain.propagator)
-        a *= patch
-        a += changes[i_slice][:, None] * wave
-        b *= patch
-    return fft2_inplace(a), fft2_inplace(b)
+    b[...] = (waves.ramps * share)[:, :, None, None] * spectrum
+    ifft2_inplace(b)
+    for s, wave in enumerate(waves.incoming):
+        if s:
+            _propagate(a, _gap(chain, part, s - 1))
+            _propagate(b, _gap(chain, part, s - 1))
+        a *= waves.patches[s]
+        a += changes[s] * wave
+        b *= waves.patches[s]
+    return _joined(_to_detector(chain, a)), _joined(_to_detector(chain, b))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -23,10 +24,13 @@ from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import Box, bounding_box
 from hpcrec.models import compiled, multislice
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.multislice import Chain, ChainSums
+from hpcrec.models.chain import Chain, ChainSums, Detector, good_pixels
 from hpcrec.models.partial import Field
+from hpcrec.models.refined import object_weight, refined_gradients
 from hpcrec.objectives.losses import LOSSES
-from hpcrec.physics.propagation import fresnel_factor, propagation_fault
+from hpcrec.physics.propagation import propagation_fault, propagation_rate, tilted_factor
+
+Wanted = Literal["probe", "positions", "tilt", "thickness", "variation", "intensity", "background"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +38,26 @@ class Gradients:
     """Sums over the patterns of one share; gradients are ∂L/∂z* of complex z, so dL = 2 Re Σ (∂L/∂z*)* dz.
 
     box : object pixels that ``obj`` and ``illumination`` cover
-    obj : (slice, y, x) gradient by the object; illumination : (slice, y, x) Σ|ψ_s|² over patterns and modes
-    probe : (mode, y, x) gradient by the probe; object_weight : (y, x) Σ|O_1|² over the windows
-    positions : (n, 2) gradient in 1/Å; position_weight : (n, 2) Σ|P ∂O|² in counts/Å², float64
-    loss, error, counts : the loss, Σ(√I − √I₀)² and ΣI₀ over the good pixels
+    obj : (slice, y, x) gradient by the object; illumination : (slice, y, x) Σ|ψ_s|² over patterns and parts
+    loss, error, counts : the loss, Σ(√Î − √I)² and ΣI over the good pixels
+    object_weight : (y, x) Σ|O_1|² over the windows, if anything of the probe is wanted
+    probe : (mode, y, x) gradient by the probe
+    of_patterns : arrays (n, …) float64 of the share's own patterns, ``added`` arrays summed over them, as far as
+        wanted; each with its weight (``…_weight``), see :mod:`hpcrec.models.refined`:
+        of_patterns: "positions" (n, 2) in 1/Å; "tilt" (n, 2) by tan θ; "coefficients" (n, m); "intensity" (n,) by c
+        added: "thickness" (slice − 1,) in 1/Å; "variation" (m, y, x) by U*; "background" (ky, kx)
     """
 
     box: Box
     obj: ComplexArray
     illumination: FloatArray
-    probe: ComplexArray
-    object_weight: FloatArray
-    positions: FloatArray
-    position_weight: FloatArray
     loss: float
     error: float
     counts: float
+    object_weight: FloatArray
+    probe: ComplexArray
+    of_patterns: dict[str, FloatArray] = field(default_factory=dict)
+    added: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +75,26 @@ class PtychographyModel:
 
     Parameters
     ----------
-    shape : (ny, nx) pixels of a pattern and of the probe's window
+    shape : (ny, nx) pixels of the probe's window; a pattern has 1/binning of them along each side
     sampling : (dy, dx) Å of a pixel of probe and object
     wavelength : Å
     slice_thickness : Å between two slices; the number of slices is the object's
-    mask : (ky, kx) boolean, True = good pixel, zero frequency at [0, 0]; None: all good
-    loss : name in :data:`hpcrec.objectives.losses.LOSSES`
+    detector : what turns waves into counts, and the loss
+    flight : (point, 2) Å, where the probe is during one exposure, from the position; None: at rest
+    propagation : "fresnel" or "exact", between slices
     precision : "single" or "double"
     band_limit : square band limit of the propagator as a fraction of Nyquist; None keeps all frequencies
-    kernel : "compiled" loops, the plain "numpy" twin, or "auto": compiled in single precision
+    kernel : "compiled" loops, the plain "numpy" twin, or "auto": compiled in single precision, where the compiled
+        kernels know the detector (sharp pixels, no binning)
 
     The probe stays in real space, centred at n//2; a window's first pixel is round(pixel) − n//2, the rest of the
-    position is an exact Fourier shift of the probe.
+    position is an exact Fourier shift of the probe. ``state.refined`` may hold what departs from these parameters,
+    see :class:`hpcrec.models.base.PtychographyState`.
 
     Raises
     ------
-    ConfigError : unknown loss; mask of another shape; slices too thick for the grid; compiled in double precision.
+    ConfigError : unknown loss; mask of another shape; slices too thick for the grid; a compiled kernel asked for what
+        it does not know.
     """
 
     def __init__(
@@ -92,74 +104,76 @@ class PtychographyModel:
         wavelength: float,
         slice_thickness: float = 0.0,
         *,
-        mask: BoolArray | None = None,
-        loss: str = "amplitude",
+        detector: Detector | None = None,
+        flight: FloatArray | None = None,
+        propagation: Literal["fresnel", "exact"] = "fresnel",
         precision: Literal["single", "double"] = "single",
         band_limit: float | None = None,
         kernel: Literal["auto", "numpy", "compiled"] = "auto",
     ) -> None:
-        if loss not in LOSSES:
-            raise ConfigError(f"loss: {loss!r} is not known; expected one of {', '.join(LOSSES)}")
-        if mask is not None and mask.shape != shape:
-            raise ConfigError(f"mask: expected the shape {shape} of a pattern, got {mask.shape}")
+        detector = Detector() if detector is None else detector
         fault = propagation_fault(shape, sampling, wavelength, slice_thickness, band_limit)
         if fault:
             raise ConfigError(f"slice_thickness: {fault}")
-        self.shape, self.sampling, self.loss = shape, sampling, loss
-        self.curvature = LOSSES[loss].curvature
+        self.shape, self.sampling, self.wavelength = shape, sampling, wavelength
+        self.slice_thickness = slice_thickness
+        self.pattern_shape = _pattern_shape(shape, detector)
+        self.detector = detector
+        self.curvature = LOSSES[detector.loss].curvature
         self.dtype = complex_dtype(precision)
-        self._mask = None if mask is None or mask.all() else mask
-        self._propagator = fresnel_factor(shape, sampling, wavelength, slice_thickness, band_limit, self.dtype)
-        single = precision == "single"
-        if kernel == "compiled" and not single:
-            raise ConfigError(
-                "kernel: the compiled kernel works in single precision; use 'numpy' or 'auto' with double"
-            )
-        self._code = multislice if kernel == "numpy" or not single else compiled
+        self.flight = np.zeros((1, 2)) if flight is None else np.asarray(flight, np.float64)
+        self._band_limit = band_limit
+        self._evanescent = propagation_rate(shape, sampling, wavelength, propagation)
+        self.rate = np.nan_to_num(self._evanescent)
+        self._propagators: tuple[bytes, ComplexArray] = (b"", np.zeros((0, *shape), self.dtype))
+        fault = compiled.fault(detector, precision)
+        if kernel == "compiled" and fault:
+            raise ConfigError(f"kernel: {fault}; use 'numpy' or 'auto'")
+        self._code = multislice if kernel == "numpy" or fault else compiled
 
     def windows(self, positions: FloatArray, grid: Grid) -> tuple[IntArray, FloatArray]:
-        """Return the windows' first pixels (n, 2) on the whole grid and the sub-pixel shifts (n, 2) of the probe."""
+        """Return the windows' first pixels (…, 2) on the whole grid and the sub-pixel shifts (…, 2) of the probe."""
         pixels = grid.to_pixels(positions)
         nearest = np.rint(pixels)
         return nearest.astype(np.int64) - np.array(self.shape) // 2, pixels - nearest
 
     def box(self, positions: FloatArray, grid: Grid) -> Box:
         """Return the smallest box of object pixels around the windows of some positions (n, 2) in Å."""
-        return bounding_box(self.windows(positions, grid)[0], self.shape)
+        return bounding_box(self.windows(self._points(positions), grid)[0].reshape(-1, 2), self.shape)
 
-    def simulate(self, state: PtychographyState, positions: FloatArray) -> FloatArray:
-        """Return the intensities (n, ky, kx) at positions (n, 2) in Å, zero frequency at [0, 0]."""
-        found: FloatArray = self._code.chain_intensities(self._chain(state, positions)[0])
+    def simulate(self, state: PtychographyState, indices: IntArray) -> FloatArray:
+        """Return the modelled counts (n, ky, kx) of the positions ``indices`` (n,), zero frequency at [0, 0]."""
+        found: FloatArray = self._code.chain_intensities(self._chain(state, indices)[0])
         return found
 
-    def gradients(
-        self, state: PtychographyState, batch: Batch, *, probe: bool = True, positions: bool = False
-    ) -> Gradients:
-        """Return the gradients of a batch; those by probe or positions are zero unless asked for."""
-        chain, box = self._chain(state, state.positions[batch.indices])
-        real = real_dtype(self.dtype)
-        sums = ChainSums(
-            origin=(box.y0 - state.box.y0, box.x0 - state.box.x0),
-            obj=np.zeros((len(state.obj), *box.shape), self.dtype),
-            illumination=np.zeros((len(state.obj), *box.shape), real),
-            spectrum=np.zeros_like(chain.spectrum),
-            shifts=np.zeros((len(chain.corners), 2)),
-            totals=np.zeros(3),
-        )
-        self._code.add_gradients(chain, self._good(batch.patterns), sums, probe=probe, shifts=positions)
+    def gradients(self, state: PtychographyState, batch: Batch, wanted: Collection[Wanted] = ()) -> Gradients:
+        """Return the gradients of a batch by the object, and by what else is ``wanted``."""
+        chain, box = self._chain(state, batch.indices)
+        sums = self._room(state, chain, box, wanted)
+        self._code.add_gradients(chain, self.clean(batch), self._good(batch), sums)
         loss, error, counts = sums.totals.tolist()
+        of_probe = "probe" in wanted or "variation" in wanted
+        weight = object_weight(chain) if of_probe else np.zeros(self.shape, chain.rate.dtype)
+        more = refined_gradients(state, chain, box, sums, self.sampling, self.thicknesses(state))
         return Gradients(
             box=box,
-            obj=sums.obj,
-            illumination=sums.illumination,
-            probe=ifft2(sums.spectrum),
-            object_weight=self._object_weight(chain) if probe else np.zeros(self.shape, real),
-            positions=sums.shifts / self.sampling,
-            position_weight=self._position_weight(state, chain, box) if positions else np.zeros_like(sums.shifts),
+            obj=sums.obj.reshape(len(state.obj), *box.shape),
+            illumination=sums.illumination.reshape(len(state.obj), *box.shape),
             loss=loss,
             error=error,
             counts=counts,
+            object_weight=weight,
+            probe=np.zeros_like(chain.spectrum) if sums.spectrum is None else ifft2(sums.spectrum),
+            of_patterns=more.of_patterns,
+            added=more.added,
         )
+
+    def pattern_errors(self, state: PtychographyState, batch: Batch) -> FloatArray:
+        """Return Σ(√Î − √I)² over the good pixels of each pattern of a batch, (n,) float64."""
+        difference = np.sqrt(self.simulate(state, batch.indices)) - np.sqrt(self.clean(batch))
+        good = self._good(batch)
+        squares = difference**2 if good is None else difference**2 * good
+        return np.sum(squares, axis=(1, 2), dtype=np.float64)  # type: ignore[no-any-return]
 
     def responses(
         self, state: PtychographyState, batch: Batch, obj_change: Field, probe_change: ComplexArray
@@ -168,66 +182,126 @@ class PtychographyModel:
 
         ``obj_change`` must cover the windows of the batch.
         """
-        chain, box = self._chain(state, state.positions[batch.indices])
+        chain, box = self._chain(state, batch.indices)
         if not obj_change.box.contains(box):
             raise ValueError(f"the change covers {obj_change.box}, the windows of the batch {box}")
         origin = (obj_change.box.y0 - state.box.y0, obj_change.box.x0 - state.box.x0)
-        totals = np.zeros(3)
-        change = obj_change.values.astype(self.dtype, copy=False)
-        patterns, direction = self._good(batch.patterns), self._spectrum(probe_change)
-        terms = self._code.add_responses(chain, patterns, change, origin, direction, totals)
-        loss, error, counts = totals.tolist()
-        return Responses(terms, loss, error, counts)
+        change = self._by_state(state, obj_change.values)
+        sums = self._room(state, chain, box, ())
+        terms = self._code.add_responses(
+            chain, self.clean(batch), self._good(batch), change, origin, self._spectrum(probe_change), sums
+        )
+        return Responses(terms, *sums.totals.tolist())
 
-    def _good(self, patterns: Array) -> Array:
+    def clean(self, batch: Batch) -> Array:
         """Return the patterns with zeros on bad pixels, which may hold anything, not-a-number included."""
-        return patterns if self._mask is None else np.where(self._mask, patterns, patterns.dtype.type(0))
+        bad = [~m for m in (self.detector.mask, batch.good) if m is not None]
+        patterns = batch.patterns
+        for where in bad:
+            patterns = np.where(where, patterns.dtype.type(0), patterns)
+        return patterns
+
+    def _good(self, batch: Batch) -> BoolArray | None:
+        return good_pixels(self.detector, batch.patterns, batch.good)
 
     def _spectrum(self, probe: Array) -> ComplexArray:
         return fft2(probe.astype(self.dtype, copy=False))
 
-    def _chain(self, state: PtychographyState, positions: FloatArray) -> tuple[Chain, Box]:
+    def _by_state(self, state: PtychographyState, values: Array) -> ComplexArray:
+        """Return an object's array (state · slice, y, x) as (state, slice, y, x)."""
+        return values.astype(self.dtype, copy=False).reshape(state.n_states, state.n_slices, *values.shape[1:])
+
+    def _points(self, positions: FloatArray) -> FloatArray:
+        """Return where the probe is (n, flight, 2) in Å."""
+        return to_host(positions)[:, None] + self.flight  # type: ignore[no-any-return]
+
+    def _chain(self, state: PtychographyState, indices: IntArray) -> tuple[Chain, Box]:
         """Return the chain of some positions and the box their windows touch on the whole grid."""
-        corners, shifts = self.windows(to_host(positions), state.grid)
-        box = bounding_box(corners, self.shape)
+        corners, shifts = self.windows(self._points(state.positions[indices]), state.grid)
+        box = bounding_box(corners.reshape(-1, 2), self.shape)
         if not state.box.contains(box):
             raise DataError(
                 f"probe windows reach {box}, outside of the object's {state.box}: positions moved further than the "
                 "margin allows; raise the margin of the object or limit how far positions may move"
             )
+        refined = state.refined
+        variation = refined.get("variation")
         chain = Chain(
-            obj=state.obj.astype(self.dtype, copy=False),
+            obj=self._by_state(state, state.obj),
             corners=corners - (state.box.y0, state.box.x0),
-            spectrum=self._spectrum(state.probe),
             shifts=shifts,
-            propagator=self._propagator,
-            mask=self._mask,
-            loss=self.loss,
+            spectrum=self._spectrum(state.probe),
+            propagators=self._gaps(state),
+            rate=self.rate.astype(real_dtype(self.dtype)),
+            detector=self.detector,
+            variation=None if variation is None else self._spectrum(variation),
+            coefficients=None if variation is None else refined["coefficients"][indices],
+            tangents=self._tangents(state, indices),
+            tilts=self._tilts(state, indices),
+            scale=refined["intensity"][indices] if "intensity" in refined else None,
+            background=refined["background"].astype(real_dtype(self.dtype)) if "background" in refined else None,
         )
         return chain, box
 
-    def _object_weight(self, chain: Chain) -> FloatArray:
-        weight = np.zeros(self.shape, real_dtype(self.dtype))
-        for y, x in chain.corners:
-            patch = chain.obj[0, y : y + self.shape[0], x : x + self.shape[1]]
-            weight += patch.real**2 + patch.imag**2
-        return weight
+    def thicknesses(self, state: PtychographyState) -> FloatArray:
+        """Return the distances (slice − 1,) in Å between the slices."""
+        given = state.refined.get("thickness")
+        return np.full(state.n_slices - 1, self.slice_thickness) if given is None else given
 
-    def _position_weight(self, state: PtychographyState, chain: Chain, box: Box) -> FloatArray:
-        """Return Σ|P ∂O|² along y and x, with O the product of all slices and P the probe in front of them.
+    def _gaps(self, state: PtychographyState) -> ComplexArray:
+        """Return the factors (slice − 1, ky, kx) of the gaps, kept until thickness or tilt change."""
+        distances, tilt = self.thicknesses(state), state.refined.get("tilt", np.zeros(2))
+        key = np.concatenate([distances, tilt]).tobytes()
+        if key != self._propagators[0] or len(self._propagators[1]) != len(distances):
+            made = {
+                d: tilted_factor(self._evanescent, self.sampling, d, (tilt[0], tilt[1]), self._band_limit, self.dtype)
+                for d in set(distances.tolist())
+            }
+            factors = [made[d] for d in distances.tolist()]
+            self._propagators = key, np.stack(factors) if factors else np.zeros((0, *self.shape), self.dtype)
+        return self._propagators[1]
 
-        Differences of neighbours that both lie in the window, so that the weight of a position is its own, whatever
-        else is in the batch.
-        """
-        product = np.prod(chain.obj[(slice(None), *box.slices(state.box))], axis=0)
-        power = np.sum(np.abs(state.probe) ** 2, axis=0)
-        corners = chain.corners + (state.box.y0 - box.y0, state.box.x0 - box.x0)
-        weight = np.empty((len(corners), 2))
-        for axis in range(2):
-            squared = np.abs(np.diff(product, axis=axis) / self.sampling[axis]) ** 2
-            between = np.moveaxis(power, axis, 0)
-            between = np.moveaxis(0.5 * (between[1:] + between[:-1]), 0, axis)
-            ny, nx = between.shape
-            for j, (y, x) in enumerate(corners):
-                weight[j, axis] = np.vdot(squared[y : y + ny, x : x + nx], between)
-        return weight
+    def _tangents(self, state: PtychographyState, indices: IntArray) -> FloatArray | None:
+        tangents = [np.tan(state.refined["tilt"])[None]] if "tilt" in state.refined else []
+        if "position_tilt" in state.refined:
+            tangents.append(np.tan(state.refined["position_tilt"][indices]))
+        return sum(tangents, np.zeros((1, 2))) if tangents else None
+
+    def _tilts(self, state: PtychographyState, indices: IntArray) -> FloatArray | None:
+        """Return the shifts (n, slice − 1, 2) in pixels that positions' own tilts add in each gap; or None."""
+        tilts = state.refined.get("position_tilt")
+        if tilts is None or state.n_slices == 1:
+            return None
+        return -self.thicknesses(state)[:, None] * np.tan(tilts[indices])[:, None] / self.sampling  # type: ignore[no-any-return]
+
+    def _room(self, state: PtychographyState, chain: Chain, box: Box, wanted: Collection[Wanted]) -> ChainSums:
+        """Return empty sums for what is wanted."""
+        n, n_flight = chain.corners.shape[:2]
+        real, shape = real_dtype(self.dtype), (*chain.obj.shape[:2], *box.shape)
+        varied = "variation" in wanted and chain.variation is not None and chain.coefficients is not None
+        gaps = ("tilt" in wanted or "thickness" in wanted) and len(chain.propagators) > 0
+        return ChainSums(
+            origin=(box.y0 - state.box.y0, box.x0 - state.box.x0),
+            obj=np.zeros(shape, self.dtype),
+            illumination=np.zeros(shape, real),
+            totals=np.zeros(3),
+            spectrum=np.zeros_like(chain.spectrum) if "probe" in wanted else None,
+            shifts=np.zeros((n, n_flight, 2)) if "positions" in wanted else None,
+            variation=np.zeros_like(chain.variation) if varied else None,
+            coefficients=np.zeros_like(chain.coefficients, np.float64) if varied else None,
+            moments=np.zeros((n, len(chain.propagators), 3)) if gaps else None,
+            scale=np.zeros((n, 2)) if "intensity" in wanted else None,
+            background=np.zeros((2, *self.pattern_shape), real) if "background" in wanted else None,
+        )
+
+
+def _pattern_shape(shape: tuple[int, int], detector: Detector) -> tuple[int, int]:
+    """Return the shape of a pattern; raises ConfigError where the detector does not fit the window."""
+    if detector.loss not in LOSSES:
+        raise ConfigError(f"loss: {detector.loss!r} is not known; expected one of {', '.join(LOSSES)}")
+    if any(n % detector.binning for n in shape):
+        raise ConfigError(f"window: {list(shape)} pixels cannot be binned by {detector.binning}; take a multiple of it")
+    pattern = (shape[0] // detector.binning, shape[1] // detector.binning)
+    if detector.mask is not None and detector.mask.shape != pattern:
+        raise ConfigError(f"mask: expected the shape {pattern} of a pattern, got {detector.mask.shape}")
+    return pattern

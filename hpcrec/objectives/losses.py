@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from hpcrec.backend.array import BoolArray, FloatArray, array_module
 
 AMPLITUDE_FLOOR = 1e-2
+ANSCOMBE_FLOOR = 3 / 8
 POISSON_FLOOR = 1e-2
+GAUSSIAN_FLOOR = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
     """A loss of intensities in counts per pixel.
 
-    ``evaluate(modelled, measured, mask)`` takes arrays (…, ky, kx) and a mask (ky, kx), True = good, or None; it
-    returns the loss Σ over the good pixels, and the weight w = ∂L/∂I (…, ky, kx), zero on bad pixels, so that
+    ``evaluate(modelled, measured, mask)`` takes arrays (…, ky, kx) and a mask that broadcasts to them, True = good, or
+    None; it returns the loss Σ over the good pixels, and the weight w = ∂L/∂I (…, ky, kx), zero on bad pixels, so that
     the gradient of a far field is ∂L/∂Ψ* = w Ψ.
     ``curvature`` is the loss's second derivative near the optimum in units of that of Σ(√I − √I₀)²: engines divide by
     it and so need no step size of their own for each loss.
@@ -33,10 +35,35 @@ def amplitude_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray |
     gradient of Σ(√I − √I₀)², jumps: round-off would then grow to 1e-4 of the object in ten sweeps. The background
     ε = 0.01 counts, in model and data alike, makes the gradient smooth there.
     """
+    return _root_loss(modelled, measured, mask, AMPLITUDE_FLOOR)
+
+
+def anscombe_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[float, FloatArray]:
+    """The amplitude loss with ε = 3/8, of Poisson counts whose variance is stable down to four counts.
+
+    Anscombe, Biometrika 35, 246 (1948): 2√(I + 3/8) has a variance of 1.
+    """
+    return _root_loss(modelled, measured, mask, ANSCOMBE_FLOOR)
+
+
+def _root_loss(
+    modelled: FloatArray, measured: FloatArray, mask: BoolArray | None, floor: float
+) -> tuple[float, FloatArray]:
     xp = array_module(modelled)
-    found, wanted = xp.sqrt(modelled + AMPLITUDE_FLOOR), xp.sqrt(measured + AMPLITUDE_FLOOR)
+    found, wanted = xp.sqrt(modelled + floor), xp.sqrt(measured + floor)
     difference = _masked(found - wanted, mask)
     return float(xp.vdot(difference, difference).real), difference / found
+
+
+def gaussian_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[float, FloatArray]:
+    """L = Σ (I − I₀)²/v, w = 2 (I − I₀)/v: of counts with Gaussian noise of variance v = I₀ + 1.
+
+    Godard et al., Opt. Express 20, 25914 (2012); the count added to the variance stands for the detector's own noise.
+    """
+    xp = array_module(modelled)
+    difference = _masked(modelled - measured, mask)
+    weight = 2 * difference / (measured + GAUSSIAN_FLOOR)
+    return float(xp.vdot(difference, weight).real) / 2, weight
 
 
 def poisson_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[float, FloatArray]:
@@ -65,4 +92,6 @@ def _masked(values: FloatArray, mask: BoolArray | None) -> FloatArray:
 LOSSES = {
     "amplitude": Loss(evaluate=amplitude_loss, curvature=1.0),
     "poisson": Loss(evaluate=poisson_loss, curvature=2.0),
+    "gaussian": Loss(evaluate=gaussian_loss, curvature=4.0),
+    "anscombe": Loss(evaluate=anscombe_loss, curvature=1.0),
 }

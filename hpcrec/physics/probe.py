@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -42,6 +42,26 @@ def _parse(name: str) -> tuple[str, int, int]:
     if match is None or (n + m) % 2 == 0 or m > n + 1 or (match[1] == "phi" and m == 0):
         raise ConfigError(f"aberrations: {name!r} is not an aberration; expected names such as C10, C12, phi12, C30")
     return match[1], n, m
+
+
+def aberration_basis(
+    shape: tuple[int, int], sampling: tuple[float, float], wavelength: float, names: Sequence[str]
+) -> FloatArray:
+    """Return ∂χ/∂C (name, ky, kx) in rad/Å, zero frequency at [0, 0], of "C10", "C12a" (cos 2φ), "C12b" (sin 2φ), …
+
+    Round aberrations have no letter. Raises ConfigError for a name that is no aberration.
+    """
+    ky, kx = Grid(shape=shape, sampling=sampling).frequencies()
+    found = []
+    for name in names:
+        n, m = _parse(name[:3])[1:]
+        if name[3:] not in ("a", "b") if m else name[3:] != "":
+            raise ConfigError(
+                f"aberrations: {name!r} is not an aberration; expected names such as C10, C12a, C12b, C30"
+            )
+        direction = {f"phi{n}{m}": np.pi / (2 * m)} if name.endswith("b") else {}
+        found.append(aberration_function(ky, kx, wavelength, {f"C{n}{m}": 1.0} | direction))
+    return np.stack(found)
 
 
 def aberrated_probe(

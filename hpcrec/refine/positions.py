@@ -2,11 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from hpcrec.backend.array import FloatArray
+from hpcrec.backend.array import Array, FloatArray
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.ptychography import Gradients, PtychographyModel
+from hpcrec.options import options
+from hpcrec.refine.base import Refinement, RefinementOptions, spread
 
 _DAMPING = 0.1
+
+
+@options
+class PositionOptions(RefinementOptions):
+    """Options of the positions.
+
+    step : share of the least-squares position change that is taken
+    max_step_pixels : largest change of a position in one update, pixels
+    max_move_angstrom : largest distance of a position from its start along y and along x; none: no bound
+    momentum : share of the last change of a position that is added to the next one
+    """
+
+    step: float = 0.5
+    max_step_pixels: float = 0.1
+    max_move_angstrom: float | None = None
+    momentum: float = 0.0
+
+
+class Positions(Refinement):
+    """Every position, changed with its batch; a common drift is taken out once a sweep."""
+
+    Options = PositionOptions
+    wanted = ("positions",)
+
+    def __init__(self, model: PtychographyModel, options: PositionOptions) -> None:
+        super().__init__(model, options)
+        self._options = options
+
+    def prepare(self, state: PtychographyState) -> None:
+        """Keep where positions started."""
+        state.memory.setdefault("start_positions", state.positions.copy())
+        if self._options.momentum:
+            state.memory.setdefault("position_velocity", np.zeros_like(state.positions))
+
+    def collect(self, state: PtychographyState, batch: Batch, gradients: Gradients) -> dict[str, Array]:
+        """Return gradients and weights (position, 4)."""
+        of = gradients.of_patterns
+        both = np.hstack([of["positions"] / self.model.curvature, of["positions_weight"]])
+        return {"positions": spread(batch, len(state.positions), both)}
+
+    def apply(self, state: PtychographyState, sums: Mapping[str, Array]) -> None:
+        """Move the positions of the batch."""
+        chosen, values = self._options, sums["positions"]
+        change = position_change(
+            values[:, :2], values[:, 2:], self.model.sampling, step=chosen.step, max_step_pixels=chosen.max_step_pixels
+        )
+        if chosen.momentum:
+            touched = (values[:, 2:] > 0).any(axis=1, keepdims=True)
+            velocity = np.where(touched, change + chosen.momentum * state.memory["position_velocity"], 0)
+            state.memory["position_velocity"] = np.where(touched, velocity, state.memory["position_velocity"])
+            change = velocity
+        moved = state.positions + change
+        state.positions = limit_moves(moved, state.memory["start_positions"], chosen.max_move_angstrom)
+
+    def finish(self, state: PtychographyState) -> None:
+        """Take the common drift out."""
+        state.positions = without_drift(state.positions, state.memory["start_positions"])
 
 
 def position_change(

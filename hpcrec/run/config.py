@@ -26,7 +26,7 @@ from hpcrec.run.job import Job
 T = TypeVar("T")
 PATH_KEYS = {("data", "path"), ("analysis", "reference")}
 STAGE_SECTIONS = {
-    "ptychography": ("data", "beam", "probe", "ptychography"),
+    "ptychography": ("data", "beam", "probe", "detector", "ptychography", "refine"),
     "tomography": ("tomography",),
     "analysis": ("analysis",),
 }
@@ -217,9 +217,49 @@ def _cross_checks(job: Job) -> list[str]:
     if isinstance(job.parallel.group_size, int) and job.parallel.group_size < 1:
         faults.append("parallel.group_size: must be 1 or more, or 'auto'")
     faults.extend(_range_faults(job))
+    faults.extend(_detector_faults(job))
+    faults.extend(_refine_faults(job))
     if job.analysis and not job.tomography:
         faults.append("analysis: needs a [tomography] section, whose volume it measures")
     engine_class(p.engine)
+    return faults
+
+
+def _detector_faults(job: Job) -> list[str]:
+    """Return what of the detector does not go together."""
+    detector, faults = job.detector, []
+    if detector.field == "near" and (detector.distance_angstrom is None or job.beam is None):
+        faults.append("detector: field = 'near' needs detector.distance_angstrom and a [beam] section")
+    if detector.field == "near" and detector.upsampling != 1:
+        faults.append("detector.upsampling: is meant for the far field; leave it at 1 with field = 'near'")
+    if detector.flight_points > 1 and not any(detector.flight_angstrom):
+        faults.append("detector.flight_angstrom: missing; flight_points needs the way of one exposure")
+    if job.ptychography.kernel == "compiled" and (detector.point_spread_pixels or detector.upsampling != 1):
+        faults.append(
+            "ptychography.kernel: the compiled loops know neither point spread nor upsampling; use kernel = 'auto'"
+        )
+    return faults
+
+
+def _refine_faults(job: Job) -> list[str]:
+    """Return what cannot be refined."""
+    refine, faults = job.refine, []
+    if job.ptychography.slices == 1:
+        faults += [
+            f"refine.{name}: needs ptychography.slices of 2 or more"
+            for name in ("tilt", "position_tilt", "thickness")
+            if getattr(refine, name) is not None
+        ]
+    if refine.affine is not None and refine.positions is None and refine.annealing is None:
+        faults.append("refine.affine: draws refined positions together; add [refine.positions] or [refine.annealing]")
+    if refine.annealing is not None and refine.annealing.stop_iteration is None:
+        faults.append("refine.annealing.stop_iteration: missing; the circle of trials shrinks until then")
+    if refine.aberrations is not None and job.beam is None:
+        faults.append("refine.aberrations: needs a [beam] section")
+    for field in dataclasses.fields(refine):
+        options = getattr(refine, field.name)
+        if options is not None and options.start_iteration < 0:
+            faults.append(f"refine.{field.name}.start_iteration: must be 0 or more")
     return faults
 
 
@@ -232,6 +272,10 @@ def _range_faults(job: Job) -> list[str]:
         ("ptychography.checkpoint_every", p.checkpoint_every, 1),
         ("ptychography.seed", p.seed, 0),
         ("probe.modes", probe.modes, 1),
+        ("ptychography.object_states", p.object_states, 1),
+        ("detector.upsampling", job.detector.upsampling, 1),
+        ("detector.flight_points", job.detector.flight_points, 1),
+        ("detector.point_spread_pixels", job.detector.point_spread_pixels, 0),
         ("parallel.workers", parallel.workers, 0),
         ("parallel.halo_margin_angstrom", parallel.halo_margin_angstrom, 0),
         ("parallel.memory_gib_per_rank", parallel.memory_gib_per_rank, 0),
@@ -255,6 +299,7 @@ def _range_faults(job: Job) -> list[str]:
     positive: list[tuple[str, float | None]] = [
         ("beam.energy_ev", job.beam.energy_ev if job.beam else None),
         ("probe.semiangle_mrad", probe.semiangle_mrad),
+        ("detector.saturation_counts", job.detector.saturation_counts),
         ("ptychography.slice_thickness_angstrom", p.slice_thickness_angstrom),
     ]
     faults += [f"{key}: must be positive, got {v:g}" for key, v in positive if v is not None and v <= 0]

@@ -15,6 +15,15 @@ from hpcrec.engines.gradient import GradientOptions
 from hpcrec.engines.lsqml import LsqMlOptions
 from hpcrec.engines.resire import ResireOptions
 from hpcrec.options import options
+from hpcrec.refine.aberrations import AberrationOptions
+from hpcrec.refine.affine import AffineOptions
+from hpcrec.refine.annealing import AnnealingOptions
+from hpcrec.refine.background import BackgroundOptions
+from hpcrec.refine.intensity import IntensityOptions
+from hpcrec.refine.positions import PositionOptions
+from hpcrec.refine.thickness import ThicknessOptions
+from hpcrec.refine.tilt import PositionTiltOptions, TiltOptions
+from hpcrec.refine.variable_probe import VariableProbeOptions
 from hpcrec.tomography.align import AlignmentOptions
 from hpcrec.tomography.denoise import DenoiseOptions
 from hpcrec.tomography.prepare import PrepareOptions
@@ -36,7 +45,8 @@ class BeamSection:
 class ProbeSection:
     """The starting probe.
 
-    source : "aperture" computes it from the values below, "file" takes the one in the data file
+    source : "aperture" computes it from the values below, "file" takes the one in the data file, "patterns" carries the
+        mean pattern's amplitude back to the sample, over the defocus if that is given
     semiangle_mrad : half convergence angle
     defocus_angstrom : positive is underfocus, counted from the middle of the sample
     astigmatism_angstrom, astigmatism_angle_deg : two-fold astigmatism C12 and its direction
@@ -45,7 +55,7 @@ class ProbeSection:
     mode_share : share of the power each extra mode starts with
     """
 
-    source: Literal["aperture", "file"] = "aperture"
+    source: Literal["aperture", "file", "patterns"] = "aperture"
     semiangle_mrad: float | None = None
     defocus_angstrom: float = 0.0
     astigmatism_angstrom: float = 0.0
@@ -67,6 +77,8 @@ class PtychographySection:
     slice_thickness_angstrom : distance between slices
     sample_thickness_angstrom, sample_shape : used by slices = "auto"; a film's path grows with 1/cos, a particle's
         at most by √2
+    object_states : mutually incoherent states of the object
+    propagation : between slices: "fresnel", or "exact" for steep angles
     precision : of waves and object
     kernel : "compiled" loops, their plain "numpy" twin, or "auto"
     seed : of the order of batches
@@ -81,6 +93,8 @@ class PtychographySection:
     slice_thickness_angstrom: float | None = None
     sample_thickness_angstrom: float | None = None
     sample_shape: Literal["film", "particle"] = "particle"
+    object_states: int = 1
+    propagation: Literal["fresnel", "exact"] = "fresnel"
     precision: Literal["single", "double"] = "single"
     kernel: Literal["auto", "numpy", "compiled"] = "auto"
     seed: int = 1
@@ -88,6 +102,54 @@ class PtychographySection:
     epie: EpieOptions = field(default_factory=EpieOptions)
     lsqml: LsqMlOptions = field(default_factory=LsqMlOptions)
     gradient: GradientOptions = field(default_factory=GradientOptions)
+
+
+@options
+class DetectorSection:
+    """What the detector does to waves, beside the mask that the data bring.
+
+    field : "far" (diffraction) or "near" (an image in front of the focus of the detector optics, or behind the sample)
+    distance_angstrom : effective distance from the sample to a near-field detector
+    saturation_counts : counts from which a pixel of a pattern says nothing
+    point_spread_pixels : standard deviation of the point spread, in pixels of the patterns
+    upsampling : model pixels along each side of a detector pixel; the probe's window grows by this factor
+    flight_points, flight_angstrom : for a scan that moves during the exposure: points in which the way (y, x) of one
+        exposure is modelled
+    """
+
+    field: Literal["far", "near"] = "far"
+    distance_angstrom: float | None = None
+    saturation_counts: float | None = None
+    point_spread_pixels: float = 0.0
+    upsampling: int = 1
+    flight_points: int = 1
+    flight_angstrom: tuple[float, float] = (0.0, 0.0)
+
+
+@options
+class RefineSection:
+    """What is refined beside object and probe; a table switches it on, an empty one with its defaults.
+
+    positions, annealing : scan positions, by their gradient or by random trials
+    affine : draws positions to an affine distortion of the scan
+    tilt, position_tilt : tilt of the sample against the beam, of the whole scan or position by position
+    thickness : distance between slices
+    aberrations : defocus, astigmatism … of the probe
+    variable_probe : a probe that varies from position to position
+    intensity : a factor of each pattern
+    background : counts beside those of the sample
+    """
+
+    positions: PositionOptions | None = None
+    annealing: AnnealingOptions | None = None
+    affine: AffineOptions | None = None
+    tilt: TiltOptions | None = None
+    position_tilt: PositionTiltOptions | None = None
+    thickness: ThicknessOptions | None = None
+    aberrations: AberrationOptions | None = None
+    variable_probe: VariableProbeOptions | None = None
+    intensity: IntensityOptions | None = None
+    background: BackgroundOptions | None = None
 
 
 @options
@@ -164,7 +226,9 @@ class Job:
     data: Any
     beam: BeamSection | None = None
     probe: ProbeSection = field(default_factory=ProbeSection)
+    detector: DetectorSection = field(default_factory=DetectorSection)
     ptychography: PtychographySection = field(default_factory=PtychographySection)
+    refine: RefineSection = field(default_factory=RefineSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
     tomography: TomographySection | None = None
     analysis: AnalysisSection | None = None

@@ -11,15 +11,15 @@ import psutil
 
 from hpcrec.backend.array import complex_dtype
 from hpcrec.data.dataset import TiltSeries
-from hpcrec.engines import engine_class
 from hpcrec.errors import DeviceError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.pose import Pose
 from hpcrec.geometry.tiles import Box
-from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.base import Batch
 from hpcrec.operators.projection import Projector
+from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.job import Job
-from hpcrec.run.start import TiltSetup, build_model, common_grid, slice_count, tilt_setup
+from hpcrec.run.start import TiltSetup, common_grid, probe_window, slice_count, start_state, tilt_setup
 
 GIB = 2**30
 BASE_GIB = 0.5
@@ -86,14 +86,16 @@ def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
     itemsize = complex_dtype(job.ptychography.precision).itemsize
     pixels = grid.shape[0] * grid.shape[1]
     if job.parallel.exchange == "tiled" and size > 1:
-        window = series.pattern_shape
+        window = probe_window(job, series)
         halo = 2 * (min(window) / 2 + job.parallel.halo_margin_angstrom / min(series.sampling))
         side = np.sqrt(pixels / size) + halo
         pixels = int(min(pixels, side * side))
     n_positions = max(len(p) for p in series.facts.positions)
     pattern = series.pattern_shape[0] * series.pattern_shape[1] * np.dtype(series.facts.dtype).itemsize
     patterns = min(pattern * n_positions / size, PATTERN_CACHE_BYTES)
-    return float(BASE_GIB + (OBJECT_COPIES * pixels * slices * itemsize + patterns) / GIB)
+    return float(
+        BASE_GIB + (OBJECT_COPIES * pixels * slices * job.ptychography.object_states * itemsize + patterns) / GIB
+    )
 
 
 def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int) -> int:
@@ -175,18 +177,8 @@ def tomography_seconds(job: Job, series: TiltSeries, grid: Grid) -> float:
 
 def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, seconds: float = 0.6) -> float:
     """Return the patterns per second of one rank for this job, measured on real patterns of one tilt."""
-    name = job.ptychography.engine
-    options = getattr(job.ptychography, name)
-    model = build_model(job, setup, getattr(options, "loss", "amplitude"))
-    engine = engine_class(name)(model, options)
-    whole = Box(0, setup.grid.shape[0], 0, setup.grid.shape[1])
-    state = PtychographyState(
-        obj=np.ones((setup.n_slices, *whole.shape), complex_dtype(job.ptychography.precision)),
-        probe=setup.probe,
-        positions=setup.positions,
-        grid=setup.grid,
-        box=whole,
-    )
+    engine = build_engine(job, build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask))
+    state = start_state(job, setup, Box(0, setup.grid.shape[0], 0, setup.grid.shape[1]))
     engine.prepare(state)
     scan = series.tilt(setup.i_tilt)
     indices = np.arange(min(32, scan.n_positions))

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray, complex_dtype
+from hpcrec.backend.array import Array, ComplexArray, FloatArray
 from hpcrec.data.batches import BatchReader, global_batches
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.engines import engine_class
-from hpcrec.engines.base import Engine
 from hpcrec.errors import DivergedError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.scan import hilbert_order
@@ -22,10 +21,11 @@ from hpcrec.io.checkpoint import latest_good, save_checkpoint
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.exchange import Exchange, make_exchange
+from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.job import Job
 from hpcrec.run.observers import Observer
 from hpcrec.run.plan import PATTERN_CACHE_BYTES
-from hpcrec.run.start import TiltSetup, build_model, tilt_setup
+from hpcrec.run.start import TiltSetup, moving_margin, start_state, tilt_setup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,7 @@ class TiltOutcome:
     probe: ComplexArray
     positions: FloatArray
     illumination: FloatArray
+    refined: dict[str, Array]
     loss: FloatArray
     data_error: FloatArray
     seconds: float
@@ -68,12 +69,10 @@ class TiltRun:
         self.job, self.group, self.report, self.checkpoints = job, group, report, checkpoints
         self.setup: TiltSetup = group.broadcast(tilt_setup(job, series, i_tilt, grid) if group.rank == 0 else None)
         setup = self.setup
-        cls = engine_class(job.ptychography.engine)
-        options = getattr(job.ptychography, job.ptychography.engine)
-        self.model = build_model(job, setup, getattr(options, "loss", "amplitude"))
-        self.engine: Engine = cls(self.model, options)
+        self.model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask)
+        self.engine = build_engine(job, self.model)
         kind = "replicated" if job.parallel.exchange == "auto" else job.parallel.exchange
-        margin = int(np.ceil(job.parallel.halo_margin_angstrom / min(setup.sampling)))
+        margin = int(np.ceil(job.parallel.halo_margin_angstrom / min(setup.sampling))) + moving_margin(job, series)
         self.exchange: Exchange = make_exchange(kind, group, setup.positions, grid, setup.window, margin)
         scan = series.tilt(i_tilt)
         self.n_positions = scan.n_positions
@@ -91,14 +90,10 @@ class TiltRun:
 
     def _start(self) -> PtychographyState:
         """Return the state of the last good checkpoint, or an empty object under the starting probe."""
-        setup, dtype = self.setup, complex_dtype(self.job.ptychography.precision)
+        setup = self.setup
         found = self.group.broadcast(latest_good(self.checkpoints, self.prefix) if self.group.rank == 0 else None)
         if found is None:
-            shape = (setup.n_slices, *self.exchange.held.shape)
-            state = PtychographyState(
-                obj=np.ones(shape, dtype), probe=setup.probe.copy(), positions=setup.positions.copy(),
-                grid=setup.grid, box=self.exchange.held,
-            )  # fmt: skip
+            state = start_state(self.job, setup, self.exchange.held)
         else:
             state = self._resume(found.arrays, found.attributes)
         self.engine.prepare(state)
@@ -117,6 +112,8 @@ class TiltRun:
             grid=self.setup.grid,
             box=self.exchange.held,
             iteration=int(attributes["iteration"]),
+            n_states=self.job.ptychography.object_states,
+            refined=group("refined:"),
             object_memory={k: self.exchange.place(v) for k, v in group("object_memory:").items()},
             memory=group("memory:"),
         )
@@ -130,6 +127,7 @@ class TiltRun:
             arrays |= {"probe": state.probe, "positions": state.positions}
             arrays |= {"loss": np.array(self.loss), "data_error": np.array(self.data_error)}
             arrays |= {f"memory:{k}": v for k, v in state.memory.items()}
+            arrays |= {f"refined:{k}": v for k, v in state.refined.items()}
             path = self.checkpoints / f"{self.prefix}_{state.iteration:06d}.h5"
             save_checkpoint(path, {k: np.asarray(v) for k, v in arrays.items()}, {"iteration": state.iteration})
 
@@ -223,6 +221,7 @@ class TiltRun:
             probe=self.state.probe,
             positions=self.state.positions,
             illumination=illumination(self.state.probe, self.state.positions, self.setup.grid),
+            refined=dict(self.state.refined),
             loss=np.array(self.loss),
             data_error=np.array(self.data_error),
             seconds=seconds,

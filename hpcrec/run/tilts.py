@@ -21,7 +21,7 @@ from hpcrec.run.job import Job
 from hpcrec.run.observers import Observer
 from hpcrec.run.plan import group_size
 from hpcrec.run.runner import TiltOutcome, TiltRun
-from hpcrec.run.start import common_grid
+from hpcrec.run.start import common_grid, probe_window
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,11 @@ def _same_plans(job: Job, series: TiltSeries, world: Communicator, checkpoints: 
     """
     if job.ptychography.precision != "single" or job.ptychography.kernel == "numpy":
         return
-    wisdom = b""
+    wisdom, window = b"", probe_window(job, series)
     if world.rank == 0:
-        kept, cached = checkpoints / "fftw_wisdom", wisdom_cache(series.pattern_shape)
+        kept, cached = checkpoints / "fftw_wisdom", wisdom_cache(window)
         known = next((path for path in (kept, cached) if path.exists()), None)
-        wisdom = plan_wisdom(*series.pattern_shape) if known is None else known.read_bytes()
+        wisdom = plan_wisdom(*window) if known is None else known.read_bytes()
         if known != kept:
             write_bytes(kept, wisdom)
         if known is None:
@@ -115,4 +115,5 @@ def tilt_result(job: Job, outcome: TiltOutcome, number: int) -> TiltResult:
         seconds=outcome.seconds,
         energy_ev=job.beam.energy_ev if job.beam else None,
         wavelength=setup.wavelength if job.beam else None,
+        refined=outcome.refined,
     )

@@ -7,9 +7,11 @@ from hpcrec.engines import engine_class
 from hpcrec.geometry.grid import object_grid
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.chain import Detector
 from hpcrec.models.partial import Total
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
+from hpcrec.refine import refinement_class
 
 SHAPE, SAMPLING, WAVELENGTH, SEMIANGLE = (32, 32), (0.4, 0.4), 0.0251, 0.022
 
@@ -22,7 +24,12 @@ class Phantom:
     ):
         rng = np.random.default_rng(11)
         self.model = PtychographyModel(
-            SHAPE, SAMPLING, WAVELENGTH, thickness if n_slices > 1 else 0.0, loss=loss, precision=precision
+            SHAPE,
+            SAMPLING,
+            WAVELENGTH,
+            thickness if n_slices > 1 else 0.0,
+            detector=Detector(loss=loss),
+            precision=precision,
         )
         y, x = np.meshgrid(np.arange(8) * 1.3, np.arange(8) * 1.3, indexing="ij")
         self.positions = np.stack([y.ravel(), x.ravel()], axis=1) + rng.uniform(-0.3, 0.3, (64, 2))
@@ -35,7 +42,7 @@ class Phantom:
         probe = orthogonal_start_modes(probe, n_modes, share=0.15) * np.sqrt(counts)
         self.truth = self._state(np.exp(1j * phase).astype(dtype), probe.astype(dtype))
         self.start = self._state(np.ones_like(self.truth.obj), self.truth.probe.copy())
-        self.patterns = self.model.simulate(self.truth, self.positions)
+        self.patterns = self.model.simulate(self.truth, np.arange(len(self.positions)))
         if noise:
             self.patterns = rng.poisson(self.patterns).astype(np.uint16)
 
@@ -68,10 +75,16 @@ def sweep(engine, state, batches):
     return error / counts
 
 
-def reconstruct(phantom, name, n_sweeps, batch_size=8, **options):
+def refinements(model, refine):
+    """Return refinements from {name: options}."""
+    found = [(refinement_class(name), options) for name, options in refine.items()]
+    return [cls(model, cls.Options(**options)) for cls, options in found]
+
+
+def reconstruct(phantom, name, n_sweeps, batch_size=8, refine=None, **options):
     """Run an engine by name from the start state; return the state and the data error of each sweep."""
     cls = engine_class(name)
-    engine = cls(phantom.model, cls.Options(**options))
+    engine = cls(phantom.model, cls.Options(**options), refinements(phantom.model, refine or {}))
     engine.prepare(phantom.start)
     errors = [sweep(engine, phantom.start, phantom.batches(batch_size, i)) for i in range(n_sweeps)]
     return phantom.start, errors

@@ -2,25 +2,27 @@
 
 import numpy as np
 import pytest
-from phantom import Phantom, phase_error, reconstruct, sweep, total_of
+from phantom import Phantom, phase_error, reconstruct, refinements, sweep, total_of
 
 from hpcrec.engines import ENGINES, engine_class
 from hpcrec.errors import ConfigError
 from hpcrec.models.base import Batch
 from hpcrec.models.partial import Field, Total
+from hpcrec.refine import REFINEMENTS
 
 ALL = pytest.mark.parametrize("name", ENGINES)
 
 
-def build(phantom, name, **options):
+def build(phantom, name, refine=None, **options):
     cls = engine_class(name)
-    engine = cls(phantom.model, cls.Options(**options))
+    engine = cls(phantom.model, cls.Options(**options), refinements(phantom.model, refine or {}))
     engine.prepare(phantom.start)
     return engine
 
 
 def arrays_of(state):
-    return {"obj": state.obj, "probe": state.probe, "positions": state.positions} | state.memory | state.object_memory
+    found = {"obj": state.obj, "probe": state.probe, "positions": state.positions}
+    return found | state.memory | state.object_memory | state.refined
 
 
 def copies_of(state):
@@ -72,7 +74,7 @@ def test_the_truth_stays(name):
 @ALL
 def test_partials_of_a_split_batch_add_up(name):
     phantom = Phantom(2, 2, precision="double")
-    engine = build(phantom, name, probe_start=0, position_start=0)
+    engine = build(phantom, name, {n: {"start_iteration": 0} for n in REFINEMENTS}, probe_start=0)
     batch = next(phantom.batches(8, 1))
     shares = [Batch(batch.indices[i], batch.patterns[i], n_global=8) for i in (slice(5), slice(5, 8), slice(8, 8))]
     for pass_name in engine.passes:
@@ -92,7 +94,7 @@ def test_partials_of_a_split_batch_add_up(name):
 @ALL
 def test_an_empty_batch_changes_nothing(name):
     phantom = Phantom(2, 1)
-    engine = build(phantom, name, probe_start=0, position_start=0)
+    engine = build(phantom, name, {n: {"start_iteration": 0} for n in REFINEMENTS}, probe_start=0)
     sweep(engine, phantom.start, phantom.batches(16, 1))
     before = copies_of(phantom.start)
     empty = Batch(np.arange(0), phantom.patterns[:0])
@@ -156,7 +158,7 @@ def test_positions_are_found(name):
     moved = np.random.default_rng(3).uniform(-0.3, 0.3, phantom.positions.shape)
     moved -= moved.mean(axis=0)
     phantom.start.positions = phantom.positions + moved
-    state, _ = reconstruct(phantom, name, 25, position_start=5, position_max_move_angstrom=0.5, probe_start=100)
+    state, _ = reconstruct(phantom, name, 25, refine={"positions": {"max_move_angstrom": 0.5}}, probe_start=100)
     left = state.positions - phantom.positions
     # Half a pixel of errors at the start; what is left is what the object's own shift and scale can hide
     assert np.std(left) < 0.5 * np.std(moved)
@@ -199,9 +201,9 @@ def test_gauges_change_no_pattern(name):
     engine, state = build(phantom, name, probe_start=0), phantom.start
     mixed = np.array([[0.8, 0.6], [-0.6, 0.8]], np.float32)
     state.probe = np.tensordot(mixed, state.probe, axes=1) * np.float32(1.3)
-    before = phantom.model.simulate(state, state.positions[:5])
+    before = phantom.model.simulate(state, np.arange(5))
     engine.finish_iteration(state)
-    after = phantom.model.simulate(state, state.positions[:5])
+    after = phantom.model.simulate(state, np.arange(5))
     np.testing.assert_allclose(after, before, atol=1e-4 * before.max())
 
 
@@ -254,7 +256,8 @@ def test_positions_move_alike_for_both_losses():
         phantom.start = phantom.truth
         phantom.start.positions = phantom.positions + np.random.default_rng(1).normal(0, 0.01, phantom.positions.shape)
         before = phantom.start.positions.copy()
-        engine = build(phantom, "gradient", probe_start=9, position_start=0, object_step=0.0, loss=loss)
+        refine = {"positions": {"start_iteration": 0}}
+        engine = build(phantom, "gradient", refine, probe_start=9, object_step=0.0, loss=loss)
         engine.prepare(phantom.start)
         sweep(engine, phantom.start, phantom.batches(64, 1))
         moves.append(phantom.start.positions - before)

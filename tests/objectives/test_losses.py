@@ -24,13 +24,13 @@ def test_weight_is_the_derivative(name, intensities):
 @pytest.mark.parametrize("name", LOSSES)
 def test_zero_at_the_data_and_curved_as_told(name, intensities):
     _, measured, _ = intensities
-    measured = measured + 5.0
+    measured = measured + 100.0
     evaluate = LOSSES[name].evaluate
     assert evaluate(measured, measured, None)[0] == pytest.approx(0, abs=1e-9)
-    # L ≈ curvature · Σ(√I − √I₀)²; ε = 0.01 of at least 5 counts and steps of 1 % allow one per cent
+    # L ≈ curvature · Σ(√I − √I₀)²; ε ≤ 1 of at least 100 counts and steps of 1 % allow two per cent
     near = measured * 1.01
     amplitude = np.sum((np.sqrt(near) - np.sqrt(measured)) ** 2)
-    assert evaluate(near, measured, None)[0] == pytest.approx(LOSSES[name].curvature * amplitude, rel=0.01)
+    assert evaluate(near, measured, None)[0] == pytest.approx(LOSSES[name].curvature * amplitude, rel=0.02)
 
 
 @pytest.mark.parametrize("name", LOSSES)

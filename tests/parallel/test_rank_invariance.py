@@ -15,6 +15,7 @@ from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.parallel.communicator import run_ranks
 from hpcrec.parallel.exchange import EXCHANGES, make_exchange
 from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
+from hpcrec.refine import REFINEMENTS, refinement_class
 
 SHAPE, SAMPLING, WAVELENGTH = (16, 16), (0.4, 0.4), 0.0251
 POSITIONS = raster_positions((8, 7), (0.9, 0.9)) + np.random.default_rng(2).uniform(-0.2, 0.2, (56, 2))
@@ -39,15 +40,17 @@ def problem(precision):
         grid=GRID,
         box=Box(0, GRID.shape[0], 0, GRID.shape[1]),
     )
-    patterns = np.rint(model.simulate(truth, POSITIONS)).astype(np.uint16)
+    patterns = np.rint(model.simulate(truth, np.arange(len(POSITIONS)))).astype(np.uint16)
     return model, probe, patterns
 
 
-def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, **options):
+def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, refine=(), **options):
     """Run sweeps as the run loop does; return rank 0's whole object, and every rank's probe, positions, errors."""
     model, probe, patterns = problem(precision)
     cls = engine_class(engine_name)
-    engine = cls(model, cls.Options(**options))
+    chosen = [refinement_class(name) for name in refine]
+    refinements = [c(model, c.Options(start_iteration=3, **LIMITS.get(n, {}))) for n, c in zip(refine, chosen)]
+    engine = cls(model, cls.Options(**options), refinements)
     exchange = make_exchange(kind, comm, POSITIONS, GRID, SHAPE, MARGIN)
     state = PtychographyState(
         obj=np.ones((2, *exchange.held.shape), model.dtype),
@@ -73,7 +76,8 @@ def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, **options)
         engine.finish_iteration(state)
         exchange.update_positions(state.positions)
         errors.append(error / counts)
-    return exchange.whole(state.obj), state.probe, state.positions, errors
+    refined = np.concatenate([state.positions.ravel(), *(v.ravel() for v in state.refined.values())])
+    return exchange.whole(state.obj), state.probe, refined, errors
 
 
 @cache
@@ -94,14 +98,19 @@ CASES = {
 }
 
 
-POSITION_CASES = {
-    "gradient-positions": {"probe_start": 1, "position_start": 3},
-    "lsqml-positions": {"probe_start": 1, "position_start": 3},
+LIMITS = {"annealing": {"radius_angstrom": 0.4, "max_move_angstrom": 0.8, "stop_iteration": 9}}
+REFINED = [name for name in REFINEMENTS if name not in ("affine", "annealing")]
+REFINED_CASES = {
+    "gradient-positions": {"probe_start": 1, "refine": ("positions",)},
+    "lsqml-positions": {"probe_start": 1, "refine": ("positions", "affine")},
+    "epie-annealing": {"probe_start": 1, "refine": ("annealing",)},
+    "gradient-everything": {"probe_start": 1, "refine": tuple(REFINED)},
+    "lsqml-everything": {"probe_start": 1, "refine": tuple(REFINED)},
 }
 
 
 def check(case, kind, size, precision, tolerance):
-    name, options = case.split("-")[0], (CASES | POSITION_CASES)[case]
+    name, options = case.split("-")[0], (CASES | REFINED_CASES)[case]
     obj, probe, positions, errors = alone(name, precision, tuple(options.items()))
     assert errors[-1] < 0.3 * errors[0], "the reference itself must converge, or agreement says nothing"
     results = run_ranks(size, lambda comm: reconstruct(comm, kind, name, precision, **options))
@@ -130,8 +139,8 @@ def test_what_differs_is_round_off(case, kind):
 
 
 @pytest.mark.parametrize("kind", EXCHANGES)
-@pytest.mark.parametrize("case", POSITION_CASES)
-def test_refined_positions_differ_by_round_off(case, kind):
+@pytest.mark.parametrize("case", REFINED_CASES)
+def test_what_is_refined_differs_by_round_off(case, kind):
     check(case, kind, 3, "double", 1e-10)
 
 

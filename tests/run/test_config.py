@@ -116,6 +116,12 @@ def test_all_faults_are_listed_with_suggestions(tmp_path: Path) -> None:
         ("ptychography.seed=-1", "seed: must be 0 or more"),
         ("probe.semiangle_mrad=-3", "must be positive"),
         ("data.energy_ev=80e3", "differ"),
+        ("detector.field=near", "needs detector.distance_angstrom"),
+        ("detector.flight_points=3", "flight_angstrom: missing"),
+        ("refine.tilt.start_iteration=3", "refine.tilt: needs ptychography.slices of 2"),
+        ("refine.affine.share=0.5", "add .refine.positions."),
+        ("refine.positions.start_iteration=-1", "start_iteration: must be 0 or more"),
+        ("detector.saturation_counts=0", "saturation_counts: must be positive"),
     ],
 )
 def test_impossible_values_are_named(tmp_path: Path, change: str, expected: str) -> None:

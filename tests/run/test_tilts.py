@@ -59,7 +59,7 @@ class Interrupted(Exception):
 @pytest.mark.parametrize("engine", ["gradient", "lsqml", "epie"])
 def test_a_resumed_tilt_equals_an_uninterrupted_one(tiny_job: Path, tmp_path: Path, engine: str) -> None:
     """Everything an engine remembers is in the checkpoint, so the numbers are the same to the last bit."""
-    job, _ = load_job(tiny_job, [f"ptychography.engine={engine}", "ptychography.gradient.position_start=1"])
+    job, _ = load_job(tiny_job, [f"ptychography.engine={engine}", "refine.positions.start_iteration=1"])
     with open_series(job.data) as series:
         whole = run_one(job, series, tmp_path / "whole")
 

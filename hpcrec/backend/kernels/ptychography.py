@@ -23,87 +23,25 @@ from hpcrec.backend.fft import execute_address
 # A symbol instead of a pointer keeps the compiled code free of addresses, so that it can be cached on disk
 add_symbol("fftwf_execute_dft", execute_address())
 _execute = types.ExternalFunction("fftwf_execute_dft", types.void(types.intp, types.intp, types.intp))
+AMPLITUDE, POISSON, GAUSSIAN = 0, 1, 2
 _compile: Any = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
 
 
 @_compile
-def _enter(wave: Any, spectrum: Any, ry: Any, rx: Any) -> None:
-    """Wave = spectrum · ramps."""
-    n = rx.size
-    for i in range(ry.size // 2):
-        yr, yi = ry[2 * i], ry[2 * i + 1]
-        a, c = spectrum[i * n : (i + 1) * n], wave[i * n : (i + 1) * n]
-        for k in range(n // 2):
-            wr = rx[2 * k] * yr - rx[2 * k + 1] * yi
-            wi = rx[2 * k] * yi + rx[2 * k + 1] * yr
-            c[2 * k] = a[2 * k] * wr - a[2 * k + 1] * wi
-            c[2 * k + 1] = a[2 * k] * wi + a[2 * k + 1] * wr
-
-
-@_compile
-def _leave(out: Any, wave: Any, ry: Any, rx: Any) -> None:
-    """Out += wave · conjugate ramps."""
-    n = rx.size
-    for i in range(ry.size // 2):
-        yr, yi = ry[2 * i], ry[2 * i + 1]
-        a, c = wave[i * n : (i + 1) * n], out[i * n : (i + 1) * n]
-        for k in range(n // 2):
-            wr = rx[2 * k] * yr - rx[2 * k + 1] * yi
-            wi = -(rx[2 * k] * yi + rx[2 * k + 1] * yr)
-            c[2 * k] += a[2 * k] * wr - a[2 * k + 1] * wi
-            c[2 * k + 1] += a[2 * k] * wi + a[2 * k + 1] * wr
-
-
-@_compile
-def _shift_gradient(wave: Any, spectrum: Any, ry: Any, rx: Any, qy: Any, qx: Any) -> Any:
-    """Return Σ q Im(wave* · spectrum · ramps) along y and x."""
-    n = rx.size
-    along_y, along_x = np.float64(0), np.float64(0)
-    for i in range(qy.size):
-        yr, yi = ry[2 * i], ry[2 * i + 1]
-        a, c = spectrum[i * n : (i + 1) * n], wave[i * n : (i + 1) * n]
-        row, row_x = np.float32(0), np.float32(0)
-        for k in range(qx.size):
-            wr = rx[2 * k] * yr - rx[2 * k + 1] * yi
-            wi = rx[2 * k] * yi + rx[2 * k + 1] * yr
-            sr = a[2 * k] * wr - a[2 * k + 1] * wi
-            si = a[2 * k] * wi + a[2 * k + 1] * wr
-            im = c[2 * k] * si - c[2 * k + 1] * sr
-            row += im
-            row_x += im * qx[k]
-        along_y += row * qy[i]
-        along_x += row_x
-    return along_y, along_x
-
-
-@_compile
-def _transmit(out: Any, wave: Any, obj: Any, y: int, x: int, ny: int, nx: int) -> None:
-    """Out = wave · window of the object."""
+def _transmit(out: Any, wave: Any, obj: Any, y: int, x: int, ny: int, nx: int, more: bool) -> None:
+    """Out = wave · window of the object; with ``more``, out += that."""
     for i in range(ny):
-        a, b, c = (
-            wave[2 * i * nx : 2 * (i + 1) * nx],
-            obj[y + i, 2 * x : 2 * (x + nx)],
-            out[2 * i * nx : 2 * (i + 1) * nx],
-        )
-        for k in range(nx):
-            ar, ai, br, bi = a[2 * k], a[2 * k + 1], b[2 * k], b[2 * k + 1]
-            c[2 * k] = ar * br - ai * bi
-            c[2 * k + 1] = ar * bi + ai * br
-
-
-@_compile
-def _transmit_more(out: Any, wave: Any, obj: Any, y: int, x: int, ny: int, nx: int) -> None:
-    """Out += wave · window of the object."""
-    for i in range(ny):
-        a, b, c = (
-            wave[2 * i * nx : 2 * (i + 1) * nx],
-            obj[y + i, 2 * x : 2 * (x + nx)],
-            out[2 * i * nx : 2 * (i + 1) * nx],
-        )
-        for k in range(nx):
-            ar, ai, br, bi = a[2 * k], a[2 * k + 1], b[2 * k], b[2 * k + 1]
-            c[2 * k] += ar * br - ai * bi
-            c[2 * k + 1] += ar * bi + ai * br
+        a, c = wave[2 * i * nx : 2 * (i + 1) * nx], out[2 * i * nx : 2 * (i + 1) * nx]
+        b = obj[y + i, 2 * x : 2 * (x + nx)]
+        if more:
+            for k in range(nx):
+                c[2 * k] += a[2 * k] * b[2 * k] - a[2 * k + 1] * b[2 * k + 1]
+                c[2 * k + 1] += a[2 * k] * b[2 * k + 1] + a[2 * k + 1] * b[2 * k]
+        else:
+            for k in range(nx):
+                ar, ai, br, bi = a[2 * k], a[2 * k + 1], b[2 * k], b[2 * k + 1]
+                c[2 * k] = ar * br - ai * bi
+                c[2 * k + 1] = ar * bi + ai * br
 
 
 @_compile
@@ -112,11 +50,8 @@ def _return(
 ) -> None:
     """Gradient += wave* · g, illumination += |wave|², then g = object* · g."""
     for i in range(ny):
-        c, a, b = (
-            g[2 * i * nx : 2 * (i + 1) * nx],
-            wave[2 * i * nx : 2 * (i + 1) * nx],
-            obj[y + i, 2 * x : 2 * (x + nx)],
-        )
+        c, a = g[2 * i * nx : 2 * (i + 1) * nx], wave[2 * i * nx : 2 * (i + 1) * nx]
+        b = obj[y + i, 2 * x : 2 * (x + nx)]
         h, u = grad[yg + i, 2 * xg : 2 * (xg + nx)], light[yg + i, xg : xg + nx]
         for k in range(nx):
             gr, gi, pr, pi, br, bi = c[2 * k], c[2 * k + 1], a[2 * k], a[2 * k + 1], b[2 * k], b[2 * k + 1]
@@ -137,11 +72,46 @@ def _multiply(wave: Any, factor: Any, sign: Any) -> None:
 
 
 @_compile
-def _propagate(wave: Any, factor: Any, sign: Any, plans: Any) -> None:
+def _turn(wave: Any, ry: Any, rx: Any, sign: Any) -> None:
+    """Wave *= ramps, or their conjugate if ``sign`` is −1."""
+    n = rx.size
+    for i in range(ry.size // 2):
+        yr, yi = ry[2 * i], ry[2 * i + 1]
+        c = wave[i * n : (i + 1) * n]
+        for k in range(n // 2):
+            wr = rx[2 * k] * yr - rx[2 * k + 1] * yi
+            wi = (rx[2 * k] * yi + rx[2 * k + 1] * yr) * sign
+            cr, ci = c[2 * k], c[2 * k + 1]
+            c[2 * k] = cr * wr - ci * wi
+            c[2 * k + 1] = cr * wi + ci * wr
+
+
+@_compile
+def _cross(wave: Any, factor: Any, tilted: bool, ry: Any, rx: Any, plans: Any) -> None:
+    """Carry a wave over a gap."""
     at = wave.ctypes.data
     _execute(plans[0], at, at)
-    _multiply(wave, factor, sign)
+    _multiply(wave, factor, np.float32(1))
+    if tilted:
+        _turn(wave, ry, rx, np.float32(1))
     _execute(plans[1], at, at)
+
+
+@_compile
+def _add_moments(out: Any, g: Any, spectrum: Any, rate: Any, qy: Any, qx: Any, scale: Any) -> None:
+    """Add ``scale`` times Σ r Im(G* X), Σ q_y Im(G* X), Σ q_x Im(G* X) to ``out`` (3,), X = ``spectrum``."""
+    n = qx.size
+    for i in range(qy.size):
+        c, a, r = g[2 * i * n : 2 * (i + 1) * n], spectrum[2 * i * n : 2 * (i + 1) * n], rate[i * n : (i + 1) * n]
+        row, row_x, row_r = np.float32(0), np.float32(0), np.float32(0)
+        for k in range(n):
+            im = c[2 * k] * a[2 * k + 1] - c[2 * k + 1] * a[2 * k]
+            row += im
+            row_x += im * qx[k]
+            row_r += im * r[k]
+        out[0] += row_r * scale
+        out[1] += row * qy[i] * scale
+        out[2] += row_x * scale
 
 
 @_compile
@@ -155,27 +125,59 @@ def _add_power(power: Any, far: Any, scale: Any, pixels: int, first: bool) -> No
 
 
 @_compile
-def _weigh(power: Any, measured: Any, mask: Any, poisson: bool, floor: Any, totals: Any) -> None:
-    """Turn modelled intensities into the weight w = ∂L/∂I; add loss, error and counts to ``totals``."""
-    loss, error, counts = np.float32(0), np.float32(0), np.float32(0)
+def _detect(counts: Any, power: Any, scale: Any, background: Any) -> None:
+    """Counts = scale · power + background."""
+    for k in range(background.size):
+        counts[k] = scale * power[k] + background[k]
+
+
+@_compile
+def _weigh(weight: Any, counts: Any, measured: Any, mask: Any, loss: int, floor: Any, totals: Any) -> None:
+    """Weight = ∂L/∂Î of the modelled counts Î; add loss, error and counts to ``totals``."""
+    total, error, sum_counts = np.float32(0), np.float32(0), np.float32(0)
     for k in range(mask.size):
-        difference = (math.sqrt(power[k]) - math.sqrt(measured[k])) * mask[k]
+        difference = (math.sqrt(counts[k]) - math.sqrt(measured[k])) * mask[k]
         error += difference * difference
-        counts += measured[k] * mask[k]
-    if poisson:
+        sum_counts += measured[k] * mask[k]
+    if loss == POISSON:
         for k in range(mask.size):
-            ratio = (measured[k] + floor) / (power[k] + floor)
-            loss += (power[k] - measured[k] + (measured[k] + floor) * math.log(ratio)) * mask[k]
-            power[k] = (np.float32(1) - ratio) * mask[k]
+            ratio = (measured[k] + floor) / (counts[k] + floor)
+            total += (counts[k] - measured[k] + (measured[k] + floor) * math.log(ratio)) * mask[k]
+            weight[k] = (np.float32(1) - ratio) * mask[k]
+    elif loss == GAUSSIAN:
+        for k in range(mask.size):
+            difference = (counts[k] - measured[k]) * mask[k]
+            weight[k] = np.float32(2) * difference / (measured[k] + floor)
+            total += difference * weight[k]
+        total *= np.float32(0.5)
     else:
         for k in range(mask.size):
-            found = math.sqrt(power[k] + floor)
+            found = math.sqrt(counts[k] + floor)
             difference = (found - math.sqrt(measured[k] + floor)) * mask[k]
-            loss += difference * difference
-            power[k] = difference / found
-    totals[0] += loss
+            total += difference * difference
+            weight[k] = difference / found
+    totals[0] += total
     totals[1] += error
-    totals[2] += counts
+    totals[2] += sum_counts
+
+
+@_compile
+def _add_detector_sums(
+    power: Any, counts: Any, weight: Any, mask: Any, of_scale: Any, of_background: Any, with_scale: bool,
+    with_background: bool,
+) -> None:  # fmt: skip
+    """Add ∂L/∂c and the counts at c = 1 to ``of_scale`` (2,); ∂L/∂b and ½/(Î + 1) to ``of_background`` (2, …)."""
+    if with_scale:
+        along, total = np.float32(0), np.float32(0)
+        for k in range(mask.size):
+            along += weight[k] * power[k]
+            total += power[k] * mask[k]
+        of_scale[0] += along
+        of_scale[1] += total
+    if with_background:
+        for k in range(mask.size):
+            of_background[0, k] += weight[k]
+            of_background[1, k] += mask[k] * np.float32(0.5) / (counts[k] + np.float32(1))
 
 
 @_compile
@@ -195,134 +197,217 @@ def _dot(a: Any, b: Any, pixels: int) -> Any:
 
 
 @_compile
-def _illuminate(waves: Any, spectrum: Any, ry: Any, rx: Any, plans: Any) -> None:
-    """Waves (mode, …) = the shifted probe modes."""
-    for m in range(len(spectrum)):
-        _enter(waves[m], spectrum[m], ry, rx)
-        _execute(plans[1], waves[m].ctypes.data, waves[m].ctypes.data)
+def _add(out: Any, wave: Any, factor: Any, pixels: int) -> None:
+    for k in range(2 * pixels):
+        out[k] += factor * wave[k]
 
 
 @_compile
-def _pass_slices(waves: Any, obj: Any, propagator: Any, y: int, x: int, ny: int, nx: int, plans: Any) -> None:
-    """Carry waves (mode, …) from in front of the first slice to the far field, in place."""
-    for m in range(len(waves)):
-        wave = waves[m]
-        for s in range(len(obj)):
-            if s:
-                _propagate(wave, propagator, np.float32(1), plans)
-            _transmit(wave, wave, obj[s], y, x, ny, nx)
+def _vary(mode: Any, spectrum: Any, variation: Any, coefficients: Any, pixels: int) -> None:
+    """Mode = spectrum + Σ coefficients · variation."""
+    mode[: 2 * pixels] = spectrum
+    for i in range(len(variation)):
+        _add(mode, variation[i], coefficients[i], pixels)
+
+
+@_compile
+def _illuminate(wave: Any, spectrum: Any, ry: Any, rx: Any, plans: Any) -> None:
+    """Wave = the shifted probe mode."""
+    wave[: ry.size * rx.size // 2] = spectrum[: ry.size * rx.size // 2]
+    _turn(wave, ry, rx, np.float32(1))
+    _execute(plans[1], wave.ctypes.data, wave.ctypes.data)
+
+
+@_compile
+def _to_detector(wave: Any, near: bool, factor: Any, none: Any, plans: Any) -> None:
+    if near:
+        _cross(wave, factor, False, none, none, plans)
+    else:
         _execute(plans[0], wave.ctypes.data, wave.ctypes.data)
 
 
 @_compile
-def _tangent(
-    wave: Any, tangent: Any, obj: Any, change: Any, propagator: Any, y: int, x: int, yc: int, xc: int, ny: int, nx: int,
-    plans: Any,
-) -> None:  # fmt: skip
-    """Carry a wave to the far field together with its first-order change along a change of the object."""
+def _pass_slices(
+    wave: Any, obj: Any, gaps: Any, near: Any, j: int, y: int, x: int, ny: int, nx: int, plans: Any
+) -> None:
+    """Carry a wave from in front of the first slice to the detector, in place."""
+    propagators, tilted, tilt_y, tilt_x = gaps
     for s in range(len(obj)):
         if s:
-            _propagate(wave, propagator, np.float32(1), plans)
-            _propagate(tangent, propagator, np.float32(1), plans)
-            _transmit(tangent, tangent, obj[s], y, x, ny, nx)
-            _transmit_more(tangent, wave, change[s], yc, xc, ny, nx)
-        else:
-            _transmit(tangent, wave, change[s], yc, xc, ny, nx)
-        _transmit(wave, wave, obj[s], y, x, ny, nx)
-    _execute(plans[0], wave.ctypes.data, wave.ctypes.data)
-    _execute(plans[0], tangent.ctypes.data, tangent.ctypes.data)
+            _cross(wave, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plans)
+        _transmit(wave, wave, obj[s], y, x, ny, nx, False)
+    _to_detector(wave, near[0], near[1], near[1], plans)
 
 
 @_compile
-def intensities(
-    plans: Any, obj: Any, corners: Any, spectrum: Any, ramps: Any, propagator: Any, waves: Any, out: Any
-) -> None:
-    """Fill ``out`` (n, ny·nx) with modelled intensities; ``waves`` (mode, …) is room to work in.
+def _tangent(
+    wave: Any, tangent: Any, obj: Any, change: Any, gaps: Any, near: Any, j: int, y: int, x: int, yc: int, xc: int,
+    ny: int, nx: int, plans: Any,
+) -> None:  # fmt: skip
+    """Carry a wave to the detector together with its first-order change along a change of the object."""
+    propagators, tilted, tilt_y, tilt_x = gaps
+    for s in range(len(obj)):
+        if s:
+            _cross(wave, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plans)
+            _cross(tangent, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plans)
+            _transmit(tangent, tangent, obj[s], y, x, ny, nx, False)
+        _transmit(tangent, wave, change[s], yc, xc, ny, nx, s > 0)
+        _transmit(wave, wave, obj[s], y, x, ny, nx, False)
+    _to_detector(wave, near[0], near[1], near[1], plans)
+    _to_detector(tangent, near[0], near[1], near[1], plans)
 
-    plans: addresses; obj (slice, y, 2x); corners (n, 2); spectrum (mode, 2·ny·nx); ramps (n, 2·ny) and (n, 2·nx);
-    propagator (2·ny·nx).
+
+@_compile
+def intensities(plans: Any, waves: Any, scale: Any, background: Any, room: Any, out: Any) -> None:
+    """Fill ``out`` (n, ny·nx) with modelled counts; ``room`` (mode + 2, …) to work in.
+
+    plans: addresses; waves: what :func:`hpcrec.models.compiled.waves_arguments` gives; scale (n,); background (ny·nx).
     """
-    ny, nx = ramps[0].shape[1] // 2, ramps[1].shape[1] // 2
+    obj, corners, spectrum, variation, coefficients, ramps, gaps, near = waves
+    ny, nx, n_modes = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2, len(spectrum)
+    pixels, wave = ny * nx, room[n_modes]
+    power, unit = room[n_modes + 1], np.float32(1 if near[0] else 1 / (ny * nx))
+    for m in range(n_modes):
+        room[m, : 2 * pixels] = spectrum[m]
     for j in range(len(corners)):
-        _illuminate(waves, spectrum, ramps[0][j], ramps[1][j], plans)
-        _pass_slices(waves, obj, propagator, corners[j, 0], corners[j, 1], ny, nx, plans)
-        for m in range(len(spectrum)):
-            _add_power(out[j], waves[m], np.float32(1 / (ny * nx)), ny * nx, m == 0)
+        _vary(room[0], spectrum[0], variation, coefficients[j], pixels)
+        first = True
+        for f in range(corners.shape[1]):
+            for state in range(len(obj)):
+                for m in range(n_modes):
+                    _illuminate(wave, room[m], ramps[0][j, f], ramps[1][j, f], plans)
+                    _pass_slices(wave, obj[state], gaps, near, j, corners[j, f, 0], corners[j, f, 1], ny, nx, plans)
+                    _add_power(power, wave, unit, pixels, first)
+                    first = False
+        _detect(out[j], power, scale[j], background)
 
 
 @_compile
 def gradients(
-    plans: Any, obj: Any, corners: Any, spectrum: Any, ramps: Any, propagator: Any, patterns: Any, mask: Any,
-    poisson: bool, floor: Any, origin: Any, incoming: Any, running: Any, out_obj: Any, out_light: Any,
-    out_spectrum: Any, out_shifts: Any, totals: Any, probe: bool, shifts: bool, qy: Any, qx: Any,
+    plans: Any, waves: Any, detector: Any, origin: Any, incoming: Any, running: Any, modes: Any, frequencies: Any,
+    out_obj: Any, out_light: Any, out_spectrum: Any, out_shifts: Any, out_variation: Any, out_coefficients: Any,
+    out_moments: Any, out_scale: Any, out_background: Any, totals: Any, wanted: Any,
 ) -> None:  # fmt: skip
-    """Add gradients of patterns (n, ny·nx) to ``out_obj`` (slice, y, 2x), ``out_light`` (slice, y, x), …
+    """Add gradients of patterns to the arrays of :class:`hpcrec.models.chain.ChainSums`.
 
-    ``out_spectrum`` (mode, 2·ny·nx), ``out_shifts`` (n, 2) and ``totals`` (3,). mask (ny·nx), 1 = good; origin: pixel
-    of ``obj`` where object sums begin; ``incoming`` (mode, slice, …) and ``running`` (mode + 1, …): room to work in;
-    qy, qx: frequencies in cycles per pixel. Rest as in :func:`intensities`.
+    detector: patterns (n, ny·nx), mask (n or 1, ny·nx), loss, floor, scale (n,), background (ny·nx); origin: pixel of
+    ``obj`` where object sums begin; ``incoming`` (part, slice, …), ``running`` (part + 3, …), ``modes`` (mode, …): room
+    to work in; frequencies: rate (ny·nx), and cycles per pixel along y and x; wanted: whether spectrum, shifts,
+    variation, moments, scale and background are. Rest as in :func:`intensities`.
     """
-    n_modes, n_slices, ny, nx = len(spectrum), len(obj), qy.size, qx.size
-    power, one, scale = running[n_modes], np.float32(1), np.float32(1 / (ny * nx))
-    last = n_slices - 1
+    obj, corners, spectrum, variation, coefficients, ramps, gaps, near = waves
+    patterns, masks, loss, floor, scales, background = detector
+    propagators, tilted, tilt_y, tilt_x = gaps
+    rate, qy, qx = frequencies
+    probe, shifts, varied, moments, scaled, grounded = wanted
+    n_modes, n_states, n_parts, last = len(spectrum), len(obj), len(incoming), obj.shape[1] - 1
+    ny, nx, pixels = qy.size, qx.size, qy.size * qx.size
+    one, inverse = np.float32(1), np.float32(1 / pixels)
+    unit = one if near[0] else inverse
+    power, counts, weight, extra = (
+        running[n_parts],
+        running[n_parts][pixels:],
+        running[n_parts + 1],
+        running[n_parts + 2],
+    )
+    here = np.zeros(3)
+    for m in range(n_modes):
+        modes[m, : 2 * pixels] = spectrum[m]
     for j in range(len(corners)):
-        y, x, ry, rx = corners[j, 0], corners[j, 1], ramps[0][j], ramps[1][j]
-        yg, xg = y - origin[0], x - origin[1]
-        _illuminate(incoming[:, 0], spectrum, ry, rx, plans)
-        for m in range(n_modes):
+        mask = masks[j % len(masks)]
+        _vary(modes[0], spectrum[0], variation, coefficients[j], pixels)
+        for c in range(n_parts):
+            f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
+            y, x = corners[j, f, 0], corners[j, f, 1]
+            _illuminate(incoming[c, 0], modes[m], ramps[0][j, f], ramps[1][j, f], plans)
             for s in range(last):
-                _transmit(incoming[m, s + 1], incoming[m, s], obj[s], y, x, ny, nx)
-                _propagate(incoming[m, s + 1], propagator, one, plans)
-            _transmit(running[m], incoming[m, last], obj[last], y, x, ny, nx)
-            _execute(plans[0], running[m].ctypes.data, running[m].ctypes.data)
-            _add_power(power, running[m], scale, ny * nx, m == 0)
-        _weigh(power, patterns[j], mask, poisson, floor, totals)
-        for m in range(n_modes):
-            g = running[m]
-            _scale(g, power, scale, ny * nx)
+                _transmit(incoming[c, s + 1], incoming[c, s], obj[state, s], y, x, ny, nx, False)
+                _cross(incoming[c, s + 1], propagators[s], tilted, tilt_y[j, s], tilt_x[j, s], plans)
+            _transmit(running[c], incoming[c, last], obj[state, last], y, x, ny, nx, False)
+            _to_detector(running[c], near[0], near[1], near[1], plans)
+            _add_power(power, running[c], unit, pixels, c == 0)
+        _detect(counts[:pixels], power, scales[j], background)
+        _weigh(weight, counts, patterns[j], mask, loss, floor, totals)
+        _add_detector_sums(power, counts, weight, mask, out_scale[j], out_background, scaled, grounded)
+        for c in range(n_parts):
+            f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
+            y, x, g = corners[j, f, 0], corners[j, f, 1], running[c]
+            _scale(g, weight, unit * scales[j], pixels)
+            if near[0]:
+                _execute(plans[0], g.ctypes.data, g.ctypes.data)
+                _multiply(g, near[1], -one)
             _execute(plans[1], g.ctypes.data, g.ctypes.data)
             for s in range(last, -1, -1):
-                _return(g, incoming[m, s], obj[s], y, x, out_obj[s], out_light[s], yg, xg, ny, nx)
+                _return(
+                    g, incoming[c, s], obj[state, s], y, x, out_obj[state, s], out_light[state, s],
+                    y - origin[0], x - origin[1], ny, nx,
+                )  # fmt: skip
                 if s:
-                    _propagate(g, propagator, -one, plans)
-            if probe or shifts:
+                    _execute(plans[0], g.ctypes.data, g.ctypes.data)
+                    if moments:
+                        extra[: 2 * pixels] = incoming[c, s, : 2 * pixels]
+                        _execute(plans[0], extra.ctypes.data, extra.ctypes.data)
+                        _add_moments(out_moments[j, s - 1], g, extra, rate, qy, qx, inverse)
+                    _multiply(g, propagators[s - 1], -one)
+                    if tilted:
+                        _turn(g, tilt_y[j, s - 1], tilt_x[j, s - 1], -one)
+                    _execute(plans[1], g.ctypes.data, g.ctypes.data)
+            if probe or shifts or varied:
                 _execute(plans[0], g.ctypes.data, g.ctypes.data)
+                _turn(g, ramps[0][j, f], ramps[1][j, f], -one)
             if probe:
-                _leave(out_spectrum[m], g, ry, rx)
+                _add(out_spectrum[m], g, one, pixels)
             if shifts:
-                along_y, along_x = _shift_gradient(g, spectrum[m], ry, rx, qy, qx)
-                out_shifts[j, 0] += 4 * np.pi * along_y
-                out_shifts[j, 1] += 4 * np.pi * along_x
+                here[:] = 0
+                _add_moments(here, g, modes[m], rate, qy, qx, one)
+                out_shifts[j, f, 0] += 4 * np.pi * here[1]
+                out_shifts[j, f, 1] += 4 * np.pi * here[2]
+            if varied and m == 0:
+                for i in range(len(variation)):
+                    _add(out_variation[i], g, coefficients[j, i], pixels)
+                    out_coefficients[j, i] += 2 * _dot(g, variation[i], pixels)
 
 
 @_compile
 def responses(
-    plans: Any, obj: Any, corners: Any, spectrum: Any, ramps: Any, propagator: Any, patterns: Any, mask: Any,
-    poisson: bool, floor: Any, minus_inverse_curvature: Any, origin: Any, change: Any, spectrum_change: Any,
-    with_probe: bool, waves: Any, terms: Any, totals: Any,
+    plans: Any, waves: Any, detector: Any, minus_inverse_curvature: Any, origin: Any, change: Any,
+    spectrum_change: Any, with_probe: bool, room: Any, modes: Any, terms: Any, totals: Any,
 ) -> None:  # fmt: skip
-    """Add to ``terms`` (n, 5) the answers to ``change`` (slice, y, 2x) and ``spectrum_change`` (mode, 2·ny·nx).
+    """Add to ``terms`` (n, 5) the answers to ``change`` (state, slice, y, 2x) and ``spectrum_change`` (mode, 2·ny·nx).
 
-    ``waves`` (4, mode, …): room to work in. Rest as in :func:`gradients`.
+    ``room`` (4, part, …) and ``modes`` (mode, …) to work in. Rest as in :func:`gradients`.
     """
-    n_modes, ny, nx = len(spectrum), ramps[0].shape[1] // 2, ramps[1].shape[1] // 2
-    far, along_obj, along_probe, power, scale = waves[0], waves[1], waves[2], waves[3, 0], np.float32(1 / (ny * nx))
+    obj, corners, spectrum, variation, coefficients, ramps, gaps, near = waves
+    patterns, masks, loss, floor, scales, background = detector
+    n_modes, n_states, n_parts = len(spectrum), len(obj), room.shape[1]
+    ny, nx = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
+    pixels = ny * nx
+    unit = np.float32(1) if near[0] else np.float32(1 / pixels)
+    power, counts, weight = room[3, 0], room[3, 0][pixels:], modes[n_modes]
+    for m in range(n_modes):
+        modes[m, : 2 * pixels] = spectrum[m]
     for j in range(len(corners)):
-        y, x, ry, rx = corners[j, 0], corners[j, 1], ramps[0][j], ramps[1][j]
-        _illuminate(far, spectrum, ry, rx, plans)
-        if with_probe:
-            _illuminate(along_probe, spectrum_change, ry, rx, plans)
-            _pass_slices(along_probe, obj, propagator, y, x, ny, nx, plans)
-        for m in range(n_modes):
-            _tangent(far[m], along_obj[m], obj, change, propagator, y, x, y - origin[0], x - origin[1], ny, nx, plans)
-            _add_power(power, far[m], scale, ny * nx, m == 0)
-        _weigh(power, patterns[j], mask, poisson, floor, totals)
-        for m in range(n_modes):
-            a, b, chi = along_obj[m], along_probe[m], far[m]
-            _scale(chi, power, minus_inverse_curvature, ny * nx)
-            terms[j, 0] += scale * _dot(a, a, ny * nx)
-            terms[j, 3] += scale * _dot(a, chi, ny * nx)
+        _vary(modes[0], spectrum[0], variation, coefficients[j], pixels)
+        for c in range(n_parts):
+            f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
+            y, x, ry, rx = corners[j, f, 0], corners[j, f, 1], ramps[0][j, f], ramps[1][j, f]
             if with_probe:
-                terms[j, 1] += scale * _dot(a, b, ny * nx)
-                terms[j, 2] += scale * _dot(b, b, ny * nx)
-                terms[j, 4] += scale * _dot(b, chi, ny * nx)
+                _illuminate(room[2, c], spectrum_change[m], ry, rx, plans)
+                _pass_slices(room[2, c], obj[state], gaps, near, j, y, x, ny, nx, plans)
+            _illuminate(room[0, c], modes[m], ry, rx, plans)
+            _tangent(
+                room[0, c], room[1, c], obj[state], change[state], gaps, near, j, y, x, y - origin[0], x - origin[1],
+                ny, nx, plans,
+            )  # fmt: skip
+            _add_power(power, room[0, c], unit, pixels, c == 0)
+        _detect(counts[:pixels], power, scales[j], background)
+        _weigh(weight, counts, patterns[j], masks[j % len(masks)], loss, floor, totals)
+        for c in range(n_parts):
+            chi, a, b = room[0, c], room[1, c], room[2, c]
+            _scale(chi, weight, minus_inverse_curvature * scales[j], pixels)
+            terms[j, 0] += unit * _dot(a, a, pixels)
+            terms[j, 3] += unit * _dot(a, chi, pixels)
+            if with_probe:
+                terms[j, 1] += unit * _dot(a, b, pixels)
+                terms[j, 2] += unit * _dot(b, b, pixels)
+                terms[j, 4] += unit * _dot(b, chi, pixels)

@@ -1,0 +1,92 @@
+"""From the power of waves at the detector to counts, and back from the loss's weights: the plain form."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpcrec.backend.array import Array, BoolArray, FloatArray, real_dtype
+from hpcrec.backend.fft import fft2, ifft2
+from hpcrec.models.chain import Chain, ChainSums, Detector
+from hpcrec.objectives.losses import LOSSES, amplitude_error
+
+
+def detected(chain: Chain, part: slice, power: FloatArray) -> FloatArray:
+    """Return the counts Î = B(c P) + b (n, ky, kx) of powers P = Σ|Ψ|² (n, ky, kx) of the patterns ``part``."""
+    counts = _spread(chain.detector, power)
+    if chain.scale is not None:
+        counts = counts * chain.scale[part, None, None].astype(power.dtype)
+    return counts if chain.background is None else counts + chain.background
+
+
+def weigh(
+    chain: Chain, part: slice, power: FloatArray, patterns: Array, good: BoolArray | None, sums: ChainSums
+) -> FloatArray:
+    """Return ∂L/∂P (n, ky, kx); add loss, error, counts and what is wanted of scale and background to ``sums``."""
+    detector = chain.detector
+    counts = _spread(detector, power)
+    modelled = detected(chain, part, power)
+    measured = np.asarray(patterns, power.dtype)
+    loss, weight = LOSSES[detector.loss].evaluate(modelled, measured, good)
+    sums.totals[:] += (loss, *amplitude_error(modelled, measured, good))
+    if sums.background is not None:
+        curvature = 0.5 / (modelled + 1)
+        sums.background[0] += weight.sum(axis=0)
+        sums.background[1] += (curvature if good is None else curvature * good).sum(axis=0)
+    if sums.scale is not None:
+        sums.scale[part, 0] += np.sum(weight * counts, axis=(1, 2), dtype=np.float64)
+        sums.scale[part, 1] += np.sum(counts if good is None else counts * good, axis=(1, 2), dtype=np.float64)
+    back = _gather(detector, weight)
+    return back if chain.scale is None else back * chain.scale[part, None, None].astype(power.dtype)
+
+
+def _spread(detector: Detector, power: FloatArray) -> FloatArray:
+    """Apply B: the point spread, then the sum over the model pixels of each detector pixel."""
+    if detector.blur is not None:
+        power = _filtered(power, detector.blur)
+    for axis in (-2, -1):
+        power = _bin(power, detector.binning, axis)
+    return power
+
+
+def _gather(detector: Detector, weight: FloatArray) -> FloatArray:
+    """Apply the adjoint of B."""
+    for axis in (-2, -1):
+        weight = _unbin(weight, detector.binning, axis)
+    return weight if detector.blur is None else _filtered(weight, detector.blur.conj())
+
+
+def _filtered(values: FloatArray, factor: Array) -> FloatArray:
+    wide = values.astype(np.result_type(values.dtype, np.complex64))
+    return np.ascontiguousarray(ifft2(fft2(wide) * factor).real, real_dtype(wide.dtype))
+
+
+def _taps(binning: int) -> dict[int, float]:
+    """Return the weights of the model pixels around the centre of a detector pixel; an even number shares its edges."""
+    half = binning // 2
+    if binning % 2:
+        return {t: 1.0 for t in range(-half, half + 1)}
+    return {t: 0.5 if abs(t) == half else 1.0 for t in range(-half, half + 1)}
+
+
+def _bin(values: FloatArray, binning: int, axis: int) -> FloatArray:
+    """Sum model pixels of an axis to detector pixels, with the zero frequency at [0] before and after."""
+    if binning == 1:
+        return values
+    total = sum((w * np.roll(values, -t, axis) for t, w in _taps(binning).items()), np.zeros_like(values))
+    chosen = np.arange(values.shape[axis] // binning)
+    chosen = np.where(chosen < (len(chosen) + 1) // 2, chosen, chosen - len(chosen)) * binning
+    return np.take(total, chosen % values.shape[axis], axis)  # type: ignore[no-any-return]
+
+
+def _unbin(values: FloatArray, binning: int, axis: int) -> FloatArray:
+    """Apply the adjoint of :func:`_bin`."""
+    if binning == 1:
+        return values
+    n = values.shape[axis]
+    chosen = np.arange(n)
+    chosen = np.where(chosen < (n + 1) // 2, chosen, chosen - n) * binning % (n * binning)
+    shape = list(values.shape)
+    shape[axis] = n * binning
+    wide = np.zeros(shape, values.dtype)
+    np.moveaxis(wide, axis, 0)[chosen] = np.moveaxis(values, axis, 0)
+    return sum((w * np.roll(wide, t, axis) for t, w in _taps(binning).items()), np.zeros_like(wide))

@@ -1,0 +1,118 @@
+"""What is refined beside the object: the chain's sums in Å and radians, and the weight (curvature) of each gradient.
+
+Weights are those of least squares, dL ≈ curvature · Σ |dΨ|² with dΨ the change of the exit waves that the object cannot
+follow; the loss's own factor (:data:`hpcrec.objectives.losses.LOSSES`) is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hpcrec.backend.array import Array, FloatArray
+from hpcrec.backend.fft import ifft2
+from hpcrec.geometry.tiles import Box
+from hpcrec.models.base import PtychographyState
+from hpcrec.models.chain import Chain, ChainSums
+
+
+@dataclass(frozen=True, slots=True)
+class RefinedGradients:
+    """Gradients and weights by name; ``of_patterns`` (n, …) float64 of a share's patterns, ``added`` over them."""
+
+    of_patterns: dict[str, FloatArray] = field(default_factory=dict)
+    added: dict[str, Array] = field(default_factory=dict)
+
+
+def refined_gradients(
+    state: PtychographyState,
+    chain: Chain,
+    box: Box,
+    sums: ChainSums,
+    sampling: tuple[float, float],
+    distances: FloatArray,
+) -> RefinedGradients:
+    """Return what ``sums`` holds beside object and probe; ``sampling`` and the gaps' ``distances`` in Å."""
+    found = RefinedGradients()
+    mine, added = found.of_patterns, found.added
+    if sums.shifts is not None:
+        mine["positions"] = sums.shifts.sum(axis=1) / sampling
+    if sums.shifts is not None or sums.moments is not None:
+        mine["positions_weight"] = position_weight(state, chain, box, sampling)
+    if sums.moments is not None:
+        _add_gaps(chain, sums.moments, sampling, distances, found)
+    if sums.variation is not None and sums.coefficients is not None:
+        assert chain.variation is not None
+        assert chain.coefficients is not None
+        mine["coefficients"] = sums.coefficients
+        mine["coefficients_weight"] = coefficient_weight(chain)
+        added["variation"] = ifft2(sums.variation)
+        added["variation_weight"] = np.sum(chain.coefficients**2, axis=0)
+    if sums.scale is not None:
+        mine["intensity"], mine["intensity_weight"] = sums.scale.T
+    if sums.background is not None:
+        added["background"], added["background_weight"] = sums.background
+    return found
+
+
+def _add_gaps(
+    chain: Chain, moments: FloatArray, sampling: tuple[float, float], distances: FloatArray, found: RefinedGradients
+) -> None:
+    """Add the gradients of the gaps, H = exp(i Δz (r + 2π k·tan θ)): ∂L/∂p = −2 Σ (∂ phase/∂p) Im(G* X)."""
+    along = 2 * np.pi * moments[:, :, 1:] / sampling
+    found.of_patterns["tilt"] = -2 * np.sum(along * distances[:, None], axis=1)
+    tangents = np.zeros_like(along) if chain.tangents is None else chain.tangents[:, None]
+    found.added["thickness"] = -2 * np.sum(moments[:, :, 0] + np.sum(along * tangents, axis=2), axis=0)
+    # Slice s moves by (z_s − z̄) dtan θ, since a common move is one of the position; the slices share the structure
+    n_slices = len(distances) + 1
+    depths = np.concatenate([[0.0], np.cumsum(distances)])
+    lever = float(np.mean(np.abs(depths - depths.mean()))) if n_slices > 1 else 0.0
+    found.of_patterns["tilt_weight"] = lever**2 * found.of_patterns["positions_weight"]
+
+
+def object_weight(chain: Chain) -> FloatArray:
+    """Return Σ|O_1|² (y, x) over the windows, the mean over flight points and states."""
+    ny, nx = chain.spectrum.shape[-2:]
+    weight = np.zeros((ny, nx), chain.rate.dtype)
+    for obj in chain.obj[:, 0]:
+        for y, x in chain.corners.reshape(-1, 2):
+            patch = obj[y : y + ny, x : x + nx]
+            weight += patch.real**2 + patch.imag**2
+    weight *= weight.dtype.type(chain.share**2)
+    return weight
+
+
+def coefficient_weight(chain: Chain) -> FloatArray:
+    """Return Σ|U O_1|² (n, m) of each pattern and mode of the variation."""
+    assert chain.variation is not None
+    ny, nx = chain.spectrum.shape[-2:]
+    power = np.abs(ifft2(chain.variation)) ** 2
+    weight = np.zeros((len(chain.corners), len(power)))
+    for obj in chain.obj[:, 0]:
+        for j, (y, x) in enumerate(chain.corners[:, chain.corners.shape[1] // 2]):
+            patch = obj[y : y + ny, x : x + nx]
+            weight[j] += np.tensordot(power, patch.real**2 + patch.imag**2, axes=2)
+    return weight / len(chain.obj)
+
+
+def position_weight(state: PtychographyState, chain: Chain, box: Box, sampling: tuple[float, float]) -> FloatArray:
+    """Return Σ|P ∂O|² (n, 2) along y and x, with O the product of all slices and P the probe in front of them.
+
+    Differences of neighbours that both lie in the window, so that the weight of a position is its own, whatever
+    else is in the batch; the mean over flight points and object states.
+    """
+    power = np.sum(np.abs(state.probe) ** 2, axis=0)
+    corners = chain.corners + (state.box.y0 - box.y0, state.box.x0 - box.x0)
+    weight = np.zeros((len(corners), 2))
+    for slices in chain.obj:
+        product = np.prod(slices[(slice(None), *box.slices(state.box))], axis=0)
+        for axis in range(2):
+            squared = np.abs(np.diff(product, axis=axis) / sampling[axis]) ** 2
+            between = np.moveaxis(power, axis, 0)
+            between = np.moveaxis(0.5 * (between[1:] + between[:-1]), 0, axis)
+            ny, nx = between.shape
+            for j, points in enumerate(corners):
+                found = [np.vdot(squared[y : y + ny, x : x + nx], between) for y, x in points]
+                weight[j, axis] += float(np.mean(found))
+    return weight / len(chain.obj)

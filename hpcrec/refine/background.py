@@ -1,0 +1,66 @@
+"""Refinement of a background on the detector, the same under all patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from hpcrec.backend.array import Array
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.ptychography import Gradients, PtychographyModel
+from hpcrec.options import options
+from hpcrec.refine.base import Refinement, RefinementOptions
+from hpcrec.refine.descent import add_to
+
+
+@options
+class BackgroundOptions(RefinementOptions):
+    """Options of the background.
+
+    step : share of the least-squares step that is taken after each sweep
+    smoothing_pixels : width over which the background is smoothed, 0: each pixel is free
+    start_counts : counts per pixel to begin with
+    """
+
+    step: float = 0.5
+    smoothing_pixels: float = 2.0
+    start_counts: float = 0.01
+
+
+class Background(Refinement):
+    """Counts b ≥ 0 (ky, kx) beside those of the sample, changed once a sweep."""
+
+    Options = BackgroundOptions
+    wanted = ("background",)
+
+    def __init__(self, model: PtychographyModel, options: BackgroundOptions) -> None:
+        super().__init__(model, options)
+        self._options = options
+
+    def prepare(self, state: PtychographyState) -> None:
+        """Begin with the counts of the options."""
+        shape = self.model.pattern_shape
+        state.refined.setdefault("background", np.full(shape, self._options.start_counts))
+        state.memory.setdefault("background_sums", np.zeros((2, *shape)))
+
+    def collect(self, state: PtychographyState, batch: Batch, gradients: Gradients) -> dict[str, Array]:
+        """Return gradient and weight (2, ky, kx)."""
+        added = gradients.added
+        gradient = added["background"].astype(np.float64) / self.model.curvature
+        return {"background": np.stack([gradient, added["background_weight"]])}
+
+    def apply(self, state: PtychographyState, sums: Mapping[str, Array]) -> None:
+        """Add up over the sweep."""
+        add_to(state.memory, "background_sums", sums["background"])
+
+    def finish(self, state: PtychographyState) -> None:
+        """Take a share of the least-squares step, smooth, and keep what is positive."""
+        gradient, weight = state.memory["background_sums"]
+        step = np.divide(gradient, weight, out=np.zeros_like(gradient), where=weight > 0)
+        found = state.refined["background"] - self._options.step * step
+        if self._options.smoothing_pixels > 0:
+            found = gaussian_filter(found, self._options.smoothing_pixels, mode="wrap")
+        state.refined["background"] = np.maximum(found, 0)
+        state.memory["background_sums"] = np.zeros_like(state.memory["background_sums"])
