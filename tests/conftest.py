@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# numba's cache does not see a change in a file that a compiled function's own file imports
+_KERNELS = sorted((Path(__file__).parents[1] / "hpcrec" / "backend" / "kernels").glob("*.py"))
+_DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _KERNELS)).hexdigest()[:16]
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"hpcrec-kernels-{os.getuid()}-{_DIGEST}"))
 
 from hpcrec.data.experiment import (
     DetectorOptions,

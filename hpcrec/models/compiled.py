@@ -13,15 +13,16 @@ import numpy as np
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray
 from hpcrec.backend.fft import aligned_empty, inplace_plan_addresses
 from hpcrec.backend.kernels import ptychography as kernels
+from hpcrec.backend.kernels import waves
 from hpcrec.models.chain import Chain, ChainSums, Detector
 from hpcrec.objectives.losses import AMPLITUDE_FLOOR, ANSCOMBE_FLOOR, GAUSSIAN_FLOOR, LOSSES, POISSON_FLOOR
 from hpcrec.operators.propagate import shift_ramps
 
 _LOSSES = {
-    "amplitude": (kernels.AMPLITUDE, np.float32(AMPLITUDE_FLOOR)),
-    "anscombe": (kernels.AMPLITUDE, np.float32(ANSCOMBE_FLOOR)),
-    "poisson": (kernels.POISSON, np.float32(POISSON_FLOOR)),
-    "gaussian": (kernels.GAUSSIAN, np.float32(GAUSSIAN_FLOOR)),
+    "amplitude": (waves.AMPLITUDE, np.float32(AMPLITUDE_FLOOR)),
+    "anscombe": (waves.AMPLITUDE, np.float32(ANSCOMBE_FLOOR)),
+    "poisson": (waves.POISSON, np.float32(POISSON_FLOOR)),
+    "gaussian": (waves.GAUSSIAN, np.float32(GAUSSIAN_FLOOR)),
 }
 # Floats between two waves: keeps the same pixel of both out of one cache set
 _PAD = 64
@@ -125,7 +126,7 @@ def _waves(chain: Chain) -> tuple[Any, ...]:
     gaps = _flat(chain.propagators * np.float32(1 / pixels)), chain.tilts is not None, *_ramps(tilts, (ny, nx), 1.0)
     return (
         _floats(chain.obj), chain.corners, _flat(chain.spectrum), variation, coefficients, ramps, gaps,
-        (near is not None, factor),
+        (near is not None, factor, *_ramps(-chain.shifts, (ny, nx), 1.0)),
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """The multislice chain in plain NumPy: waves through the slices, and gradients back. It defines the truth for kernels.
 
-ψ_1 = P(r − δ); exit waves φ_s = ψ_s O_s; ψ_{s+1} = F⁻¹ H_s F φ_s; detector Ψ = F φ_S, or F⁻¹ H_d F φ_S near by;
-power Σ|Ψ|² over the incoherent parts (flight points, object states, probe modes). With w = ∂L/∂(power) the way back
-starts from g = F⁻¹ wΨ; at slice s: ∂L/∂O_s* += ψ_s* g, g ← O_s* g, then g ← F⁻¹ H* F g.
+ψ_1 = P(r − δ); exit waves φ_s = ψ_s O_s; ψ_{s+1} = F⁻¹ H_s F φ_s; at the detector Ψ = F φ_S, or near by F⁻¹ H_d F φ_S
+moved back by δ; power Σ|Ψ|² over the incoherent parts (flight points, object states, probe modes). With w = ∂L/∂(power)
+the way back starts from g = F⁻¹ wΨ; at slice s: ∂L/∂O_s* += ψ_s* g, g ← O_s* g, then g ← F⁻¹ H* F g.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
-from hpcrec.backend.fft import aligned_empty, fft2_inplace, ifft2_inplace
+from hpcrec.backend.fft import aligned_empty, fft2, fft2_inplace, ifft2_inplace
 from hpcrec.models.chain import Chain, ChainSums
 from hpcrec.models.detector import detected, weigh
 from hpcrec.objectives.losses import LOSSES
@@ -36,7 +36,11 @@ def add_gradients(chain: Chain, patterns: Array, good: BoolArray | None, sums: C
     for part in _chunks(chain):
         waves = _forward(chain, part)
         weight = weigh(chain, part, _power(waves.far), patterns[part], _good(good, part), sums)
+        back = chain.detector.propagator is not None and sums.shifts is not None
+        seen = waves.far.copy() if back else None
         waves.far *= weight[:, None]
+        if seen is not None:
+            _add_shifts_back(chain, part, seen, waves.far, sums)
         _backward(chain, part, waves, sums)
         if sums.entry:
             _add_entry_gradients(chain, part, waves, sums)
@@ -106,7 +110,7 @@ def _forward(chain: Chain, part: slice) -> _Waves:
         wave = np.multiply(incoming[-1], patches[s], out=aligned_empty(shape, wave.dtype))
         incoming.append(_propagate(wave, _gap(chain, part, s)))
     wave = np.multiply(incoming[-1], patches[-1], out=aligned_empty(shape, wave.dtype))
-    return _Waves(ramps, incoming, patches, _joined(_to_detector(chain, wave)))
+    return _Waves(ramps, incoming, patches, _joined(_to_detector(chain, ramps, wave)))
 
 
 def _ramps(chain: Chain, part: slice) -> ComplexArray:
@@ -153,14 +157,20 @@ def _propagate(wave: ComplexArray, factor: ComplexArray) -> ComplexArray:
     return ifft2_inplace(wave)
 
 
-def _to_detector(chain: Chain, wave: ComplexArray) -> ComplexArray:
+def _to_detector(chain: Chain, ramps: ComplexArray, wave: ComplexArray) -> ComplexArray:
     near = chain.detector.propagator
-    return fft2_inplace(wave) if near is None else _propagate(wave, near)
+    return fft2_inplace(wave) if near is None else _propagate(wave, near * _back(ramps))
 
 
-def _from_detector(chain: Chain, wave: ComplexArray) -> ComplexArray:
+def _from_detector(chain: Chain, ramps: ComplexArray, wave: ComplexArray) -> ComplexArray:
     near = chain.detector.propagator
-    return ifft2_inplace(wave) if near is None else _propagate(wave, near.conj())
+    return ifft2_inplace(wave) if near is None else _propagate(wave, (near * _back(ramps)).conj())
+
+
+def _back(ramps: ComplexArray) -> ComplexArray:
+    """Return the factor that undoes the probe's sub-pixel shift: a near-field image stays with the probe."""
+    found: ComplexArray = ramps.conj()[:, :, None, None]
+    return found
 
 
 def _joined(wave: ComplexArray) -> ComplexArray:
@@ -182,7 +192,7 @@ def _inner(u: ComplexArray, v: ComplexArray) -> FloatArray:
 def _backward(chain: Chain, part: slice, waves: _Waves, sums: ChainSums) -> None:
     """Add object gradients, illumination and moments; where needed leave F of the gradient by the entering wave."""
     n_states, n_slices = chain.obj.shape[:2]
-    g = _from_detector(chain, waves.far.reshape(waves.incoming[0].shape))
+    g = _from_detector(chain, waves.ramps, waves.far.reshape(waves.incoming[0].shape))
     corners = (chain.corners[part] - sums.origin).reshape(-1, 2)
     for s in reversed(range(n_slices)):
         wave = waves.incoming[s]
@@ -241,6 +251,16 @@ def _add_entry_gradients(chain: Chain, part: slice, waves: _Waves, sums: ChainSu
             sums.shifts[part, :, axis] += 4 * np.pi * along @ np.fft.fftfreq(n)
 
 
+def _add_shifts_back(chain: Chain, part: slice, wave: ComplexArray, g: ComplexArray, sums: ChainSums) -> None:
+    """Add ∂L/∂δ of the way back of a near-field image: 2 Re Σ G* (2πi q) X, with the spectra X of Ψ and G of wΨ."""
+    assert sums.shifts is not None
+    n_flight = chain.corners.shape[1]
+    density = (fft2(g).conj() * fft2(wave)).imag.reshape(len(wave), n_flight, -1, *wave.shape[-2:]).sum(axis=2)
+    for axis, n in enumerate(density.shape[-2:]):
+        along = density.sum(axis=3 - axis, dtype=np.float64)
+        sums.shifts[part, :, axis] -= 4 * np.pi * along @ np.fft.fftfreq(n)
+
+
 def _tangents(
     chain: Chain, part: slice, waves: _Waves, obj: ComplexArray, origin: tuple[int, int], spectrum: ComplexArray
 ) -> tuple[ComplexArray, ComplexArray]:
@@ -259,4 +279,4 @@ def _tangents(
         a *= waves.patches[s]
         a += changes[s] * wave
         b *= waves.patches[s]
-    return _joined(_to_detector(chain, a)), _joined(_to_detector(chain, b))
+    return _joined(_to_detector(chain, waves.ramps, a)), _joined(_to_detector(chain, waves.ramps, b))

@@ -126,8 +126,10 @@ def test_what_is_refined_has_exact_gradients(n_slices, loss):
 
 
 def near_factor():
+    """A detector 40 Å behind the sample, its image with the centre at [0, 0]."""
     rate = propagation_rate(SHAPE, SAMPLING, WAVELENGTH)
-    return tilted_factor(rate, SAMPLING, 40.0, dtype=np.complex128)
+    ky, kx = (np.exp(2j * np.pi * np.fft.fftfreq(n) * (n // 2)) for n in SHAPE)
+    return tilted_factor(rate, SAMPLING, 40.0, dtype=np.complex128) * ky[:, None] * kx
 
 
 def spread_factor():
@@ -153,6 +155,24 @@ def test_gradients_are_exact_for_every_detector(kind, loss):
     names = ("obj", "probe", "positions", "intensity", "background")
     for name, found, expected in slopes(model, state, batch, names, np.random.default_rng(8)):
         assert found == pytest.approx(expected, rel=5e-6), name
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+def test_a_near_field_image_moves_with_the_sample(kernel):
+    """An even beam over a blob: where the position moves by any part of a pixel, the image moves back by as much."""
+    precision = "single" if kernel == "compiled" else "double"
+    model, state, _ = case(1, 1, propagator=near_factor(), kernel=kernel, precision=precision)
+    y, x = (np.arange(n) for n in state.grid.shape)
+    blob = np.exp(-((y[:, None] - 14) ** 2 + (x - 15) ** 2) / 8)
+    state = replace(state, obj=np.exp(0.5j * blob)[None], probe=np.ones((1, *SHAPE), complex))
+    centres = []
+    for part in (0.0, 0.3, 0.8):
+        pixel = np.array([[14 + part, 15 - part]])
+        image = model.simulate(replace(state, positions=state.grid.to_length(pixel)), np.arange(1))[0]
+        contrast = np.abs(np.fft.fftshift(image) - 1) ** 2
+        rows, columns = np.indices(SHAPE)
+        centres.append([np.sum(contrast * i) / contrast.sum() for i in (rows, columns)])
+    np.testing.assert_allclose(np.subtract(centres[1:], centres[0]), [[-0.3, 0.3], [-0.8, 0.8]], atol=0.02)
 
 
 def test_binned_and_blurred_detectors_keep_the_counts():

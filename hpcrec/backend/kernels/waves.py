@@ -1,0 +1,191 @@
+"""Steps on waves of one pattern, compiled: flat interleaved float32, one pass over memory each.
+
+numba's cache on disk looks at the file of a function alone: who changes this file must clear the cache, as the tests do
+(``tests/conftest.py``), or the callers in ``ptychography.py`` go on with the old code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+AMPLITUDE, POISSON, GAUSSIAN = 0, 1, 2
+_compile: Any = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
+
+
+@_compile
+def transmit(out: Any, wave: Any, obj: Any, y: int, x: int, ny: int, nx: int, more: bool) -> None:
+    """Out = wave · window of the object; with ``more``, out += that."""
+    for i in range(ny):
+        a, c = wave[2 * i * nx : 2 * (i + 1) * nx], out[2 * i * nx : 2 * (i + 1) * nx]
+        b = obj[y + i, 2 * x : 2 * (x + nx)]
+        if more:
+            for k in range(nx):
+                c[2 * k] += a[2 * k] * b[2 * k] - a[2 * k + 1] * b[2 * k + 1]
+                c[2 * k + 1] += a[2 * k] * b[2 * k + 1] + a[2 * k + 1] * b[2 * k]
+        else:
+            for k in range(nx):
+                ar, ai, br, bi = a[2 * k], a[2 * k + 1], b[2 * k], b[2 * k + 1]
+                c[2 * k] = ar * br - ai * bi
+                c[2 * k + 1] = ar * bi + ai * br
+
+
+@_compile
+def carry_back(
+    g: Any, wave: Any, obj: Any, y: int, x: int, grad: Any, light: Any, yg: int, xg: int, ny: int, nx: int
+) -> None:
+    """Gradient += wave* · g, illumination += |wave|², then g = object* · g."""
+    for i in range(ny):
+        c, a = g[2 * i * nx : 2 * (i + 1) * nx], wave[2 * i * nx : 2 * (i + 1) * nx]
+        b = obj[y + i, 2 * x : 2 * (x + nx)]
+        h, u = grad[yg + i, 2 * xg : 2 * (xg + nx)], light[yg + i, xg : xg + nx]
+        for k in range(nx):
+            gr, gi, pr, pi, br, bi = c[2 * k], c[2 * k + 1], a[2 * k], a[2 * k + 1], b[2 * k], b[2 * k + 1]
+            h[2 * k] += gr * pr + gi * pi
+            h[2 * k + 1] += gi * pr - gr * pi
+            u[k] += pr * pr + pi * pi
+            c[2 * k] = gr * br + gi * bi
+            c[2 * k + 1] = gi * br - gr * bi
+
+
+@_compile
+def multiply(wave: Any, factor: Any, sign: Any) -> None:
+    """Wave *= factor, or its conjugate if ``sign`` is −1."""
+    for k in range(factor.size // 2):
+        ar, ai, br, bi = wave[2 * k], wave[2 * k + 1], factor[2 * k], factor[2 * k + 1] * sign
+        wave[2 * k] = ar * br - ai * bi
+        wave[2 * k + 1] = ar * bi + ai * br
+
+
+@_compile
+def turn(wave: Any, ry: Any, rx: Any, sign: Any) -> None:
+    """Wave *= ramps, or their conjugate if ``sign`` is −1."""
+    n = rx.size
+    for i in range(ry.size // 2):
+        yr, yi = ry[2 * i], ry[2 * i + 1]
+        c = wave[i * n : (i + 1) * n]
+        for k in range(n // 2):
+            wr = rx[2 * k] * yr - rx[2 * k + 1] * yi
+            wi = (rx[2 * k] * yi + rx[2 * k + 1] * yr) * sign
+            cr, ci = c[2 * k], c[2 * k + 1]
+            c[2 * k] = cr * wr - ci * wi
+            c[2 * k + 1] = cr * wi + ci * wr
+
+
+@_compile
+def add_moments(out: Any, g: Any, spectrum: Any, rate: Any, qy: Any, qx: Any, scale: Any) -> None:
+    """Add ``scale`` times Σ r Im(G* X), Σ q_y Im(G* X), Σ q_x Im(G* X) to ``out`` (3,), X = ``spectrum``."""
+    n = qx.size
+    for i in range(qy.size):
+        c, a, r = g[2 * i * n : 2 * (i + 1) * n], spectrum[2 * i * n : 2 * (i + 1) * n], rate[i * n : (i + 1) * n]
+        row, row_x, row_r = np.float32(0), np.float32(0), np.float32(0)
+        for k in range(n):
+            im = c[2 * k] * a[2 * k + 1] - c[2 * k + 1] * a[2 * k]
+            row += im
+            row_x += im * qx[k]
+            row_r += im * r[k]
+        out[0] += row_r * scale
+        out[1] += row * qy[i] * scale
+        out[2] += row_x * scale
+
+
+@_compile
+def add_power(power: Any, far: Any, scale: Any, pixels: int, first: bool) -> None:
+    """Power += scale · |wave|², or = for the first part."""
+    if first:
+        for k in range(pixels):
+            power[k] = (far[2 * k] * far[2 * k] + far[2 * k + 1] * far[2 * k + 1]) * scale
+    else:
+        for k in range(pixels):
+            power[k] += (far[2 * k] * far[2 * k] + far[2 * k + 1] * far[2 * k + 1]) * scale
+
+
+@_compile
+def detect(counts: Any, power: Any, scale: Any, background: Any) -> None:
+    """Counts = scale · power + background."""
+    for k in range(background.size):
+        counts[k] = scale * power[k] + background[k]
+
+
+@_compile
+def weigh(weight: Any, counts: Any, measured: Any, mask: Any, loss: int, floor: Any, totals: Any) -> None:
+    """Weight = ∂L/∂Î of the modelled counts Î; add loss, error and counts to ``totals``."""
+    total, error, sum_counts = np.float32(0), np.float32(0), np.float32(0)
+    for k in range(mask.size):
+        difference = (math.sqrt(counts[k]) - math.sqrt(measured[k])) * mask[k]
+        error += difference * difference
+        sum_counts += measured[k] * mask[k]
+    if loss == POISSON:
+        for k in range(mask.size):
+            ratio = (measured[k] + floor) / (counts[k] + floor)
+            total += (counts[k] - measured[k] + (measured[k] + floor) * math.log(ratio)) * mask[k]
+            weight[k] = (np.float32(1) - ratio) * mask[k]
+    elif loss == GAUSSIAN:
+        for k in range(mask.size):
+            difference = (counts[k] - measured[k]) * mask[k]
+            weight[k] = np.float32(2) * difference / (measured[k] + floor)
+            total += difference * weight[k]
+        total *= np.float32(0.5)
+    else:
+        for k in range(mask.size):
+            found = math.sqrt(counts[k] + floor)
+            difference = (found - math.sqrt(measured[k] + floor)) * mask[k]
+            total += difference * difference
+            weight[k] = difference / found
+    totals[0] += total
+    totals[1] += error
+    totals[2] += sum_counts
+
+
+@_compile
+def add_detector_sums(
+    power: Any, counts: Any, weight: Any, mask: Any, of_scale: Any, of_background: Any, with_scale: bool,
+    with_background: bool,
+) -> None:  # fmt: skip
+    """Add ∂L/∂c and the counts at c = 1 to ``of_scale`` (2,); ∂L/∂b and ½/(Î + 1) to ``of_background`` (2, …)."""
+    if with_scale:
+        along, total = np.float32(0), np.float32(0)
+        for k in range(mask.size):
+            along += weight[k] * power[k]
+            total += power[k] * mask[k]
+        of_scale[0] += along
+        of_scale[1] += total
+    if with_background:
+        for k in range(mask.size):
+            of_background[0, k] += weight[k]
+            of_background[1, k] += mask[k] * np.float32(0.5) / (counts[k] + np.float32(1))
+
+
+@_compile
+def scale_wave(wave: Any, weight: Any, scale: Any, pixels: int) -> None:
+    """Wave *= scale · weight."""
+    for k in range(pixels):
+        wave[2 * k] *= weight[k] * scale
+        wave[2 * k + 1] *= weight[k] * scale
+
+
+@_compile
+def real_dot(a: Any, b: Any, pixels: int) -> Any:
+    """Return Re Σ a* b."""
+    total = np.float32(0)
+    for k in range(2 * pixels):
+        total += a[k] * b[k]
+    return total
+
+
+@_compile
+def add_scaled(out: Any, wave: Any, factor: Any, pixels: int) -> None:
+    """Out += factor · wave."""
+    for k in range(2 * pixels):
+        out[k] += factor * wave[k]
+
+
+@_compile
+def vary(mode: Any, spectrum: Any, variation: Any, coefficients: Any, pixels: int) -> None:
+    """Mode = spectrum + Σ coefficients · variation."""
+    mode[: 2 * pixels] = spectrum
+    for i in range(len(variation)):
+        add_scaled(mode, variation[i], coefficients[i], pixels)
