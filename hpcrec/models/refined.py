@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hpcrec.backend.array import Array, FloatArray
+from hpcrec.backend.array import Array, FloatArray, array_module
 from hpcrec.backend.fft import ifft2
+from hpcrec.backend.kernels.position_weight import add_position_weights
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import PtychographyState
 from hpcrec.models.chain import Chain, ChainSums
@@ -102,6 +103,20 @@ def position_weight(state: PtychographyState, chain: Chain, box: Box, sampling: 
     Differences of neighbours that both lie in the window, so that the weight of a position is its own, whatever
     else is in the batch; the mean over flight points and object states.
     """
+    if array_module(chain.obj) is not np or chain.obj.dtype != np.complex64:
+        return plain_position_weight(state, chain, box, sampling)
+    power = np.ascontiguousarray(np.sum(np.abs(state.probe) ** 2, axis=0), np.float32)
+    weight = np.zeros((len(chain.corners), 2))
+    obj = np.ascontiguousarray(chain.obj).view(np.float32)
+    room = np.empty((power.shape[0], 2 * power.shape[1]), np.float32)
+    add_position_weights(obj, chain.corners, power, room, 1 / len(chain.obj), weight)
+    return weight / np.square(sampling)  # type: ignore[no-any-return]
+
+
+def plain_position_weight(
+    state: PtychographyState, chain: Chain, box: Box, sampling: tuple[float, float]
+) -> FloatArray:
+    """Return the same as :func:`position_weight`."""
     power = np.sum(np.abs(state.probe) ** 2, axis=0)
     corners = chain.corners + (state.box.y0 - box.y0, state.box.x0 - box.x0)
     weight = np.zeros((len(corners), 2))

@@ -25,7 +25,7 @@ class PositionOptions(RefinementOptions):
     momentum : share of the last change of a position that is added to the next one
     """
 
-    step: float = 0.5
+    step: float = 1.0
     max_step_pixels: float = 0.1
     max_move_angstrom: float | None = None
     momentum: float = 0.0

@@ -5,6 +5,7 @@ import pytest
 from test_ptychography import DETECTORS, EVERYTHING, FLIGHT, WANTED, case, random_like
 
 from hpcrec.errors import ConfigError
+from hpcrec.models import refined
 from hpcrec.models.partial import Field
 
 # Sums of some thousand terms in single precision, in another order
@@ -51,6 +52,15 @@ def test_gradients_agree(n_slices, n_modes, loss, masked, more):
             assert_close(getattr(found, group)[name], values, name, 20 if group == "of_patterns" else 4)
     for name in ("loss", "error", "counts"):
         assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=TOLERANCE), name
+
+
+def test_position_weights_agree(monkeypatch):
+    """The compiled sums against the plain ones, on the same single-precision chain."""
+    _, fast, state, batch = twins(3, 2, n_states=2, flight=FLIGHT)
+    found = fast.gradients(state, batch, ("positions",)).of_patterns["positions_weight"]
+    monkeypatch.setattr(refined, "position_weight", refined.plain_position_weight)
+    wanted = fast.gradients(state, batch, ("positions",)).of_patterns["positions_weight"]
+    np.testing.assert_allclose(found, wanted, rtol=TOLERANCE)
 
 
 @CASES
