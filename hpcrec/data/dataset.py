@@ -70,7 +70,8 @@ class SeriesFacts:
     ``positions`` one array (position, 2) float64 Å, (y, x), per kept tilt; ``frame`` what is done to each pattern;
     ``dtype`` of the patterns as returned; ``sampling`` (dy, dx) Å of the probe's window; ``mask`` (ky, kx), zero
     frequency at [0, 0], True = good, or None; ``raw_mask`` the same on the detector as stored; ``probe``
-    (mode, y, x) centred at n//2, or None; ``energy_ev`` and ``wavelength`` (Å) where the file or its options give them.
+    (mode, y, x) centred at n//2, or None; ``energy_ev`` and ``wavelength`` (Å) where the file or its options give them;
+    ``from_file`` the options that the job left open and the file answered.
     """
 
     tilt_angles: FloatArray
@@ -85,6 +86,7 @@ class SeriesFacts:
     energy_ev: float | None
     wavelength: float | None
     identity: Identity
+    from_file: tuple[str, ...] = ()
 
 
 class TiltSeries(ABC):

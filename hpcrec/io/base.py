@@ -23,6 +23,7 @@ from hpcrec.physics.beam import electron_beam, photon_beam
 
 READERS: Final[dict[str, str]] = {
     "hdf5": "hpcrec.io.hdf5:Hdf5Series",
+    "cxi": "hpcrec.io.cxi:CxiSeries",
     "numpy": "hpcrec.io.numpy_files:NumpySeries",
 }
 
