@@ -28,6 +28,9 @@ READERS: Final[dict[str, str]] = {
     "mib": "hpcrec.io.mib:MibSeries",
     "nxmx": "hpcrec.io.nxmx:NxmxSeries",
     "mrc": "hpcrec.io.mrc:MrcSeries",
+    "emd": "hpcrec.io.emd:EmdSeries",
+    "ptyd": "hpcrec.io.ptyd:PtydSeries",
+    "events": "hpcrec.io.events:EventSeries",
     "numpy": "hpcrec.io.numpy_files:NumpySeries",
 }
 

@@ -116,6 +116,18 @@ class Hdf5Access:
                 raise DataError(f"{self.path}: {group!r} is not a group")
             return sorted(node)
 
+    def datasets(self, n_axes: int) -> list[str]:
+        """Return the names of the data sets of that many axes in the file itself, links not followed, sorted."""
+        found: list[str] = []
+
+        def note(name: str, node: object) -> None:
+            if isinstance(node, h5py.Dataset) and node.ndim == n_axes:
+                found.append(name)
+
+        with damage_reported(f"{self.path}"):
+            self._open(self.path).visititems(note)
+        return sorted(found)
+
     def attribute_text(self, name: str, attribute: str) -> str | None:
         """Return an attribute of a group or data set as text, None if it has none (numbers become text)."""
         with damage_reported(f"{self.path}: {name}@{attribute}"):
@@ -129,6 +141,16 @@ class Hdf5Access:
             if not isinstance(node, h5py.Dataset) or node.size != 1 or node.dtype.kind not in "SOU":
                 raise DataError(f"{self.path}: {name!r} does not hold one piece of text")
             return _as_text(node[()])
+
+    def ragged(self, name: str) -> h5py.Dataset:
+        """Return a data set whose cells are arrays of integers of different lengths; links are checked as ever."""
+        with damage_reported(f"{self.path}: {name!r}"):
+            node = self._walk(self._open(self.path), name, name, [0])
+            kind = h5py.check_vlen_dtype(node.dtype) if isinstance(node, h5py.Dataset) else None
+            if kind is None or np.dtype(kind).kind not in "ui" or node.ndim not in (1, 2):
+                raise DataError(f"{self.path}: {name!r} does not hold lists of integers, one a frame")
+            self._check_storage(node, name)
+            return node
 
     def array(self, name: str | None) -> Array | None:
         """Return the whole of a small data set (at most 4 GiB), or None for no name."""

@@ -33,6 +33,7 @@ FREQUENCIES: Final = {
     "1/a": 1.0,
     "1/å": 1.0,
     "a^-1": 1.0,
+    "angstrom^-1": 1.0,
     "å^-1": 1.0,
     "a-1": 1.0,
     "1/nm": 0.1,
@@ -54,6 +55,6 @@ def unit_of(text: str, table: dict[str, float], where: str) -> float:
 def plain_unit(text: str) -> str:
     """Return a unit without the ways to write it: case, blanks, LaTeX marks, the two micro signs."""
     plain = text.strip().lower().replace("μ", "µ")
-    for mark in (" ", "$", "{", "}", "_"):
+    for mark in (" ", "$", "{", "}", "_", "[", "]"):
         plain = plain.replace(mark, "")
     return plain

@@ -74,8 +74,6 @@ def test_empad_xml_of_newer_software(tmp_path):
     xml.write_bytes((VENDOR / "empad/EMPAD_v1.2.2_x32_y64_size0.8.xml").read_bytes())
     (tmp_path / "scan_x32_y64.raw").touch()
     os.truncate(tmp_path / "scan_x32_y64.raw", 64 * 32 * 130 * 128 * 4)
-        tmp_path / "scan_x32_y64.raw"
-    )
     with open_series(EmpadOptions(path=xml, **SCAN)) as series:
         assert series.energy_ev == 300e3
         assert len(np.unique(series.tilt(0).positions[:, 0])) == 64
