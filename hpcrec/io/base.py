@@ -31,6 +31,8 @@ READERS: Final[dict[str, str]] = {
     "emd": "hpcrec.io.emd:EmdSeries",
     "ptyd": "hpcrec.io.ptyd:PtydSeries",
     "events": "hpcrec.io.events:EventSeries",
+    "zarr": "hpcrec.io.zarr_files:ZarrSeries",
+    "dm4": "hpcrec.io.dm:DmSeries",
     "numpy": "hpcrec.io.numpy_files:NumpySeries",
 }
 
