@@ -75,6 +75,10 @@ def test_check_prints_the_plan_and_starts_nothing(hpcrec: Run, tiny_job: Path, t
     before = sorted(tmp_path.iterdir())
     code, text = hpcrec("check", tiny_job, "--ranks", 6, "--set", "ptychography.iterations=7")
     assert code == 0
+    assert "tiny.h5 (hdf5)" in text
+    assert "32 × 32 of uint16, zero frequency at (16, 16)" in text
+    assert "0.2 × 0.2 Å; of the detector 0.15625 × 0.15625 1/Å" in text
+    assert "200000 eV, wavelength 0.0250793 Å" in text
     assert "108 of 32 × 32 pixels" in text
     assert "6 on" in text
     assert "2 a tilt" in text

@@ -169,7 +169,15 @@ def test_several_files_make_a_tilt_series(path, tmp_path):
 def test_a_job_file_names_the_reader(path):
     raw = {"version": 1, "name": "x", "data": {"format": "cxi", "path": str(path)},
            "beam": {"kind": "photon", "energy_ev": 8800.0}, "probe": {"semiangle_mrad": 1.0}}  # fmt: skip
-    assert isinstance(check_job(raw).data, CxiOptions)
+    chosen = check_job(raw).data
+    assert isinstance(chosen, CxiOptions)
+    assert (chosen.energy_ev, chosen.radiation) == (8800.0, "photon")
+    raw["beam"]["energy_ev"] = 9000.0
+    with pytest.raises(DataError, match="energy_ev is 8800 by the file and 9000 by the job"):
+        open_series(check_job(raw).data)
+    raw["data"]["radiation"] = "electron"
+    with pytest.raises(ConfigError, match="data.radiation 'electron' and beam.kind 'photon' differ"):
+        check_job(raw)
 
 
 @pytest.mark.skipif(not NEAR_FIELD.exists(), reason="the measured near-field file is not here")
