@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from hpcrec.backend.array import Array, IntArray
+from hpcrec.backend.array import Array, BoolArray, IntArray
 from hpcrec.data.dataset import Identity, SeriesFacts, TiltSeries, file_identity
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.io.base import SeriesOptions, describe_series
@@ -168,7 +168,7 @@ def _describe(given: FrameOptions, files: Sequence[FrameFile]) -> SeriesFacts:
             f"{given.path}: the file says neither the shape of the scan nor positions; "
             "give data.scan_shape = [rows, columns] with data.scan_step_angstrom, or data.positions"
         )
-    filled, mask = _mask(filled, facts[0])
+    filled, mask = _mask(filled, facts)
     angles = None if given.tilt_angles_deg is None else np.array(given.tilt_angles_deg, np.float64)
     filled = dataclasses.replace(filled, tilt_unit="degree")
     arrays = {"positions": positions, "tilt_angles": angles, "mask": mask, "probe": facts[0].probe}
@@ -242,9 +242,10 @@ def _two_scans(path: Path, key: str) -> DataError:
     )
 
 
-def _mask(given: FrameOptions, facts: FileFacts) -> tuple[FrameOptions, Array | None]:
-    """Return the mask of good pixels of the file and of the job together."""
-    good = facts.mask
+def _mask(given: FrameOptions, facts: Sequence[FileFacts]) -> tuple[FrameOptions, Array | None]:
+    """Return the mask of the pixels that are good in all files and by the job."""
+    masks = [fact.mask for fact in facts if fact.mask is not None]
+    good: BoolArray | None = np.logical_and.reduce(masks) if masks else None
     if given.mask is not None:
         stored = _companion(given.path.parent / given.mask)
         own = stored != 0 if given.mask_good == "nonzero" else stored == 0
