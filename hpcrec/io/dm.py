@@ -33,6 +33,7 @@ _FAULTS: Final = (
     EOFError,
     NotImplementedError,
     AttributeError,
+    NameError,
     OverflowError,
     RecursionError,
     struct.error,

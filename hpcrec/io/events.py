@@ -26,6 +26,7 @@ from hpcrec.io.hdf5_access import Hdf5Access, LinkedFiles, damage_reported
 from hpcrec.options import options
 
 _GROUP: Final = "electron_events"
+_MAX_SIDE: Final = 16384
 _MAX_GAP: Final = 16  # rows read too much cost less than another call
 
 
@@ -103,8 +104,10 @@ class EventFrames:
     def _size(self, name: str) -> tuple[int, int]:
         """Return (Ny, Nx)."""
         rows, columns = (self._access.number(f"attribute:{name}@{key}") or 0 for key in ("Ny", "Nx"))
-        if min(rows, columns) < 1:
-            raise DataError(f"{self._access.path}: {name} says Ny = {rows:g}, Nx = {columns:g}; expected sizes above 0")
+        if not (1 <= rows <= _MAX_SIDE and 1 <= columns <= _MAX_SIDE):
+            raise DataError(
+                f"{self._access.path}: {name} says Ny = {rows:g}, Nx = {columns:g}; expected sizes of 1…{_MAX_SIDE}"
+            )
         return int(rows), int(columns)
 
     def _recorded(self, scan_shape: tuple[int, int]) -> tuple[IntArray, IntArray, IntArray]:

@@ -129,7 +129,10 @@ class Hdf5Access:
         return sorted(found)
 
     def attribute_text(self, name: str, attribute: str) -> str | None:
-        """Return an attribute of a group or data set as text, None if it has none (numbers become text)."""
+        """Return an attribute of a group or data set as text, None if it has none (numbers become text).
+
+        Formats of others keep units as text of variable length; where such a file is damaged HDF5 itself may fail.
+        """
         with damage_reported(f"{self.path}: {name}@{attribute}"):
             value = self._walk(self._open(self.path), name, name, [0]).attrs.get(attribute)
         return None if value is None else _as_text(value)

@@ -47,7 +47,7 @@ def open_mrc(path: Path, given: MrcOptions) -> MappedFrames:
     try:
         with mrcfile.mmap(path, "r") as file:
             frames: Array = file.data
-    except (ValueError, OSError, RuntimeWarning) as fault:
+    except (ValueError, OSError, OverflowError, RuntimeWarning) as fault:
         text = " ".join(str(fault).split())
         raise DataError(f"{path}: is not a sound MRC file ({text}); check the path or copy it again") from fault
     if frames.dtype.kind not in "uif":

@@ -77,7 +77,7 @@ def test_event_faults(tmp_path):
         series.tilt(0).read(np.array([5]))
     with h5py.File(path, "r+") as file:
         file["electron_events/frames"].attrs["Ny"] = 0
-    with pytest.raises(DataError, match="expected sizes above 0"):
+    with pytest.raises(DataError, match="expected sizes of 1…16384"):
         open_series(EventOptions(path=path, **GIVEN))
     with h5py.File(path, "w") as file:
         file["electron_events/frames"] = np.zeros(12)
