@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from hpcrec.data.dataset import TiltSeries
 from hpcrec.errors import DeviceError
 from hpcrec.io.base import open_series
 from hpcrec.run.config import load_job
@@ -18,8 +20,9 @@ def check_job_file(path: Path, overrides: Sequence[str], n_ranks: int) -> None:
     """Print the plan of a job file; faults end with exit code 2 (job), 3 (data) or 5 (memory)."""
     job, _ = load_job(path, overrides)
     with open_series(job.data) as series:
+        console = Console()
+        console.print(data_table(job.data.format, series))
         plan = make_plan(job, series, n_ranks)
-    console = Console()
     console.print(plan_table(plan))
     if not plan.fits:
         raise DeviceError(
@@ -27,6 +30,27 @@ def check_job_file(path: Path, overrides: Sequence[str], n_ranks: int) -> None:
             f"{plan.memory_limit_gib:.1f} GiB; raise parallel.memory_gib_per_rank or parallel.group_size"
         )
     console.print(f"[green]ok[/]: {path} can run", highlight=False, soft_wrap=True)
+
+
+def data_table(name: str, series: TiltSeries) -> Table:
+    """Return what the reader found, in the units of the package, and what of it the file itself said."""
+    facts = series.facts
+    scans = np.concatenate([np.ptp(p, axis=0)[None] for p in facts.positions])
+    (sy, sx), (ky, kx), (ry, rx) = series.sampling, series.detector_sampling, facts.frame.stored
+    beam = "not known" if facts.energy_ev is None else f"{facts.energy_ev:g} eV, wavelength {facts.wavelength:.6g} Å"
+    bad = 0 if facts.mask is None else int((~facts.mask).sum())
+    table = Table(title="Data", show_header=False, title_justify="left")
+    for key, value in (
+        ("file", f"{facts.identity.path} ({name})"),
+        ("frames", f"{ry} × {rx} of {facts.dtype}, zero frequency at {facts.frame.centre}"),
+        ("scan", f"{scans[:, 0].max():.6g} × {scans[:, 1].max():.6g} Å"),
+        ("pixel", f"{sy:.6g} × {sx:.6g} Å; of the detector {ky:.6g} × {kx:.6g} 1/Å"),
+        ("beam", beam),
+        ("bad pixels", f"{bad}"),
+        ("from the file", ", ".join(facts.from_file) or "patterns, and what the job names in it"),
+    ):
+        table.add_row(key, value)
+    return table
 
 
 def plan_table(plan: Plan) -> Table:

@@ -107,6 +107,18 @@ def report(
     rewrite_report(directory)
 
 
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory.")],
+    file_format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="cxi (NeXus), tiff or mrc.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder; default DIR/FORMAT.")] = None,
+) -> None:
+    """Write phases, amplitudes, probes and volume of a run in a format other programs read."""
+    from hpcrec.cli.export import export_directory
+
+    export_directory(directory, file_format, out)
+
+
 def main() -> None:
     """Run the command line; end with the exit code of ``errors.py`` and one sentence for a user's mistake."""
     from hpcrec.parallel import mpi

@@ -27,7 +27,8 @@ class Identity:
     """Which file the data came from: what provenance keeps and what decides whether a result is stale.
 
     ``path`` resolved; ``size`` in bytes; ``modified_ns`` since the epoch; ``digest`` is ``"sha256:…"`` of the whole
-    file, or ``"sha256-sampled:…"`` of its size and 16 blocks of 1 MiB spread from the first byte to the last.
+    file, or ``"sha256-sampled:…"`` of its size and 16 blocks of 1 MiB spread from the first byte to the last;
+    ``"sha256-folder:…"`` of the names and sizes of all files in a folder (Zarr), and of its metadata.
     """
 
     path: Path
@@ -41,6 +42,8 @@ def file_identity(path: Path) -> Identity:
 
     Raises :class:`DataError` if the file cannot be read.
     """
+    if path.is_dir():
+        return _folder_identity(path)
     try:
         stat = path.stat()
         with path.open("rb") as stream:
@@ -62,6 +65,21 @@ def file_identity(path: Path) -> Identity:
     )
 
 
+def _folder_identity(path: Path) -> Identity:
+    """Return the identity of a folder of many files; only its metadata are read."""
+    digest, size, modified = hashlib.sha256(), 0, 0
+    try:
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            stat = file.stat()
+            digest.update(f"{file.relative_to(path)} {stat.st_size}\n".encode())
+            if file.name.startswith(".z") or file.suffix == ".json":
+                digest.update(file.read_bytes())
+            size, modified = size + stat.st_size, max(modified, stat.st_mtime_ns)
+    except OSError as fault:
+        raise DataError(f"{path}: cannot be read ({fault.strerror or fault}); check permissions") from fault
+    return Identity(path=path.resolve(), size=size, modified_ns=modified, digest=f"sha256-folder:{digest.hexdigest()}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SeriesFacts:
     """All that is known of a tilt series without reading a pattern.
@@ -70,7 +88,8 @@ class SeriesFacts:
     ``positions`` one array (position, 2) float64 Å, (y, x), per kept tilt; ``frame`` what is done to each pattern;
     ``dtype`` of the patterns as returned; ``sampling`` (dy, dx) Å of the probe's window; ``mask`` (ky, kx), zero
     frequency at [0, 0], True = good, or None; ``raw_mask`` the same on the detector as stored; ``probe``
-    (mode, y, x) centred at n//2, or None; ``energy_ev`` and ``wavelength`` (Å) where the file or its options give them.
+    (mode, y, x) centred at n//2, or None; ``energy_ev`` and ``wavelength`` (Å) where the file or its options give them;
+    ``from_file`` the options that the job left open and the file answered.
     """
 
     tilt_angles: FloatArray
@@ -85,6 +104,7 @@ class SeriesFacts:
     energy_ev: float | None
     wavelength: float | None
     identity: Identity
+    from_file: tuple[str, ...] = ()
 
 
 class TiltSeries(ABC):

@@ -23,6 +23,16 @@ from hpcrec.physics.beam import electron_beam, photon_beam
 
 READERS: Final[dict[str, str]] = {
     "hdf5": "hpcrec.io.hdf5:Hdf5Series",
+    "cxi": "hpcrec.io.cxi:CxiSeries",
+    "empad": "hpcrec.io.empad:EmpadSeries",
+    "mib": "hpcrec.io.mib:MibSeries",
+    "nxmx": "hpcrec.io.nxmx:NxmxSeries",
+    "mrc": "hpcrec.io.mrc:MrcSeries",
+    "emd": "hpcrec.io.emd:EmdSeries",
+    "ptyd": "hpcrec.io.ptyd:PtydSeries",
+    "events": "hpcrec.io.events:EventSeries",
+    "zarr": "hpcrec.io.zarr_files:ZarrSeries",
+    "dm4": "hpcrec.io.dm:DmSeries",
     "numpy": "hpcrec.io.numpy_files:NumpySeries",
 }
 

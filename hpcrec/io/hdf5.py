@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
-
-import numpy as np
+from typing import Literal
 
 from hpcrec.backend.array import Array, IntArray
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.io.base import SeriesOptions, describe_series
-from hpcrec.io.hdf5_access import Hdf5Access, LinkedFiles, read_block
-from hpcrec.io.layout import find_layout, read_runs
+from hpcrec.io.hdf5_access import Hdf5Access, LinkedFiles
+from hpcrec.io.hdf5_frames import read_patterns
+from hpcrec.io.layout import find_layout
 from hpcrec.options import options
-
-_GAP_BYTES: Final = 128 << 10  # reading this much too much costs about as much as one more h5py call
-_BLOCK_BYTES: Final = 64 << 20
 
 
 @options
@@ -66,24 +62,10 @@ class Hdf5Series(TiltSeries):
 
     def read_frames(self, tilt_number: int, indices: IntArray) -> Array:
         """Return frames (n, rows, columns) as stored; raises :class:`DataError` where the file is damaged."""
-        scan, lead = self._scan, (tilt_number,) if self._scan.has_tilts else ()
-        dtype = self._patterns.dtype.newbyteorder("=")
-        frames = np.empty((len(indices), *scan.frame_shape), dtype)
-        chunk, chunk_bytes = self._chunk()
-        for part, block, inside in read_runs(indices, scan.scan_shape, chunk, max(_BLOCK_BYTES // chunk_bytes, 1)):
-            where = f"{self.identity.path}: tilt {tilt_number}, positions {indices[part[0]]}…{indices[part[-1]]}"
-            frames[part] = read_block(self._patterns, (*lead, *block), where)[inside]
-        return frames
+        lead = (tilt_number,) if self._scan.has_tilts else ()
+        where = f"{self.identity.path}: tilt {tilt_number}"
+        return read_patterns(self._patterns, lead, self._scan.scan_shape, indices, where)
 
     def close(self) -> None:
         """Close the file and the files linked to it."""
         self._access.close()
-
-    def _chunk(self) -> tuple[tuple[int, ...], int]:
-        """Patterns per chunk along each scan axis, and the bytes of that many patterns."""
-        frame_bytes = int(np.prod(self._scan.frame_shape)) * self._patterns.dtype.itemsize
-        if self._patterns.chunks is None:
-            chunk: tuple[int, ...] = (1,) * (len(self._scan.scan_shape) - 1) + (max(_GAP_BYTES // frame_bytes, 1),)
-        else:
-            chunk = tuple(self._patterns.chunks[int(self._scan.has_tilts) : -2])
-        return chunk, int(np.prod(chunk)) * frame_bytes

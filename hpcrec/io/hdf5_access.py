@@ -28,6 +28,10 @@ _MAX_NAMES: Final = 2000
 _MAX_BYTES: Final = 4 << 30
 
 
+class MissingNodeError(DataError):
+    """There is nothing of that name in the file."""
+
+
 @contextmanager
 def damage_reported(where: str, advice: str = "copy it again") -> Iterator[None]:
     """Turn whatever h5py raises on damaged metadata (it uses many types) into a :class:`DataError` naming ``where``."""
@@ -88,6 +92,69 @@ class Hdf5Access:
                 raise DataError(f"{self.path}: {name!r} is of type {node.dtype}; expected an array of numbers")
             return node
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file and those that its links led to so far."""
+        return tuple(self._files)
+
+    def first_of(self, *names: str) -> str | None:
+        """Return the first of these names that is in the file, or None; links that are not allowed raise."""
+        for name in names:
+            try:
+                with damage_reported(f"{self.path}: {name!r}"):
+                    self._walk(self._open(self.path), name, name, [0])
+            except MissingNodeError:
+                continue
+            return name
+        return None
+
+    def names(self, group: str) -> list[str]:
+        """Return the names in a group, sorted; raises :class:`DataError` if it is no group."""
+        with damage_reported(f"{self.path}: {group!r}"):
+            node = self._walk(self._open(self.path), group, group, [0])
+            if not isinstance(node, h5py.Group):
+                raise DataError(f"{self.path}: {group!r} is not a group")
+            return sorted(node)
+
+    def datasets(self, n_axes: int) -> list[str]:
+        """Return the names of the data sets of that many axes in the file itself, links not followed, sorted."""
+        found: list[str] = []
+
+        def note(name: str, node: object) -> None:
+            if isinstance(node, h5py.Dataset) and node.ndim == n_axes:
+                found.append(name)
+
+        with damage_reported(f"{self.path}"):
+            self._open(self.path).visititems(note)
+        return sorted(found)
+
+    def attribute_text(self, name: str, attribute: str) -> str | None:
+        """Return an attribute of a group or data set as text, None if it has none (numbers become text).
+
+        Formats of others keep units as text of variable length; where such a file is damaged HDF5 itself may fail.
+        """
+        with damage_reported(f"{self.path}: {name}@{attribute}"):
+            value = self._walk(self._open(self.path), name, name, [0]).attrs.get(attribute)
+        return None if value is None else _as_text(value)
+
+    def text(self, name: str) -> str:
+        """Return a data set that holds one piece of text (fixed or variable length, or bytes)."""
+        with damage_reported(f"{self.path}: {name!r}"):
+            node = self._walk(self._open(self.path), name, name, [0])
+            if not isinstance(node, h5py.Dataset) or node.size != 1 or node.dtype.kind not in "SOU":
+                raise DataError(f"{self.path}: {name!r} does not hold one piece of text")
+            return _as_text(node[()])
+
+    def ragged(self, name: str) -> h5py.Dataset:
+        """Return a data set whose cells are arrays of integers of different lengths; links are checked as ever."""
+        with damage_reported(f"{self.path}: {name!r}"):
+            node = self._walk(self._open(self.path), name, name, [0])
+            kind = h5py.check_vlen_dtype(node.dtype) if isinstance(node, h5py.Dataset) else None
+            if kind is None or np.dtype(kind).kind not in "ui" or node.ndim not in (1, 2):
+                raise DataError(f"{self.path}: {name!r} does not hold lists of integers, one a frame")
+            self._check_storage(node, name)
+            return node
+
     def array(self, name: str | None) -> Array | None:
         """Return the whole of a small data set (at most 4 GiB), or None for no name."""
         if name is None:
@@ -144,7 +211,7 @@ class Hdf5Access:
         for name in (part for part in path.split("/") if part not in ("", ".")):
             link = node.get(name, getlink=True) if isinstance(node, h5py.Group) else None
             if link is None:
-                raise DataError(f"{self.path}: there is no {asked!r} in the file; {self._suggest(asked)}")
+                raise MissingNodeError(f"{self.path}: there is no {asked!r} in the file; {self._suggest(asked)}")
             if isinstance(link, h5py.HardLink):
                 node = node[name]
                 continue
@@ -206,6 +273,12 @@ class Hdf5Access:
         self._files[self.path].visititems(note)
         near = difflib.get_close_matches(asked.strip("/"), names, n=3, cutoff=0.3) or names[:5]
         return f"nearest are {', '.join(near)}" if near else "it holds no data set"
+
+
+def _as_text(value: object) -> str:
+    flat = np.asarray(value).ravel()
+    item = flat[0] if flat.size else ""
+    return item.decode(errors="replace") if isinstance(item, bytes) else str(item)
 
 
 def read_block(dataset: h5py.Dataset, selection: tuple[int | slice, ...], where: str) -> Array:

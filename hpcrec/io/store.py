@@ -120,12 +120,25 @@ class Hdf5Writer:
 
 @contextmanager
 def create_hdf5(target: Path) -> Iterator[Hdf5Writer]:
-    """Write an HDF5 file atomically. Raises :class:`StorageError`; the earlier file then stays."""
+    """Write an HDF5 file of our own atomically. Raises :class:`StorageError`; the earlier file then stays."""
+    with _atomic_hdf5(target, ("v110", "v114")) as (file, sink):
+        yield Hdf5Writer(file, sink)
+
+
+@contextmanager
+def create_exchange_hdf5(target: Path) -> Iterator[h5py.File]:
+    """Write an HDF5 file for other programs atomically, in the oldest form that holds it. Raises as above."""
+    with _atomic_hdf5(target, ("earliest", "v114")) as (file, _):
+        yield file
+
+
+@contextmanager
+def _atomic_hdf5(target: Path, versions: tuple[str, str]) -> Iterator[tuple[h5py.File, _Sink]]:
     with atomic_path(target) as temporary:
         sink = _Sink(temporary)
         try:
-            with h5py.File(sink, "w", libver=("v110", "v114")) as file:
-                yield Hdf5Writer(file, sink)
+            with h5py.File(sink, "w", libver=versions) as file:
+                yield file, sink
         finally:
             sink.close()
         if sink.fault is not None:

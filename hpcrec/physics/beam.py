@@ -38,6 +38,20 @@ def photon_beam(energy_ev: float) -> Beam:
     return Beam(wavelength=constants.h * constants.c / (_positive(energy_ev) * constants.e) / _ANGSTROM)
 
 
+def electron_energy(wavelength: float) -> float:
+    """Return the kinetic energy E (eV) of electrons of ``wavelength`` λ (Å): E = √((hc/λ)² + (mc²)²) − mc²."""
+    momentum = photon_energy(wavelength)
+    rest = constants.m_e * constants.c**2 / constants.e
+    return float(momentum**2 / (np.sqrt(momentum**2 + rest**2) + rest))
+
+
+def photon_energy(wavelength: float) -> float:
+    """Return the energy E = hc/λ (eV) of photons of ``wavelength`` λ (Å). Raises ConfigError if it is not positive."""
+    if not (np.isfinite(wavelength) and wavelength > 0):
+        raise ConfigError(f"expected a positive wavelength in Å, got {wavelength!r}")
+    return float(constants.h * constants.c / (wavelength * _ANGSTROM) / constants.e)
+
+
 def _positive(energy_ev: float) -> float:
     if not (np.isfinite(energy_ev) and energy_ev > 0):
         raise ConfigError(f"energy_ev: expected a positive number of electron volts, got {energy_ev!r}")

@@ -21,7 +21,7 @@ import tomli_w
 from hpcrec.engines import engine_class
 from hpcrec.errors import ConfigError
 from hpcrec.io.base import READERS, reader_class
-from hpcrec.run.job import Job
+from hpcrec.run.job import BeamSection, Job
 
 T = TypeVar("T")
 PATH_KEYS = {("data", "path"), ("analysis", "reference")}
@@ -152,8 +152,18 @@ def check_job(raw: Mapping[str, Any]) -> Job:
     energy = getattr(options, "energy_ev", None)
     if job.beam and isinstance(energy, float) and energy != job.beam.energy_ev:
         raise ConfigError(f"data.energy_ev {energy:g} and beam.energy_ev {job.beam.energy_ev:g} differ: leave one away")
-    made: Job = dataclasses.replace(job, data=options)
+    made: Job = dataclasses.replace(job, data=_with_beam(options, job.beam, data or {}))
     return made
+
+
+def _with_beam(options: Any, beam: BeamSection | None, given: Mapping[str, Any]) -> Any:
+    """Let the job's beam be that of the data too: readers then compare it with what the file says."""
+    if beam is None:
+        return options
+    if given.get("radiation", beam.kind) != beam.kind:
+        raise ConfigError(f"data.radiation {given['radiation']!r} and beam.kind {beam.kind!r} differ: leave one away")
+    energy = beam.energy_ev if options.energy_ev is None else options.energy_ev
+    return dataclasses.replace(options, energy_ev=energy, radiation=beam.kind)
 
 
 def _validate(cls: type[Any], values: Any, where: tuple[str, ...], faults: list[str]) -> Any:

@@ -51,7 +51,7 @@ def test_help_names_every_command(hpcrec: Run) -> None:
     code, text = hpcrec("--help")
     assert code == 0
     assert "Start with: hpcrec check JOB.toml" in text
-    for name in ("run", "check", "info", "simulate", "report"):
+    for name in ("run", "check", "info", "simulate", "report", "export"):
         assert f"│ {name} " in text
 
 
@@ -62,6 +62,7 @@ def test_help_names_every_command(hpcrec: Run) -> None:
         ("check", ["JOB.toml", "--set", "--ranks", "memory per rank"]),
         ("simulate", ["SAMPLE.toml", "--out", "FILE.h5"]),
         ("report", ["DIR"]),
+        ("export", ["DIR", "--format", "--out"]),
         ("info", ["accelerators"]),
     ],
 )
@@ -75,6 +76,10 @@ def test_check_prints_the_plan_and_starts_nothing(hpcrec: Run, tiny_job: Path, t
     before = sorted(tmp_path.iterdir())
     code, text = hpcrec("check", tiny_job, "--ranks", 6, "--set", "ptychography.iterations=7")
     assert code == 0
+    assert "tiny.h5 (hdf5)" in text
+    assert "32 × 32 of uint16, zero frequency at (16, 16)" in text
+    assert "0.2 × 0.2 Å; of the detector 0.15625 × 0.15625 1/Å" in text
+    assert "200000 eV, wavelength 0.0250793 Å" in text
     assert "108 of 32 × 32 pixels" in text
     assert "6 on" in text
     assert "2 a tilt" in text
@@ -131,6 +136,20 @@ def test_report_is_written_anew(hpcrec: Run, tiny_job: Path, tmp_path: Path) -> 
     assert code == 0
     assert f"report: {out / 'report.html'}" in text
     assert "<h2>Ptychography</h2>" in (out / "report.html").read_text()
+
+
+def test_export_writes_what_a_run_left(hpcrec: Run, tiny_job: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert hpcrec("export", tmp_path, "--format", "mrc")[0] == 2  # no run directory
+    assert (
+        hpcrec("run", tiny_job, "--out", out, "--set", "ptychography.iterations=1", "--until", "ptychography")[0] == 0
+    )
+    code, text = hpcrec("export", out, "--format", "mrc", "--out", tmp_path / "mrc")
+    assert code == 0
+    assert "wrote 6 files" in text
+    written = sorted(path.name for path in (tmp_path / "mrc").iterdir())
+    assert written == ["amplitude.mrc", "phase.mrc", "phase.rawtlt", *(f"tilt_000{i}_probe.mrc" for i in range(3))]
+    assert hpcrec("export", out, "--format", "png")[0] == 2
 
 
 def test_the_version_is_the_packages(hpcrec: Run) -> None:

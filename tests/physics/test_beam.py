@@ -1,7 +1,7 @@
 import pytest
 
 from hpcrec.errors import ConfigError
-from hpcrec.physics.beam import electron_beam, photon_beam
+from hpcrec.physics.beam import electron_beam, electron_energy, photon_beam, photon_energy
 
 
 # Kirkland (2010) tables of wavelength and interaction parameter, given to the printed digits
@@ -21,3 +21,11 @@ def test_photon_beam_is_hc_over_energy():
 def test_a_beam_without_energy_is_refused(energy):
     with pytest.raises(ConfigError, match="energy_ev"):
         electron_beam(energy)
+
+
+@pytest.mark.parametrize("energy", [1e3, 60e3, 300e3, 3e6])
+def test_energies_come_back_from_wavelengths(energy):
+    assert electron_energy(electron_beam(energy).wavelength) == pytest.approx(energy, rel=1e-12)
+    assert photon_energy(photon_beam(energy).wavelength) == pytest.approx(energy, rel=1e-12)
+    with pytest.raises(ConfigError, match="positive wavelength"):
+        electron_energy(0.0)
