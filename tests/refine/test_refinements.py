@@ -1,10 +1,14 @@
 """Each refinement finds what the patterns were made with. Bounds are about twice what was measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from refinery import Case, detector
 
+from hpcrec.models.base import Batch
 from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.physics.probe import aberration_basis
 from hpcrec.refine import REFINEMENTS, refinement_class
 from hpcrec.refine.affine import affine_fit, affine_parts
 from hpcrec.refine.tilt import smoothed
@@ -189,3 +193,24 @@ def test_a_saturated_detector_reconstructs():
     _, untold = case.reconstruct("lsqml", {}, 25, **FREE)
     case.patterns = whole
     assert told < 0.3 * untold
+
+
+@pytest.mark.parametrize("loss", ["amplitude", "poisson", "gaussian", "anscombe"])
+def test_the_gradient_by_aberrations_is_exact(loss):
+    """Through the probe, by the chain rule: central differences of the loss in defocus, astigmatism and coma."""
+    case = Case(2, detector=detector(loss=loss), precision="double")
+    names = ("C10", "C12a", "C12b", "C21a")
+    aberrations = refinement_class("aberrations")(case.model, refinement_class("aberrations").Options(names=names))
+    state = replace(case.truth, probe=Case.probe(100.0)[None].astype(complex), obj=case.truth.obj.astype(complex))
+    aberrations.prepare(state)
+    batch = Batch(np.arange(20), case.patterns[:20], n_global=20)
+    found = aberrations.collect(state, batch, case.model.gradients(state, batch, ("probe",)))["aberrations"][0]
+    basis = aberration_basis(case.model.shape, case.model.sampling, case.model.wavelength, names)
+    for name, direction, slope in zip(names, basis, found * case.model.curvature, strict=True):
+        step = 1e-2 / np.abs(direction).max()
+        losses = []
+        for sign in (1, -1):
+            probe = np.fft.ifft2(np.fft.fft2(state.probe) * np.exp(-1j * sign * step * direction))
+            losses.append(case.model.gradients(replace(state, probe=probe), batch).loss)
+        # A phase of 0.01 rad at most: the third-order rest is 1e-5 of the slope
+        assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(slope, rel=1e-3, abs=1e-6 * abs(found).max()), name

@@ -12,11 +12,15 @@ from hpcrec.data.dataset import TiltSeries
 from hpcrec.io.base import open_series
 from hpcrec.io.results import read_tilt_result, tilt_path
 from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_ranks
+from hpcrec.refine import REFINEMENTS
 from hpcrec.run.config import load_job
 from hpcrec.run.job import Job
 from hpcrec.run.runner import TiltRun
 from hpcrec.run.start import common_grid
 from hpcrec.run.tilts import reconstruct_tilts, unfinished_tilts
+
+REFINE_ALL = [f"refine.{name}.start_iteration=1" for name in REFINEMENTS]
+THREE_SLICES = ["ptychography.slices=3", "ptychography.slice_thickness_angstrom=4"]
 
 
 def silent(event: Any) -> None:
@@ -29,7 +33,11 @@ def objects(folder: Path, n_tilts: int = 3) -> list[np.ndarray]:
 
 def reconstruct(job: Job, folder: Path, n_ranks: int) -> list[np.ndarray]:
     folder.mkdir(parents=True, exist_ok=True)
+    run_all(job, folder, n_ranks)
+    return objects(folder)
 
+
+def run_all(job: Job, folder: Path, n_ranks: int) -> None:
     def rank(world: Communicator) -> None:
         with open_series(job.data) as series:
             reconstruct_tilts(job, series, world, folder, silent)
@@ -38,7 +46,6 @@ def reconstruct(job: Job, folder: Path, n_ranks: int) -> list[np.ndarray]:
         rank(SerialCommunicator())
     else:
         run_ranks(n_ranks, rank)
-    return objects(folder)
 
 
 @pytest.mark.parametrize("n_ranks", [2, 3, 5])
@@ -52,14 +59,30 @@ def test_ranks_do_not_change_the_answer(tiny_job: Path, tmp_path: Path, n_ranks:
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a)
 
 
+def test_ranks_agree_on_what_is_refined(tiny_job: Path, tmp_path: Path) -> None:
+    """Three ranks share each tilt; gains and damping are those of the whole scan. Double precision: round-off only."""
+    settings = [*REFINE_ALL, *THREE_SLICES, "ptychography.precision=double", "refine.annealing.radius_angstrom=0.3"]
+    job, _ = load_job(tiny_job, [*settings, "data.tilts=[1]", "parallel.group_size=3"])
+    for n_ranks in (1, 3):
+        folder = tmp_path / str(n_ranks)
+        folder.mkdir()
+        run_all(job, folder, n_ranks)
+    one, three = (read_tilt_result(tilt_path(tmp_path / str(n), 1)) for n in (1, 3))
+    assert set(one.refined) >= {"tilt", "position_tilt", "thickness", "aberrations", "coefficients", "intensity"}
+    for name, values in {"object": one.obj, "probe": one.probe, "positions": one.positions, **one.refined}.items():
+        other = {"object": three.obj, "probe": three.probe, "positions": three.positions, **three.refined}[name]
+        np.testing.assert_allclose(other, values, atol=1e-8 * np.abs(values).max(), err_msg=name)
+
+
 class Interrupted(Exception):
     """The process was killed."""
 
 
 @pytest.mark.parametrize("engine", ["gradient", "lsqml", "epie"])
 def test_a_resumed_tilt_equals_an_uninterrupted_one(tiny_job: Path, tmp_path: Path, engine: str) -> None:
-    """Everything an engine remembers is in the checkpoint, so the numbers are the same to the last bit."""
-    job, _ = load_job(tiny_job, [f"ptychography.engine={engine}", "refine.positions.start_iteration=1"])
+    """All that engine and refinements remember is in the checkpoint, so the numbers are the same to the last bit."""
+    states = ["ptychography.object_states=2", "refine.annealing.radius_angstrom=0.3"]
+    job, _ = load_job(tiny_job, [f"ptychography.engine={engine}", *REFINE_ALL, *THREE_SLICES, *states])
     with open_series(job.data) as series:
         whole = run_one(job, series, tmp_path / "whole")
 
@@ -76,6 +99,9 @@ def test_a_resumed_tilt_equals_an_uninterrupted_one(tiny_job: Path, tmp_path: Pa
     np.testing.assert_array_equal(again.probe, whole.probe)
     np.testing.assert_array_equal(again.positions, whole.positions)
     np.testing.assert_array_equal(again.data_error, whole.data_error)
+    assert again.refined.keys() == whole.refined.keys()
+    for name, values in whole.refined.items():
+        np.testing.assert_array_equal(again.refined[name], values, err_msg=name)
 
 
 def run_one(job: Job, series: TiltSeries, folder: Path, hear: Any = silent) -> Any:
