@@ -179,6 +179,10 @@ class TiltSeries(ABC):
     def read_frames(self, tilt_number: int, indices: IntArray) -> Array:
         """Return the patterns (n, rows, columns) exactly as stored, in the order of ``indices``, native byte order."""
 
+    def read_frame_masks(self, tilt_number: int, indices: IntArray) -> BoolArray | None:
+        """Return the masks (n, rows, columns) of the frames, True = good, as stored; None if one mask serves all."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""
@@ -240,7 +244,11 @@ class TiltScan:
                 f"{facts.identity.path}: tilt {self.number} has positions 0…{self.n_positions - 1}, "
                 f"asked for {indices.min()}…{indices.max()}"
             )
-        frames = facts.frame.clean(self._series.read_frames(self.number, indices), facts.raw_mask)
+        frames = self._series.read_frames(self.number, indices)
+        masks = self._series.read_frame_masks(self.number, indices)
+        if masks is not None:
+            frames[~masks] = 0
+        frames = facts.frame.clean(frames, facts.raw_mask)
         fault = count_fault(frames)
         if fault is not None:
             i_frame, text = fault
@@ -249,3 +257,8 @@ class TiltScan:
                 "set clip_negative for background-subtracted counts, or drop the tilt"
             )
         return facts.frame.apply(frames)
+
+    def read_good(self, indices: IntArray) -> BoolArray | None:
+        """Return the good pixels (n, ky, kx) of patterns whose masks differ from frame to frame; None if one serves."""
+        masks = self._series.read_frame_masks(self.number, np.asarray(indices, dtype=np.int64).ravel())
+        return None if masks is None else self._series.facts.frame.apply_masks(masks)

@@ -66,6 +66,15 @@ class DetectorFrame:
         mask: BoolArray = _window(bad, centre, self.shape, 1)[0] == 0
         return None if mask.all() else mask
 
+    def apply_masks(self, raw_masks: BoolArray) -> BoolArray:
+        """Return masks (n, ky, kx) of good pixels from those of frames (n, rows, columns), as :meth:`apply_mask`."""
+        if self._untouched:
+            return raw_masks
+        bad, centre = self._oriented(~raw_masks)
+        bad, centre = _binned(bad.astype(np.uint8), centre, self.binning, np.dtype(np.uint32))
+        good: BoolArray = _window(bad, centre, self.shape, 1) == 0
+        return good
+
     def result_dtype(self, dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
         """Return the type of patterns made from frames of ``dtype``: the same, or wide enough for binned sums."""
         if self.binning == 1:

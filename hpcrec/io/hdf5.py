@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hpcrec.backend.array import Array, IntArray
+from hpcrec.backend.array import Array, BoolArray, IntArray
 from hpcrec.data.dataset import TiltSeries
+from hpcrec.errors import DataError
 from hpcrec.io.base import SeriesOptions, describe_series
 from hpcrec.io.hdf5_access import Hdf5Access, LinkedFiles
 from hpcrec.io.hdf5_frames import read_patterns
@@ -21,7 +22,7 @@ class Hdf5Options(SeriesOptions):
     patterns : data set of the patterns, ([tilt,] position, ky, kx) or ([tilt,] row, column, ky, kx)
     positions : data set of the positions, ([tilt,] position, components)
     tilt_angles : data set of the tilt angles
-    mask : data set of the detector mask (ky, kx)
+    mask : data set of the detector mask (ky, kx), or of one for each pattern, shaped as these
     probe : data set of a start probe (mode, y, x), complex, centred at n//2
     linked_files : refuse data in other files, or follow links inside the file's own folder
 
@@ -44,10 +45,20 @@ class Hdf5Series(TiltSeries):
 
     def __init__(self, given: Hdf5Options) -> None:
         access = Hdf5Access(given.path, given.linked_files)
+        self._mask_good = given.mask_good
         try:
             self._patterns = access.dataset(given.patterns)
             names = ("positions", "tilt_angles", "mask", "probe")
-            arrays = {name: access.array(getattr(given, name)) for name in names}
+            masks = access.dataset(given.mask) if given.mask is not None else None
+            self._masks = masks if masks is not None and masks.ndim > 2 else None
+            if self._masks is not None and self._masks.shape != self._patterns.shape:
+                raise DataError(
+                    f"{given.path}: {given.mask} has shape {self._masks.shape}; expected one mask for all, "
+                    f"{self._patterns.shape[-2:]}, or one for each pattern, {self._patterns.shape}"
+                )
+            wanted = [n for n in names if n != "mask" or self._masks is None]
+            arrays: dict[str, Array | None] = dict.fromkeys(names)
+            arrays |= {name: access.array(getattr(given, name)) for name in wanted}
             keys = ("detector_pixel_inverse_angstrom", "detector_pixel_mrad", "pixel_size_angstrom", "energy_ev")
             numbers = {key: access.number(getattr(given, key)) for key in keys}
             angles = arrays["tilt_angles"]
@@ -65,6 +76,15 @@ class Hdf5Series(TiltSeries):
         lead = (tilt_number,) if self._scan.has_tilts else ()
         where = f"{self.identity.path}: tilt {tilt_number}"
         return read_patterns(self._patterns, lead, self._scan.scan_shape, indices, where)
+
+    def read_frame_masks(self, tilt_number: int, indices: IntArray) -> BoolArray | None:
+        """Return the masks (n, rows, columns) of the frames, where the file has one for each."""
+        if self._masks is None:
+            return None
+        lead = (tilt_number,) if self._scan.has_tilts else ()
+        where = f"{self.identity.path}: masks of tilt {tilt_number}"
+        stored: BoolArray = read_patterns(self._masks, lead, self._scan.scan_shape, indices, where) != 0
+        return stored if self._mask_good == "nonzero" else ~stored
 
     def close(self) -> None:
         """Close the file and the files linked to it."""

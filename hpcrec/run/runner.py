@@ -74,7 +74,7 @@ class TiltRun:
         kind = "replicated" if job.parallel.exchange == "auto" else job.parallel.exchange
         margin = int(np.ceil(job.parallel.halo_margin_angstrom / min(setup.sampling))) + moving_margin(job, series)
         self.exchange: Exchange = make_exchange(kind, group, setup.positions, grid, setup.window, margin)
-        scan = series.tilt(i_tilt)
+        self.scan = scan = series.tilt(i_tilt)
         self.n_positions = scan.n_positions
         self.reader = BatchReader(
             scan, self.exchange.share(np.arange(scan.n_positions)), memory_limit=PATTERN_CACHE_BYTES
@@ -146,7 +146,8 @@ class TiltRun:
         )
         shares = [self.exchange.share(indices) for indices in batches]
         for step, (own, patterns) in enumerate(zip(shares, self.reader.iterate(shares))):
-            batch = Batch(indices=own, patterns=patterns, step=step, n_global=len(batches[step]))
+            good = self.scan.read_good(own)
+            batch = Batch(indices=own, patterns=patterns, good=good, step=step, n_global=len(batches[step]))
             for name in self.engine.passes:
                 partial = self.engine.accumulate(name, self.state, batch)
                 total = self.exchange.total(partial, self.engine.peaks.get(name, ()))

@@ -318,3 +318,30 @@ def test_simulated_nanocube_opens_with_its_own_units():
         # the aperture (30 mrad = 15.3 pixels) is centred on [0, 0] and holds most counts
         ky, kx = np.meshgrid(*(np.fft.fftfreq(64, 1 / 64),) * 2, indexing="ij")
         assert mean[np.hypot(ky, kx) < 15].mean() > 10 * mean[np.hypot(ky, kx) > 20].mean()
+
+
+@pytest.mark.parametrize("mask_good", ["nonzero", "zero"])
+def test_each_pattern_may_have_its_own_mask(path, mask_good):
+    patterns = write(path, shape=(3, 4, 8, 8))
+    good = np.random.default_rng(0).random(patterns.shape) > 0.3
+    with h5py.File(path, "r+") as file:
+        file["masks"] = (good if mask_good == "nonzero" else ~good).astype(np.uint8)
+    chosen = given(path, mask="masks", mask_good=mask_good, window=10, flip_y=True)
+    with open_series(chosen) as series, open_series(given(path, window=10, flip_y=True)) as plain:
+        assert series.mask.sum() == plain.mask.sum()
+        indices = np.array([3, 1])
+        seen = series.tilt(2).read_good(indices)
+        whole = plain.tilt(2).read(indices)
+        np.testing.assert_array_equal(series.tilt(2).read(indices), whole * seen)
+        # The window of 10 reaches beyond the detector of 8
+        stored = series.facts.frame.apply(good[2][indices].astype(np.uint8))
+        np.testing.assert_array_equal(seen, stored != 0)
+        assert plain.tilt(2).read_good(indices) is None
+
+
+def test_masks_of_another_shape_are_refused(path):
+    write(path, shape=(3, 4, 8, 8))
+    with h5py.File(path, "r+") as file:
+        file["masks"] = np.ones((4, 8, 8), np.uint8)
+    with pytest.raises(DataError, match="one for each pattern"):
+        open_series(given(path, mask="masks"))
