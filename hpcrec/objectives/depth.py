@@ -14,7 +14,6 @@ import numpy as np
 from hpcrec.backend.array import ComplexArray, FloatArray, array_module, real_dtype
 from hpcrec.backend.fft import fftn, ifftn
 from hpcrec.objectives.constraints import ConstraintOptions, ObjectConstraint, Surroundings
-from hpcrec.objectives.lateral import squared_frequency
 from hpcrec.objectives.regularizers import flatten_variation
 from hpcrec.options import options
 
@@ -23,21 +22,22 @@ _Z = (-3,)
 _FLOOR = 1e-3
 _FULL_LIGHT = 0.1
 _MOST_STEPS = 100
+_ROWS = 4
 
 
 @options
 class KzFilterOptions(ConstraintOptions):
     """Options of the filter in k_z.
 
-    beta : β, how much of what varies along z is taken away
-    lateral_damping_angstrom2 : α of a factor exp(−αk²) in the plane; 0 leaves it out
+    beta : β, how much of what varies along z is taken away; 0.1 to 1 is usual
+    lateral_damping_pixel2 : α of a factor exp(−αk²) in the plane; 0 leaves it out
     amplitude_share : share of |O| − 1 that is kept afterwards
     ends : "mirror" continues the slices by their mirror image, which keeps the projected phase; "vacuum" adds as many
         empty slices, "periodic" joins the last slice to the first
     """
 
     beta: float = 1.0
-    lateral_damping_angstrom2: float = 0.0
+    lateral_damping_pixel2: float = 0.0
     amplitude_share: float = 1.0
     ends: Literal["mirror", "vacuum", "periodic"] = "mirror"
 
@@ -75,9 +75,9 @@ class IdenticalSlicesOptions(ConstraintOptions):
 class KzFilter(ObjectConstraint):
     """Weakens what varies along z slowly in the plane, which the patterns determine worst (missing wedge).
 
-    W = [1 − (2/π) atan((β|k_z|/√(k² + 10⁻³))²)] exp(−αk²), frequencies in 1/Å, k that in the plane (Chen et al.,
-    Science 372, 826 (2021), supplement). Pixels with less than a tenth of the largest illumination take their share of
-    the change only. Works on twice the slices: five copies of the object on the first rank.
+    W = [1 − (2/π) atan((β|k_z|/√(k² + 10⁻³))²)] exp(−αk²), k_z in cycles per slice, k in cycles per pixel of the plane
+    (Chen et al., Science 372, 826 (2021), supplement). Pixels with less than a tenth of the largest illumination take
+    their share of the change only. Works on twice the slices: about nine copies of the object on the first rank.
     """
 
     Options = KzFilterOptions
@@ -93,7 +93,7 @@ class KzFilter(ObjectConstraint):
             return obj.copy()
         old = (xp.log(xp.maximum(xp.abs(obj), _TINY)) + 1j * xp.angle(obj)).astype(obj.dtype, copy=False)
         spectrum = fftn(self._continued(old), axes=(-3, -2, -1))
-        spectrum *= xp.asarray(self.weights(obj, spectrum.shape[-3], around), real_dtype(obj.dtype))
+        spectrum *= xp.asarray(self.weights(spectrum.shape[-3:]), real_dtype(obj.dtype))
         change = ifftn(spectrum, axes=(-3, -2, -1))[..., :n_slices, :, :] - old
         if around.light is not None:
             change *= xp.asarray(np.minimum(1, around.light / _FULL_LIGHT), change.real.dtype)
@@ -103,12 +103,12 @@ class KzFilter(ObjectConstraint):
             found *= (1 + self._options.amplitude_share * (size - 1)) / xp.maximum(size, _TINY)
         return found.astype(obj.dtype, copy=False)  # type: ignore[no-any-return]
 
-    def weights(self, obj: ComplexArray, n: int, around: Surroundings) -> FloatArray:
-        """Return W (k_z, k_y, k_x) for ``n`` slices of the object's grid, zero frequency at [0, 0, 0]."""
-        kz = np.fft.fftfreq(n, float(np.mean(around.gaps)))[:, None, None]
-        squared = squared_frequency(obj, around)
-        angle = np.arctan((self._options.beta * kz) ** 2 / (squared + _FLOOR))
-        return (1 - 2 / np.pi * angle) * np.exp(-self._options.lateral_damping_angstrom2 * squared)  # type: ignore[no-any-return]
+    def weights(self, shape: tuple[int, ...]) -> FloatArray:
+        """Return W (k_z, k_y, k_x) for a stack of ``shape``, zero frequency at [0, 0, 0]."""
+        kz, ky, kx = (np.fft.fftfreq(n) for n in shape)
+        squared = ky[:, None] ** 2 + kx**2
+        angle = np.arctan((self._options.beta * kz[:, None, None]) ** 2 / (squared + _FLOOR))
+        return (1 - 2 / np.pi * angle) * np.exp(-self._options.lateral_damping_pixel2 * squared)  # type: ignore[no-any-return]
 
     def _continued(self, values: ComplexArray) -> ComplexArray:
         """Return the slices and what lies behind them."""
@@ -129,10 +129,15 @@ class LayerVariation(ObjectConstraint):
 
     def apply(self, obj: ComplexArray, around: Surroundings) -> ComplexArray:
         """Return the object with fewer and smaller steps from slice to slice."""
-        logs, direction = columns(obj)
+        found = array_module(obj).empty_like(obj)
         # The dual of a chain needs steps in proportion to its length
         n_iterations = min(10 * obj.shape[-3], _MOST_STEPS)
-        return from_columns(flatten_variation(logs, self._weight, _Z, n_iterations), direction)
+        # A few rows at a time stay in the cache
+        for y in range(0, obj.shape[-2], _ROWS):
+            rows = np.s_[..., y : y + _ROWS, :]
+            logs, direction = columns(obj[rows])
+            found[rows] = from_columns(flatten_variation(logs, self._weight, _Z, n_iterations), direction)
+        return found  # type: ignore[no-any-return]
 
 
 class DepthSmoothing(ObjectConstraint):

@@ -20,7 +20,7 @@ def shrink(values: FloatArray, threshold: float) -> FloatArray:
 
 def total_variation(values: Array, axes: tuple[int, ...]) -> float:
     """Return TV(v) = Σ √(Σ_axes |∂v|²) with forward differences, zero beyond the last pixel."""
-    squares = sum(abs(_difference(values, axis)) ** 2 for axis in axes)
+    squares = sum(_squared(_difference(values, axis)) for axis in axes)
     return float(np.sum(np.sqrt(squares), dtype=np.float64))
 
 
@@ -39,7 +39,7 @@ def flatten_variation(values: Array, weight: float, axes: tuple[int, ...], n_ite
     for _ in range(n_iterations):
         found = _primal(values, weight, ahead, axes)
         moved = [a + step / values.dtype.type(weight) * _difference(found, axis) for a, axis in zip(ahead, axes)]
-        size = xp.maximum(xp.sqrt(sum(abs(m) ** 2 for m in moved)), 1)
+        size = xp.maximum(xp.sqrt(sum(_squared(m) for m in moved)), 1)
         moved = [m / size for m in moved]
         grown = 0.5 * (1 + np.sqrt(1 + 4 * inertia**2))
         ahead = [m + values.dtype.type((inertia - 1) / grown) * (m - d) for m, d in zip(moved, dual)]
@@ -53,6 +53,10 @@ def _primal(values: Array, weight: float, dual: list[Array], axes: tuple[int, ..
     for p, axis in zip(dual, axes):
         found -= values.dtype.type(weight) * _adjoint(p, axis)
     return found
+
+
+def _squared(values: Array) -> FloatArray:
+    return values.real**2 + values.imag**2 if values.dtype.kind == "c" else values**2  # type: ignore[no-any-return]
 
 
 def _difference(values: Array, axis: int) -> Array:

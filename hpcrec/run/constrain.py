@@ -29,7 +29,7 @@ from hpcrec.run.job import Job
 
 OF_SLICES = ("kz_filter", "layer_tv", "z_smoothing", "identical_slices")
 LOWEST = {"every": 1, "start_iteration": 0, "n_iterations": 1, "order": 1}
-NOT_NEGATIVE = {"edge_angstrom", "edge_mrad", "lateral_damping_angstrom2", "lowest"}
+NOT_NEGATIVE = {"edge_angstrom", "edge_mrad", "lateral_damping_pixel2", "lowest"}
 SHARES = {"strength", "amplitude_share"}
 SIGNED = {"ratio"}
 
@@ -39,7 +39,7 @@ class Constraints:
 
     Pointwise constraints act where the object is held. Gauges, and what ties neighbours, need the whole object: it is
     gathered on the first rank of the group, changed there and handed out again, at most once a sweep, so that the
-    answer does not depend on ranks; that rank must have room for three to eight copies of the whole object. What
+    answer does not depend on ranks; that rank must have room for three to ten copies of the whole object. What
     engines remember of object and probe (momenta) is left as it is.
     """
 
