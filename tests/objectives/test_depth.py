@@ -133,6 +133,14 @@ def test_smoothing_is_a_gaussian_with_mirrored_ends():
     np.testing.assert_allclose(matrix @ signal, gaussian_filter1d(signal, 1.5, mode="reflect", truncate=8), atol=2e-4)
 
 
+def test_smoothing_knows_the_distance_of_slices():
+    """cos along mirrored slices is damped by the Gaussian's transform at its frequency in 1/Å."""
+    along = np.cos(np.pi * (np.arange(5) + 0.5) / 5)[None, :, None, None]
+    found = build("z_smoothing", sigma_angstrom=6.0).apply(np.exp(0.1j * along), around(5))
+    damping = np.exp(-2 * (np.pi * 6.0 / (10 * GAP)) ** 2)
+    np.testing.assert_allclose(found, np.exp(0.1j * damping * along), atol=1e-12)
+
+
 def test_identical_slices_are_the_geometric_mean():
     obj = example()
     found = build("identical_slices").apply(obj, around(4))

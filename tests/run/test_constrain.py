@@ -161,6 +161,26 @@ def test_a_gauge_keeps_the_scale_it_set(tiny_job: Path, tmp_path: Path) -> None:
     assert powers[2] == pytest.approx(powers[1], rel=1e-5)
 
 
+def test_gauges_take_the_variable_probe_along(tiny_job: Path, tmp_path: Path) -> None:
+    text = "[refine.variable_probe]\nstart_iteration = 0\n[constraints.scale]\nevery = 3\n"
+    job = job_with(tiny_job, text, "ptychography.gradient.probe_start=0")
+    with open_series(job.data) as series:
+        run = TiltRun(job, series, common_grid(job, series), 1, SerialCommunicator(), tmp_path, silent)
+        run.sweep()
+        run.sweep()
+        # Two sweeps vary little and the scale is near: what a gauge forgets must be seen
+        power = float(np.sum(np.abs(run.state.probe) ** 2, dtype=float))
+        run.state.refined["coefficients"][:] = 0.3 * np.sqrt(power)
+        run.state.obj *= np.float32(0.8)
+        before, probe = run.model.simulate(run.state, np.arange(36)), run.state.probe.copy()
+        run.state.iteration = 3
+        run.constraints.apply(run.state, run.exchange)
+        after = run.model.simulate(run.state, np.arange(36))
+    assert np.abs(run.state.probe).max() < 0.9 * np.abs(probe).max()
+    # Single precision
+    np.testing.assert_allclose(after, before, atol=1e-5 * before.max())
+
+
 def test_the_light_is_that_of_the_outcome() -> None:
     rng = np.random.default_rng(2)
     positions = rng.uniform(0, 6, (20, 2))
