@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from hpcrec.backend.array import ComplexArray, FloatArray, array_module
-from hpcrec.objectives.constraints import ConstraintOptions, ObjectConstraint, Surroundings
+from hpcrec.objectives.constraints import ConstraintOptions, ObjectConstraint, Surroundings, phase_only
 from hpcrec.objectives.regularizers import shrink
 from hpcrec.options import options
 
@@ -88,7 +88,7 @@ class AmplitudeBound(ObjectConstraint):
 
 
 class PhaseOnly(ObjectConstraint):
-    """|O| = 1: nothing absorbs."""
+    """|O| = 1: nothing absorbs; a zero stays zero."""
 
     Options = ConstraintOptions
     ties_scale = True
@@ -98,7 +98,7 @@ class PhaseOnly(ObjectConstraint):
 
     def apply(self, obj: ComplexArray, around: Surroundings) -> ComplexArray:
         """Return the object with its phases only."""
-        return with_amplitude(obj, array_module(obj).ones_like(obj.real))
+        return phase_only(obj)
 
 
 class ComplexRatio(ObjectConstraint):
