@@ -32,6 +32,8 @@ LOWEST = {"every": 1, "start_iteration": 0, "n_iterations": 1, "order": 1}
 NOT_NEGATIVE = {"edge_angstrom", "edge_mrad", "lateral_damping_pixel2", "lowest"}
 SHARES = {"strength", "amplitude_share"}
 SIGNED = {"ratio"}
+# Measured on five slices of 1024²: at most 3.4 and 9.4 arrays of the object's size, and the gathered object
+WHOLE_COPIES, FILTER_COPIES = 5, 11
 
 
 class Constraints:
@@ -89,6 +91,15 @@ def chosen_constraints(job: Job) -> dict[str, Any]:
     """Return the options of the constraints that a job asks for, by name."""
     found = {f.name: getattr(job.constraints, f.name) for f in fields(job.constraints)}
     return {name: options for name, options in found.items() if options is not None}
+
+
+def whole_copies(job: Job) -> int:
+    """Return how many copies of the whole object the first rank of a group must have room for."""
+    chosen = chosen_constraints(job)
+    if "kz_filter" in chosen:
+        return FILTER_COPIES
+    whole = [n for n in chosen if n in GAUGES or (n in OBJECT_CONSTRAINTS and not constraint_class(n).pointwise)]
+    return WHOLE_COPIES if whole else 0
 
 
 def illumination_share(probe: ComplexArray, positions: FloatArray, grid: Grid) -> FloatArray:
