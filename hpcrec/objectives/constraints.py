@@ -1,12 +1,129 @@
-"""Constraints on the object: pointwise projections onto what a transmission function may be."""
+"""Constraints on object and probe, and gauges: what they are, when they act, and the tables of them.
+
+A sweep of an engine ends with the constraints that are due, in the order of the tables: gauges, object, probe.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final
 
-from hpcrec.backend.array import ComplexArray, array_module
+from hpcrec.backend.array import ComplexArray, FloatArray, array_module
+from hpcrec.options import options
+
+GAUGES: Final = {
+    "centre": "hpcrec.objectives.gauges:Centre",
+    "ramp": "hpcrec.objectives.gauges:Ramp",
+    "scale": "hpcrec.objectives.gauges:Scale",
+}
+OBJECT_CONSTRAINTS: Final = {
+    "tv": "hpcrec.objectives.lateral:LateralVariation",
+    "smoothness": "hpcrec.objectives.lateral:Smoothness",
+    "butterworth": "hpcrec.objectives.lateral:Butterworth",
+    "kz_filter": "hpcrec.objectives.depth:KzFilter",
+    "layer_tv": "hpcrec.objectives.depth:LayerVariation",
+    "z_smoothing": "hpcrec.objectives.depth:DepthSmoothing",
+    "identical_slices": "hpcrec.objectives.depth:IdenticalSlices",
+    "sparse_phase": "hpcrec.objectives.transmission:SparsePhase",
+    "complex_ratio": "hpcrec.objectives.transmission:ComplexRatio",
+    "positive_phase": "hpcrec.objectives.transmission:PositivePhase",
+    "amplitude_bound": "hpcrec.objectives.transmission:AmplitudeBound",
+    "phase_only": "hpcrec.objectives.transmission:PhaseOnly",
+}
+PROBE_CONSTRAINTS: Final = {
+    "probe_aperture": "hpcrec.objectives.illumination:Aperture",
+    "probe_support": "hpcrec.objectives.illumination:Support",
+    "probe_power": "hpcrec.objectives.illumination:Power",
+}
+"""Name → "module:Class", in the order in which they act: gauges first, so that bounds hold in a fixed gauge; then what
+smooths, then what bounds a pixel, so that bounds hold at the end."""
 
 _TINY = 1e-20
+
+
+@options
+class ConstraintOptions:
+    """When a constraint acts.
+
+    every : sweeps from one time to the next
+    start_iteration : first sweep (from 0) that counts
+    stop_iteration : first sweep that no longer does; none: to the end
+    """
+
+    every: int = 1
+    start_iteration: int = 0
+    stop_iteration: int | None = None
+
+    def active(self, iteration: int) -> bool:
+        """Whether the constraint is in force in sweep ``iteration`` (from 0)."""
+        stop = self.stop_iteration
+        return self.start_iteration <= iteration and (stop is None or iteration < stop)
+
+    def due(self, iteration: int) -> bool:
+        """Whether the constraint acts after sweep ``iteration`` (from 0)."""
+        return self.active(iteration) and (iteration - self.start_iteration + 1) % self.every == 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surroundings:
+    """What constraints know beside object and probe.
+
+    sampling : (dy, dx) Å
+    wavelength : Å
+    gaps : (slice − 1,) Å between the slices
+    power : counts of a pattern
+    n_modes : how many of the waves are probe modes
+    light : (y, x) illumination of the object's pixels, its maximum 1; None for pointwise constraints
+    """
+
+    sampling: tuple[float, float]
+    wavelength: float
+    gaps: FloatArray
+    power: float
+    n_modes: int = 1
+    light: FloatArray | None = None
+
+
+class ObjectConstraint(ABC):
+    """A constraint on the object, or a step towards a smaller penalty.
+
+    pointwise : whether a column of slices is changed by what itself holds only; else the whole object must be at hand
+    ties_scale : whether it fixes |O|; the probe's power is then free
+    """
+
+    pointwise: bool = True
+    ties_scale: bool = False
+
+    @abstractmethod
+    def apply(self, obj: ComplexArray, around: Surroundings) -> ComplexArray:
+        """Return the changed object (state, slice, y, x), a new array of the same type."""
+
+
+class ProbeConstraint(ABC):
+    """A constraint on the probe. ``linear`` ones also act on what varies from position to position."""
+
+    linear: bool = True
+
+    @abstractmethod
+    def apply(self, waves: ComplexArray, around: Surroundings) -> ComplexArray:
+        """Return the changed waves (wave, y, x), centred at n//2, a new array of the same type."""
+
+
+class Gauge(ABC):
+    """A change of object and probe that changes no pattern."""
+
+    @abstractmethod
+    def apply(self, obj: ComplexArray, waves: ComplexArray, around: Surroundings) -> tuple[ComplexArray, ComplexArray]:
+        """Return the changed object (state, slice, y, x) and waves (wave, y, x): modes, then their variations."""
+
+
+def constraint_class(name: str) -> Any:
+    """Return the class of a constraint or gauge of the tables; its ``Options`` is the class of its options."""
+    module, _, attribute = (GAUGES | OBJECT_CONSTRAINTS | PROBE_CONSTRAINTS)[name].partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def unconstrained(obj: ComplexArray) -> ComplexArray:

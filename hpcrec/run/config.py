@@ -21,12 +21,13 @@ import tomli_w
 from hpcrec.engines import engine_class
 from hpcrec.errors import ConfigError
 from hpcrec.io.base import READERS, reader_class
+from hpcrec.run.constrain import constraint_faults
 from hpcrec.run.job import BeamSection, Job
 
 T = TypeVar("T")
 PATH_KEYS = {("data", "path"), ("analysis", "reference")}
 STAGE_SECTIONS = {
-    "ptychography": ("data", "beam", "probe", "detector", "ptychography", "refine"),
+    "ptychography": ("data", "beam", "probe", "detector", "ptychography", "refine", "constraints"),
     "tomography": ("tomography",),
     "analysis": ("analysis",),
 }
@@ -229,6 +230,7 @@ def _cross_checks(job: Job) -> list[str]:
     faults.extend(_range_faults(job))
     faults.extend(_detector_faults(job))
     faults.extend(_refine_faults(job))
+    faults.extend(constraint_faults(job))
     if job.analysis and not job.tomography:
         faults.append("analysis: needs a [tomography] section, whose volume it measures")
     engine_class(p.engine)

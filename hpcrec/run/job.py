@@ -14,6 +14,21 @@ from hpcrec.engines.fista import FistaOptions
 from hpcrec.engines.gradient import GradientOptions
 from hpcrec.engines.lsqml import LsqMlOptions
 from hpcrec.engines.resire import ResireOptions
+from hpcrec.objectives.constraints import ConstraintOptions
+from hpcrec.objectives.depth import (
+    DepthSmoothingOptions,
+    IdenticalSlicesOptions,
+    KzFilterOptions,
+    LayerVariationOptions,
+)
+from hpcrec.objectives.illumination import ApertureOptions, PowerOptions, SupportOptions
+from hpcrec.objectives.lateral import ButterworthOptions, LateralVariationOptions, SmoothnessOptions
+from hpcrec.objectives.transmission import (
+    AmplitudeBoundOptions,
+    ComplexRatioOptions,
+    PositivePhaseOptions,
+    SparsePhaseOptions,
+)
 from hpcrec.options import options
 from hpcrec.refine.aberrations import AberrationOptions
 from hpcrec.refine.affine import AffineOptions
@@ -153,6 +168,53 @@ class RefineSection:
 
 
 @options
+class ConstraintSection:
+    """What holds for object and probe between sweeps; a table switches it on. They act in this order.
+
+    Gauges, which change no pattern:
+    centre : the probe's centre of mass comes to the middle of its window
+    ramp : linear phase ramps of the slices go to the probe
+    scale : the mean of |O| becomes 1 in each slice
+    Of the object, in the plane and along the beam:
+    tv : total variation of each slice
+    smoothness : Gaussian smoothing of each slice
+    butterworth : low-pass filter of each slice
+    kz_filter : filter in k_z against crosstalk between slices
+    layer_tv : total variation from slice to slice
+    z_smoothing : Gaussian smoothing from slice to slice
+    identical_slices : slices that are alike
+    Of the object, pixel by pixel:
+    sparse_phase : soft threshold of the phase
+    complex_ratio : a fixed ratio of absorption and phase
+    positive_phase : phases of one sign
+    amplitude_bound, phase_only : bounds of |O|; the probe's power is free then, unless probe_power holds it
+    Of the probe:
+    probe_aperture : a disc of angles
+    probe_support : a disc in real space
+    probe_power : the measured power
+    """
+
+    centre: ConstraintOptions | None = None
+    ramp: ConstraintOptions | None = None
+    scale: ConstraintOptions | None = None
+    tv: LateralVariationOptions | None = None
+    smoothness: SmoothnessOptions | None = None
+    butterworth: ButterworthOptions | None = None
+    kz_filter: KzFilterOptions | None = None
+    layer_tv: LayerVariationOptions | None = None
+    z_smoothing: DepthSmoothingOptions | None = None
+    identical_slices: IdenticalSlicesOptions | None = None
+    sparse_phase: SparsePhaseOptions | None = None
+    complex_ratio: ComplexRatioOptions | None = None
+    positive_phase: PositivePhaseOptions | None = None
+    amplitude_bound: AmplitudeBoundOptions | None = None
+    phase_only: ConstraintOptions | None = None
+    probe_aperture: ApertureOptions | None = None
+    probe_support: SupportOptions | None = None
+    probe_power: PowerOptions | None = None
+
+
+@options
 class ParallelSection:
     """How ranks and workers share the work; changes no result beyond round-off.
 
@@ -229,6 +291,7 @@ class Job:
     detector: DetectorSection = field(default_factory=DetectorSection)
     ptychography: PtychographySection = field(default_factory=PtychographySection)
     refine: RefineSection = field(default_factory=RefineSection)
+    constraints: ConstraintSection = field(default_factory=ConstraintSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
     tomography: TomographySection | None = None
     analysis: AnalysisSection | None = None

@@ -18,6 +18,7 @@ from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch
 from hpcrec.operators.projection import Projector
 from hpcrec.run.build import build_engine, build_model
+from hpcrec.run.constrain import whole_copies
 from hpcrec.run.job import Job
 from hpcrec.run.start import TiltSetup, common_grid, probe_window, slice_count, start_state, tilt_setup
 
@@ -80,11 +81,12 @@ def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
     """Return the GiB that a rank of a group of ``size`` needs at most: object copies, patterns in memory, a constant.
 
     A rank keeps the object, its gradient, weight, direction, momentum and exchange buffers (at most seven copies of
-    its object box) and the patterns of its share, in their own integer type, up to 2 GiB.
+    its object box) and the patterns of its share, in their own integer type, up to 2 GiB. What constraints need on the
+    first rank is counted for all.
     """
     slices = max(slice_count(job, i, float(a)) for i, a in enumerate(series.tilt_angles))
     itemsize = complex_dtype(job.ptychography.precision).itemsize
-    pixels = grid.shape[0] * grid.shape[1]
+    whole = pixels = grid.shape[0] * grid.shape[1]
     if job.parallel.exchange == "tiled" and size > 1:
         window = probe_window(job, series)
         halo = 2 * (min(window) / 2 + job.parallel.halo_margin_angstrom / min(series.sampling))
@@ -93,9 +95,8 @@ def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
     n_positions = max(len(p) for p in series.facts.positions)
     pattern = series.pattern_shape[0] * series.pattern_shape[1] * np.dtype(series.facts.dtype).itemsize
     patterns = min(pattern * n_positions / size, PATTERN_CACHE_BYTES)
-    return float(
-        BASE_GIB + (OBJECT_COPIES * pixels * slices * job.ptychography.object_states * itemsize + patterns) / GIB
-    )
+    copies = OBJECT_COPIES * pixels + whole_copies(job) * whole
+    return float(BASE_GIB + (copies * slices * job.ptychography.object_states * itemsize + patterns) / GIB)
 
 
 def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int) -> int:

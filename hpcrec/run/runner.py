@@ -22,6 +22,7 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.exchange import Exchange, make_exchange
 from hpcrec.run.build import build_engine, build_model
+from hpcrec.run.constrain import Constraints
 from hpcrec.run.job import Job
 from hpcrec.run.observers import Observer
 from hpcrec.run.plan import PATTERN_CACHE_BYTES
@@ -71,6 +72,7 @@ class TiltRun:
         setup = self.setup
         self.model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask)
         self.engine = build_engine(job, self.model)
+        self.constraints = Constraints(job, self.model, float(np.sum(abs(setup.probe) ** 2, dtype=np.float64)))
         kind = "replicated" if job.parallel.exchange == "auto" else job.parallel.exchange
         margin = int(np.ceil(job.parallel.halo_margin_angstrom / min(setup.sampling))) + moving_margin(job, series)
         self.exchange: Exchange = make_exchange(kind, group, setup.positions, grid, setup.window, margin)
@@ -153,6 +155,7 @@ class TiltRun:
                 total = self.exchange.total(partial, self.engine.peaks.get(name, ()))
                 self.engine.apply(name, self.state, total)
             sums += [float(total.sums[name][0]) for name in ("loss", "error", "counts")]
+        self.constraints.free_scale(self.state)
         self.engine.finish_iteration(self.state)
         if not np.isfinite(sums).all():
             raise DivergedError(
@@ -160,6 +163,7 @@ class TiltRun:
                 f"take smaller steps in [ptychography.{job.engine}] or check the data's units"
             )
         self.exchange.update_positions(self.state.positions)
+        self.constraints.apply(self.state, self.exchange)
         self.loss.append(float(sums[0]))
         self.data_error.append(float(sums[1] / sums[2]))
 

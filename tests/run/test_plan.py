@@ -14,6 +14,7 @@ from hpcrec.geometry.grid import Grid, object_grid
 from hpcrec.io.base import open_series
 from hpcrec.run import plan
 from hpcrec.run.config import load_job
+from hpcrec.run.constrain import FILTER_COPIES, WHOLE_COPIES
 from hpcrec.run.job import Job
 from hpcrec.run.plan import (
     BASE_GIB,
@@ -68,6 +69,20 @@ def test_tiles_need_less_than_copies_of_the_whole_object(tiny_job: Path, series:
     sizes = [rank_memory(tiled, series, grid, size) for size in (1, 2, 4, 8)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[3] - BASE_GIB > (sizes[0] - BASE_GIB) / 8, "a tile has a halo"
+
+
+@pytest.mark.parametrize(
+    ("constraint", "copies"),
+    [("positive_phase.every=1", 0), ("ramp.every=1", WHOLE_COPIES), ("kz_filter.beta=1", FILTER_COPIES)],
+)
+def test_constraints_that_need_the_whole_object_are_counted(
+    tiny_job: Path, series: TiltSeries, constraint: str, copies: int
+) -> None:
+    grid = large_grid(series, 4000)
+    tiled = ["parallel.exchange=tiled", "ptychography.slices=2", "ptychography.slice_thickness_angstrom=4"]
+    free = rank_memory(job_with(tiny_job, *tiled), series, grid, 4)
+    held = rank_memory(job_with(tiny_job, *tiled, f"constraints.{constraint}"), series, grid, 4)
+    assert held - free == pytest.approx(copies * 2 * 8 * 4000**2 / GIB)
 
 
 @pytest.mark.parametrize(("n_ranks", "expected"), [(1, 1), (2, 1), (3, 1), (6, 2), (7, 2), (9, 3)])

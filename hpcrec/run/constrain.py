@@ -1,0 +1,212 @@
+"""The constraints of a job between the sweeps of one tilt, on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from scipy.signal import fftconvolve
+
+from hpcrec.backend.array import ComplexArray, FloatArray, real_dtype
+from hpcrec.geometry.grid import Grid
+from hpcrec.geometry.tiles import window_corners
+from hpcrec.models.base import PtychographyState
+from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.objectives.constraints import (
+    GAUGES,
+    OBJECT_CONSTRAINTS,
+    PROBE_CONSTRAINTS,
+    Gauge,
+    ObjectConstraint,
+    ProbeConstraint,
+    Surroundings,
+    constraint_class,
+)
+from hpcrec.parallel.exchange import Exchange
+from hpcrec.run.job import Job
+
+OF_SLICES = ("kz_filter", "layer_tv", "z_smoothing", "identical_slices")
+LOWEST = {"every": 1, "start_iteration": 0, "n_iterations": 1, "order": 1}
+NOT_NEGATIVE = {"edge_angstrom", "edge_mrad", "lateral_damping_pixel2", "lowest"}
+SHARES = {"strength", "amplitude_share"}
+SIGNED = {"ratio"}
+# Measured on five slices of 1024²: at most 3.4 and 9.4 arrays of the object's size, and the gathered object
+WHOLE_COPIES, FILTER_COPIES = 5, 11
+
+
+class Constraints:
+    """What a job asks for in [constraints]; every rank makes the same calls.
+
+    Pointwise constraints act where the object is held. Gauges, and what ties neighbours, need the whole object: it is
+    gathered on the first rank of the group, changed there and handed out again, at most once a sweep, so that the
+    answer does not depend on ranks; that rank must have room for three to ten copies of the whole object. What
+    engines remember of object and probe (momenta) is left as it is.
+    """
+
+    def __init__(self, job: Job, model: PtychographyModel, power: float) -> None:
+        """``power``: counts of a pattern, with which the probe starts."""
+        self._model, self._power = model, power
+        self._when = chosen_constraints(job)
+        made = {name: constraint_class(name)(options) for name, options in self._when.items()}
+        self._gauges: dict[str, Gauge] = {n: made[n] for n in GAUGES if n in made}
+        self._of_object: dict[str, ObjectConstraint] = {n: made[n] for n in OBJECT_CONSTRAINTS if n in made}
+        self._of_probe: dict[str, ProbeConstraint] = {n: made[n] for n in PROBE_CONSTRAINTS if n in made}
+
+    def free_scale(self, state: PtychographyState) -> None:
+        """Let the probe keep its power where a constraint ties |O|; called before a sweep is finished."""
+        tied = [name for name, constraint in self._of_object.items() if constraint.ties_scale]
+        if any(self._when[name].active(state.iteration) for name in tied):
+            _keep_power(state)
+
+    def apply(self, state: PtychographyState, exchange: Exchange) -> None:
+        """Change the state by what is due after the sweep that was just finished; collective."""
+        due = {name for name, options in self._when.items() if options.due(state.iteration - 1)}
+        if not due:
+            return
+        around = self._around(state)
+        gauges = [g for name, g in self._gauges.items() if name in due]
+        of_object = [c for name, c in self._of_object.items() if name in due]
+        whole = [c for c in of_object if not c.pointwise]
+        if gauges or whole:
+            _apply_whole(state, exchange, around, gauges, whole)
+        pointwise = [c for c in of_object if c.pointwise]
+        if pointwise and state.obj.size:
+            state.obj = _each(pointwise, _by_state(state, state.obj), around).reshape(state.obj.shape)
+        for probe_constraint in (c for name, c in self._of_probe.items() if name in due):
+            _apply_to_probe(state, probe_constraint, around)
+
+    def _around(self, state: PtychographyState) -> Surroundings:
+        return Surroundings(
+            sampling=self._model.sampling,
+            wavelength=self._model.wavelength,
+            gaps=self._model.thicknesses(state),
+            power=self._power,
+            n_modes=len(state.probe),
+        )
+
+
+def chosen_constraints(job: Job) -> dict[str, Any]:
+    """Return the options of the constraints that a job asks for, by name."""
+    found = {f.name: getattr(job.constraints, f.name) for f in fields(job.constraints)}
+    return {name: options for name, options in found.items() if options is not None}
+
+
+def whole_copies(job: Job) -> int:
+    """Return how many copies of the whole object the first rank of a group must have room for."""
+    chosen = chosen_constraints(job)
+    if "kz_filter" in chosen:
+        return FILTER_COPIES
+    whole = [n for n in chosen if n in GAUGES or (n in OBJECT_CONSTRAINTS and not constraint_class(n).pointwise)]
+    return WHOLE_COPIES if whole else 0
+
+
+def illumination_share(probe: ComplexArray, positions: FloatArray, grid: Grid) -> FloatArray:
+    """Return Σ_j Σ_m |P_m(r − R_j)|² (y, x) on whole pixels, its maximum 1, by one convolution."""
+    (ny, nx), real = probe.shape[-2:], real_dtype(probe.dtype)
+    visits = np.zeros((grid.shape[0] - ny + 1, grid.shape[1] - nx + 1), real)
+    np.add.at(visits, tuple(window_corners(positions, grid, (ny, nx)).T), 1)
+    light = fftconvolve(visits, np.sum(np.abs(probe) ** 2, axis=0))
+    # Round-off of the transforms is no light
+    light = np.maximum(light - 1e-6 * light.max(), 0)
+    return np.asarray(light / max(float(light.max()), 1e-30), real)
+
+
+def _apply_whole(
+    state: PtychographyState,
+    exchange: Exchange,
+    around: Surroundings,
+    gauges: Iterable[Gauge],
+    constraints: Iterable[ObjectConstraint],
+) -> None:
+    """Gather the object on the first rank, change it there, and hand it out with the waves."""
+    waves, obj = _waves(state), exchange.whole(state.obj)
+    if obj is not None:
+        shape = obj.shape
+        light = illumination_share(state.probe, state.positions, state.grid)
+        around = replace(around, light=light)
+        obj = _by_state(state, obj)
+        for gauge in gauges:
+            obj, waves = gauge.apply(obj, waves, around)
+        obj = _each(constraints, obj, around).reshape(shape)
+    state.obj = exchange.place(obj)
+    if gauges:
+        _keep_waves(state, exchange.communicator.broadcast(waves))
+        _keep_power(state)
+
+
+def _apply_to_probe(state: PtychographyState, constraint: ProbeConstraint, around: Surroundings) -> None:
+    if constraint.linear:
+        _keep_waves(state, constraint.apply(_waves(state), around))
+    else:
+        state.probe = constraint.apply(state.probe, around)
+        _keep_power(state)
+
+
+def _each(constraints: Iterable[ObjectConstraint], obj: ComplexArray, around: Surroundings) -> ComplexArray:
+    for constraint in constraints:
+        obj = constraint.apply(obj, around)
+    return obj
+
+
+def _by_state(state: PtychographyState, obj: ComplexArray) -> ComplexArray:
+    """Return an object (state · slice, y, x) as (state, slice, y, x)."""
+    return obj.reshape(state.n_states, state.n_slices, *obj.shape[1:])
+
+
+def _waves(state: PtychographyState) -> ComplexArray:
+    """Return the probe's modes and their variations (wave, y, x)."""
+    variation = state.refined.get("variation")
+    return state.probe if variation is None else np.concatenate([state.probe, variation])
+
+
+def _keep_waves(state: PtychographyState, waves: ComplexArray) -> None:
+    n_modes = len(state.probe)
+    state.probe = waves[:n_modes]
+    if "variation" in state.refined:
+        state.refined["variation"] = waves[n_modes:]
+
+
+def _keep_power(state: PtychographyState) -> None:
+    """Let engines hold the power that the probe has now."""
+    state.memory["probe_power"] = np.array([np.sum(abs(state.probe) ** 2, dtype=np.float64)])
+
+
+def constraint_faults(job: Job) -> list[str]:
+    """Return what of [constraints] is impossible, one a line."""
+    faults = []
+    for name, options in chosen_constraints(job).items():
+        faults += [f"constraints.{name}.{fault}" for fault in _number_faults(options)]
+        if name in OF_SLICES and job.ptychography.slices == 1:
+            faults.append(f"constraints.{name}: needs ptychography.slices of 2 or more")
+        if name in ("centre", "ramp") and job.detector.field == "near":
+            faults.append(f"constraints.{name}: would move near-field patterns; leave it out")
+        if name == "probe_aperture" and job.beam is None:
+            faults.append(f"constraints.{name}: needs a [beam] section")
+    bound = job.constraints.amplitude_bound
+    if bound is not None and bound.lowest > bound.highest:
+        faults.append(f"constraints.amplitude_bound: lowest {bound.lowest:g} is above highest {bound.highest:g}")
+    return faults
+
+
+def _number_faults(options: Any) -> list[str]:
+    """Return the numbers of one constraint that make no sense, as ``key: what they must be``."""
+    found = []
+    for f in fields(options):
+        value = getattr(options, f.name)
+        if isinstance(value, str) or value is None or f.name in SIGNED:
+            continue
+        if f.name in LOWEST:
+            fault = f"must be {LOWEST[f.name]} or more" if value < LOWEST[f.name] else ""
+        elif f.name in NOT_NEGATIVE:
+            fault = "must be 0 or more" if value < 0 else ""
+        elif f.name in SHARES:
+            fault = "must lie between 0 and 1" if not 0 <= value <= 1 else ""
+        elif f.name == "stop_iteration":
+            fault = "must be above start_iteration" if value <= options.start_iteration else ""
+        else:
+            fault = "must be positive" if value <= 0 else ""
+        if fault:
+            found.append(f"{f.name}: {fault}, got {value:g}")
+    return found
