@@ -130,4 +130,6 @@ def _fix_scale(state: PtychographyState) -> None:
         factor = np.sqrt(state.memory["probe_power"][0] / power)
         real = real_dtype(state.probe.dtype).type
         state.probe *= real(factor)
+        if "variation" in state.refined:
+            state.refined["variation"] = state.refined["variation"] * real(factor)
         state.obj *= real(factor ** (-1 / state.n_slices))

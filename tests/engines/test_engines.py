@@ -263,3 +263,15 @@ def test_positions_move_alike_for_both_losses():
         moves.append(phantom.start.positions - before)
     assert np.abs(moves[0]).max() > 1e-3
     assert np.linalg.norm(moves[1] - moves[0]) < 0.1 * np.linalg.norm(moves[0])
+
+
+def test_the_scale_gauge_takes_a_varying_probe_along():
+    phantom = Phantom(2)
+    engine = build(phantom, "gradient", {"variable_probe": {"start_iteration": 0}}, probe_start=0)
+    state = phantom.start
+    state.refined["coefficients"] = np.random.default_rng(0).normal(0, 30, state.refined["coefficients"].shape)
+    state.refined["coefficients"] -= state.refined["coefficients"].mean(axis=0)
+    state.probe = state.probe * np.float32(1.3)
+    before = phantom.model.simulate(state, np.arange(5))
+    engine.finish_iteration(state)
+    np.testing.assert_allclose(phantom.model.simulate(state, np.arange(5)), before, atol=1e-4 * before.max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,8 +142,13 @@ def test_the_plan_of_the_tiny_series(tiny_job: Path, series: TiltSeries, monkeyp
     assert not dataclasses.replace(found, memory_limit_gib=0.1).fits
 
 
-def test_speed_is_measured_and_tomography_counted(tiny_job: Path, series: TiltSeries) -> None:
-    assert make_plan(job_with(tiny_job), series, 1).patterns_per_s > 10
+def test_speed_is_measured_and_tomography_counted(
+    tiny_job: Path, series: TiltSeries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that ticks 0.1 s at each look: batches of 32 patterns, one projection."""
+    ticks = itertools.count()
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: 0.1 * next(ticks))
+    assert make_plan(job_with(tiny_job), series, 1).patterns_per_s == pytest.approx(32 / 0.1, rel=0.5)
     short, long = (
         job_with(tiny_job, f"tomography.fista.n_iterations={n}", "tomography.alignment.rounds=[1, 1]") for n in (1, 500)
     )
