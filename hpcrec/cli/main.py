@@ -25,6 +25,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+calibrate = typer.Typer(
+    help="Measure on the data what a job file must say of the instrument.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+app.add_typer(calibrate, name="calibrate")
 
 
 def _version(asked: bool) -> None:
@@ -95,6 +101,31 @@ def simulate(
     from hpcrec.cli.simulate import simulate_file
 
     simulate_file(target, out, override or [])
+
+
+@calibrate.callback()
+def _calibrations() -> None:
+    """Hold the calibrations together, be there one or many."""
+
+
+@calibrate.command("data")
+def calibrate_data(
+    target: Annotated[Path, typer.Argument(metavar="JOB.toml", help="Job file; its turns and flips are tried anew.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="BLOCK.toml", help="File for the block to write.")
+    ] = None,
+    tilt: Annotated[int | None, typer.Option("--tilt", help="Tilt to examine, default the one nearest to 0°.")] = None,
+    override: Set = None,
+    turn: Annotated[
+        str, typer.Option("--turn", metavar="WHAT", help="What the block moves: frames, positions, or auto.")
+    ] = "auto",
+    positions: Annotated[int, typer.Option("--positions", help="Positions in a trial reconstruction.")] = 256,
+    sweeps: Annotated[int, typer.Option("--sweeps", help="Sweeps of a trial reconstruction.")] = 12,
+) -> None:
+    """Find how frames and scan are flipped and turned, and the defocus; print and write the block for the job file."""
+    from hpcrec.cli.calibrate import examine_data
+
+    examine_data(target, out, tilt, override or [], turn, positions, sweeps)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from hpcrec.backend.array import ComplexArray, FloatArray
 from hpcrec.direct.parallax import BrightField, ShiftFit, strongest_frequencies
 
 _FLOOR: Final = 0.05  # of the largest Σ|Γ|²: frequencies that hardly interfere explain nothing
-_START_DEFOCI: Final = 16
+_START_DEFOCI: Final = 12
 _ASTIGMATISM: Final = 2.0  # rad at the aperture's edge that any lens may have, beside half its defocus
 
 
@@ -93,7 +93,7 @@ def fit_lens(
     for i in np.argsort(values)[::-1][:2]:
         start = np.array([0.0, tried[i] / unit, 0.0, 0.0])
         simplex = np.concatenate([start[None], start + np.eye(4)])
-        settings = {"initial_simplex": simplex, "xatol": 1e-2, "fatol": 1e-6, "maxfev": 400}
+        settings = {"initial_simplex": simplex, "xatol": 1e-2, "fatol": 1e-6, "maxfev": 250}
         found.append(minimize(cost, start, method="Nelder-Mead", options=settings))
     best = min(found, key=lambda fit: fit.fun)
     turn, hessian = lens(best.x)

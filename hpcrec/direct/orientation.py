@@ -1,11 +1,11 @@
 """How detector frames lie to the scan: the eight flips, the turn, and what data can say about them.
 
-A stored frame's k becomes k' = D k by one of eight flips (``transpose``, then ``flip_y``, ``flip_x``), a stored position
-p becomes R p by ``scan_rotation_deg``. The patterns know only O = Dᵀ R, which takes the scan's frame into the frame of
-the detector: moving the other one instead mirrors or turns the object and fits as well, so which way up the sample
-really was, and its handedness, no data can tell. Two limits more, both far field and a thin sample: frames turned by
-half a turn (−O) fit the complex conjugate of object and probe, so defocus and phase change sign together, and only a
-known sign of one of them decides.
+A stored frame's k becomes k' = D k by one of eight flips (``transpose``, then ``flip_y``, ``flip_x``), a stored
+position p becomes R p by ``scan_rotation_deg``. The patterns know only O = Dᵀ R, which takes the scan's frame into the
+frame of the detector: moving the other one instead mirrors or turns the object and fits as well, so which way up the
+sample really was, and its handedness, no data can tell. One limit more, in the far field of a thin sample: frames
+turned by half a turn (−O) fit the complex conjugate of object and probe, so defocus and phase change sign together, and
+only a known sign of one of them decides.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from hpcrec.geometry.grid import Grid
 
 _PIXELS: Final = 64  # groups of bright-field pixels: enough to sample the disc, few enough to search fast
 _FREQUENCIES: Final = 240
+_COARSE: Final = 80  # frequencies for the first search
 _TAPER: Final = 0.15  # of the field on each side, so that its edges do not ring
 _CHUNK: Final = 512
 
@@ -154,13 +155,15 @@ def strongest_frequencies(positions: FloatArray, seen: BrightField, limit: float
 def _search(q: FloatArray, spectrum: ComplexArray, k: FloatArray, strengths: FloatArray, handed: bool) -> ShiftFit:
     mirror = np.array([[0.0, 1.0], [1.0, 0.0]]) if handed else np.eye(2)
     found: list[tuple[float, FloatArray]] = []
+    strongest = np.argsort(np.sum(np.abs(spectrum) ** 2, axis=1))[::-1][:_COARSE]
+    few_q, few = q[strongest], spectrum[strongest]
     for i, strength in enumerate(strengths):
         # As many turns as the edge of the disc needs to move by no more than the strengths do
         turns = 2 * np.pi * np.arange(min(8 + 7 * (i + 1), 96)) / min(8 + 7 * (i + 1), 96)
         for turn in turns:
             c, s = np.cos(turn), np.sin(turn)
             matrix = strength * np.array([[c, s], [-s, c]]) @ mirror
-            found.append((coherence(matrix, q, spectrum, k), matrix))
+            found.append((coherence(matrix, few_q, few, k), matrix))
     found.sort(key=lambda entry: -entry[0])
     sign = -1.0 if handed else 1.0
     unit = float(strengths[0])
@@ -170,7 +173,7 @@ def _search(q: FloatArray, spectrum: ComplexArray, k: FloatArray, strengths: Flo
         return 0.0 if np.linalg.det(matrix) * sign < 0 else -coherence(matrix, q, spectrum, k)
 
     fits = []
-    for _, matrix in found[:3]:
+    for _, matrix in found[:2]:
         start = matrix.ravel() / unit
         simplex = start + np.concatenate([np.zeros((1, 4)), 0.5 * np.eye(4)])
         fits.append(

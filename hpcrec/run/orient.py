@@ -1,0 +1,297 @@
+"""The orientation doctor: which flip of the frames and which turn of the scan explain the patterns best.
+
+Curl and parallax (``run/evidence.py``) name the turn, the handedness and the lens; short reconstructions of a block of
+the scan, scored on patterns that they were not shown, decide between all eight flips. What cannot be told stands in
+``direct/orientation.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+from scipy.stats import skew
+
+from hpcrec.backend.array import FloatArray, IntArray
+from hpcrec.direct.lens import LensFit, astigmatism_of
+from hpcrec.direct.orientation import FLIPS, Contest, Orientation, certainty, contest, orientation_of
+from hpcrec.errors import ConfigError, DivergedError
+from hpcrec.io.base import open_series
+from hpcrec.run.config import check_job
+from hpcrec.run.evidence import FieldEvidence, compact_subset, field_evidence
+from hpcrec.run.job import Job
+from hpcrec.run.trial import Trial, held_out, try_job
+
+Side = Literal["frames", "positions"]
+BATCH: Final = 16
+_TRUSTED: Final = np.radians(1.0)  # a turn nearer to the job's than it can be measured leaves the job's
+_SAME_TURN: Final = np.radians(3.0)
+_NEAR_TURN: Final = np.radians(10.0)
+_TOLD: Final = 3.0  # standard errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lens:
+    """Values of the job's [probe]: defocus (positive: underfocus) and astigmatism in Å, its angle in degrees."""
+
+    defocus: float
+    astigmatism: float = 0.0
+    angle_deg: float = 0.0
+    measured: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Return the keys of the job's [probe]."""
+        return {
+            "defocus_angstrom": round(self.defocus, 2),
+            "astigmatism_angstrom": round(self.astigmatism, 2),
+            "astigmatism_angle_deg": round(self.angle_deg, 1),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One explanation.
+
+    ``orientation``; ``lens``, None where the probe is not computed from one; ``trial``, None where it diverged.
+    """
+
+    orientation: Orientation
+    lens: Lens | None
+    trial: Trial | None
+
+    @property
+    def error(self) -> float:
+        """Σ(|F| − √I)² / ΣI of the patterns held out, infinite where the trial diverged."""
+        return np.inf if self.trial is None else self.trial.held_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What the doctor found.
+
+    ``ranking`` the best candidate of each orientation, best first; ``lead`` of the first over the best other flip;
+    ``sure`` "certain", "likely" or "cannot tell", ``because`` in a sentence; ``block`` the tables for the job file.
+    """
+
+    tilt: int
+    side: Side
+    evidence: FieldEvidence
+    ranking: tuple[Candidate, ...]
+    lead: Contest
+    sure: str
+    because: str
+    notes: tuple[str, ...]
+    block: dict[str, dict[str, Any]]
+
+
+def examine(
+    raw: Mapping[str, Any],
+    i_tilt: int | None = None,
+    *,
+    side: Side | None = None,
+    n_positions: int = 256,
+    iterations: int = 12,
+    progress: Callable[[int, int], None] | None = None,
+) -> Diagnosis:
+    """Return the diagnosis of the raw tables of a job.
+
+    ``i_tilt`` counts the kept tilts, default the one nearest to zero. ``side`` says what the block turns: the frames,
+    or the positions (the default where the file brings the probe or the field is near: frames then stay as stored).
+    ``n_positions`` in the middle of the scan are reconstructed for ``iterations`` sweeps per candidate;
+    ``progress(n_done, n)`` hears of it. Raises :class:`ConfigError` for a job at fault or too few positions.
+    """
+    given = check_job(raw)
+    side = side or _natural_side(given)
+    job = check_job(_base_tables(raw, side, iterations))
+    with open_series(job.data) as series:
+        if i_tilt is None:
+            i_tilt = int(np.argmin(np.abs(series.tilt_angles)))
+        scan = series.tilt(i_tilt)
+        if scan.n_positions < 9:
+            raise ConfigError(f"tilt {scan.number} has {scan.n_positions} positions; the doctor needs at least 9")
+        evidence = field_evidence(job, series, i_tilt)
+        subset = compact_subset(scan.positions, min(n_positions, scan.n_positions))
+        number = scan.number
+    held = held_out(len(subset))
+    plans = candidates(given, side, evidence)
+    tried = []
+    for done, (orientation, lens) in enumerate(plans):
+        trial = _trial(job, orientation_options(given, side, orientation), lens, i_tilt, subset, held)
+        tried.append(Candidate(orientation=orientation, lens=lens, trial=trial))
+        if progress is not None:
+            progress(done + 1, len(plans))
+    return _judge(given, side, number, evidence, tried)
+
+
+def candidates(given: Job, side: Side, evidence: FieldEvidence) -> list[tuple[Orientation, Lens | None]]:
+    """Return what is tried: eight flips with the turns that evidence or job name, and the lenses of each."""
+    found = []
+    for flip in FLIPS:
+        own = float(np.radians(given.data.scan_rotation_deg))
+        own = -own if side == "positions" and flip.mirrored else own
+        turns = [orientation_of(turn).rotation for turn in evidence.turns(flip.mirrored)]
+        kept: list[float] = []
+        for rotation in [*(own if abs(turn - own) < _TRUSTED else turn for turn in turns), own]:
+            if all(abs(rotation - other) > _SAME_TURN for other in kept):
+                kept.append(rotation)
+        for rotation in kept:
+            orientation = Orientation(
+                transpose=flip.transpose, flip_y=flip.flip_y, flip_x=flip.flip_x, rotation=rotation
+            )
+            found += [(orientation, lens) for lens in _lenses(given, side, evidence, orientation)]
+    return found
+
+
+def _lenses(given: Job, side: Side, evidence: FieldEvidence, orientation: Orientation) -> list[Lens | None]:
+    """Return the job's lens, or both signs of the measured defocus where the job has none; and the measured lens.
+
+    A measured lens belongs to the turn that it was measured with. Its sign of defocus must be the job's.
+    """
+    probe = given.probe
+    if probe.source == "file" or (probe.source == "patterns" and not probe.defocus_angstrom):
+        return [None]
+    own = Lens(
+        defocus=probe.defocus_angstrom,
+        astigmatism=probe.astigmatism_angstrom,
+        angle_deg=probe.astigmatism_angle_deg,
+    )
+    fit = evidence.lens.get(orientation.mirrored)
+    if fit is None:
+        return [own]
+    found: list[Lens | None] = [own]
+    if not own.defocus:
+        best = max(evidence.lens.values(), key=lambda f: f.explained)
+        found = [Lens(defocus=sign * abs(best.c10)) for sign in (1.0, -1.0)]
+    alignment = float(np.vdot(fit.turn, orientation.turn)) / 2  # cos of the angle between the two
+    if abs(alignment) > np.cos(_NEAR_TURN):
+        measured = measured_lens(fit if alignment > 0 else fit.conjugate(), orientation, side)
+        if not own.defocus or measured.defocus * own.defocus > 0:
+            found.append(measured)
+    return found
+
+
+def measured_lens(fit: LensFit, orientation: Orientation, side: Side) -> Lens:
+    """Return a fitted lens in the frame of the patterns as the job will see them."""
+    d = orientation.flip if side == "frames" else np.eye(2)
+    c12, phi12 = astigmatism_of(d @ fit.hessian @ d.T)
+    return Lens(defocus=-fit.c10, astigmatism=c12, angle_deg=float(np.degrees(phi12)), measured=True)
+
+
+def _natural_side(given: Job) -> Side:
+    movable = getattr(given.data, "positions", None) is not None
+    return "positions" if movable and (given.probe.source == "file" or given.detector.field == "near") else "frames"
+
+
+def _base_tables(raw: Mapping[str, Any], side: Side, iterations: int) -> dict[str, Any]:
+    """Return the job's tables without flips of ``side``, turn and later stages, with the engine of the trials."""
+    tables = {k: dict(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
+    for later in ("refine", "tomography", "analysis", "parallel"):
+        tables.pop(later, None)
+    data, section = tables["data"], tables.setdefault("ptychography", {})
+    data["scan_rotation_deg"] = 0.0
+    if side == "frames":
+        data.update(Orientation().frame_options())
+    section.update(engine="lsqml", iterations=iterations, batch_size=BATCH, batch_kind="random")
+    return tables
+
+
+def orientation_options(given: Job, side: Side, orientation: Orientation) -> dict[str, Any]:
+    """Return the keys of [data] that set an orientation."""
+    if side == "frames":
+        return dict(orientation.frame_options())
+    data = given.data
+    return dict(orientation.position_options(data.position_columns, (data.flip_position_y, data.flip_position_x)))
+
+
+def _trial(
+    job: Job, data: dict[str, Any], lens: Lens | None, i_tilt: int, subset: IntArray, held: IntArray
+) -> Trial | None:
+    """Try one candidate; None where it diverges, which a wrong one may."""
+    probe = job.probe if lens is None else replace(job.probe, **lens.options())
+    candidate = replace(job, data=replace(job.data, **data), probe=probe)
+    with open_series(candidate.data) as series:
+        try:
+            return try_job(candidate, series, i_tilt, subset, held)
+        except DivergedError:
+            return None
+
+
+def _judge(given: Job, side: Side, number: int, evidence: FieldEvidence, tried: list[Candidate]) -> Diagnosis:
+    """Rank the candidates, and say how sure the first is."""
+    ranking = _best_of_each(tried)
+    if ranking[0].trial is None:
+        raise DivergedError("every trial reconstruction diverged; check the data's units and the probe")
+    first, notes = ranking[0], list(evidence.notes)
+    partner = next((c for c in ranking if _same_flip(c, first.orientation.conjugate)), None)
+    open_sign = False
+    if partner is not None and given.detector.field == "far" and abs(_compare(first, partner).sigmas) < _TOLD:
+        open_sign = True
+        notes.append(
+            f"'{first.orientation.describe()}' and '{partner.orientation.describe()}' explain the patterns equally, as "
+            "object and complex conjugate do in a thin sample; "
+        )
+        if given.beam is not None and given.beam.kind == "electron":
+            if _brightness(partner) > _brightness(first):
+                first, partner = partner, first
+            notes[-1] += "the one with bright atoms (positive phase) was taken: give the sign of the defocus"
+        else:
+            notes[-1] += "one of the two was taken: give the sign of the defocus"
+    elif given.detector.field == "far" and given.probe.defocus_angstrom and given.ptychography.slices == 1:
+        notes.append(
+            "the sign of probe.defocus_angstrom decides between an orientation and its half turn: be sure of it"
+        )
+    ordered = [first, *(c for c in ranking if c is not first)]
+    rivals = [c for c in ordered[1:] if not _same_flip(c, first.orientation) and not (open_sign and c is partner)]
+    lead = _compare(first, rivals[0]) if rivals else Contest(ratio=np.inf, sigmas=np.inf)
+    sure = certainty(lead)
+    because = (
+        f"held-out patterns have {lead.ratio:.2f} times the error with the next best flip "
+        f"({rivals[0].orientation.describe()}), {lead.sigmas:.1f} standard errors more"
+    )
+    if open_sign and sure == "certain":
+        sure, because = "likely", because + ", but the half turn of the frames fits as well"
+    if evidence.mirrored is not None and evidence.mirrored != first.orientation.mirrored:
+        notes.append("curl or parallax prefer the other handedness: look at the data")
+        sure = "cannot tell" if sure == "cannot tell" else "likely"
+    block: dict[str, dict[str, Any]] = {"data": orientation_options(given, side, first.orientation)}
+    if first.lens is not None:
+        block["probe"] = dict(first.lens.options())
+    return Diagnosis(
+        tilt=number,
+        side=side,
+        evidence=evidence,
+        ranking=tuple(ordered),
+        lead=lead,
+        sure=sure,
+        because=because,
+        notes=tuple(notes),
+        block=block,
+    )
+
+
+def _best_of_each(tried: list[Candidate]) -> list[Candidate]:
+    """Return the best lens of each orientation, best first."""
+    best: dict[Orientation, Candidate] = {}
+    for candidate in tried:
+        kept = best.get(candidate.orientation)
+        if kept is None or candidate.error < kept.error:
+            best[candidate.orientation] = candidate
+    return sorted(best.values(), key=lambda c: c.error)
+
+
+def _same_flip(candidate: Candidate, orientation: Orientation) -> bool:
+    return bool(np.array_equal(candidate.orientation.flip, orientation.flip))
+
+
+def _compare(first: Candidate, second: Candidate) -> Contest:
+    if first.trial is None or second.trial is None:
+        return Contest(ratio=np.inf, sigmas=np.inf)
+    return contest(first.trial.held_errors, second.trial.held_errors)
+
+
+def _brightness(candidate: Candidate) -> float:
+    """Return the skewness of the phase: positive for bright atoms on a dark ground."""
+    phase: FloatArray = candidate.trial.phase if candidate.trial is not None else np.zeros(2)
+    return float(skew(phase, axis=None))
