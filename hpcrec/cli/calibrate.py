@@ -16,12 +16,19 @@ from hpcrec.run.orient import Diagnosis, Side, examine
 
 
 def examine_data(
-    path: Path, out: Path | None, tilt: int | None, overrides: Sequence[str], turn: str, positions: int, sweeps: int
+    path: Path,
+    out: Path | None,
+    tilt: int | None,
+    overrides: Sequence[str],
+    move: str,
+    turns_deg: Sequence[float],
+    positions: int,
+    sweeps: int,
 ) -> None:
     """Print the ranking and the block of a job; write the block to ``out``."""
     sides: dict[str, Side | None] = {"auto": None, "frames": "frames", "positions": "positions"}
-    if turn not in sides:
-        raise ConfigError(f"--turn {turn}: choose one of {', '.join(sides)}")
+    if move not in sides:
+        raise ConfigError(f"--move {move}: choose one of {', '.join(sides)}")
     if positions < 9 or sweeps < 1:
         raise ConfigError("--positions must be 9 or more, --sweeps 1 or more")
     raw = read_job_file(path, overrides)
@@ -32,7 +39,15 @@ def examine_data(
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        found = examine(raw, tilt, side=sides[turn], n_positions=positions, iterations=sweeps, progress=progress)
+        found = examine(
+            raw,
+            tilt,
+            side=sides[move],
+            turns=[float(np.radians(angle)) for angle in turns_deg],
+            n_positions=positions,
+            iterations=sweeps,
+            progress=progress,
+        )
     for table in (evidence_table(found), ranking_table(found)):
         if table is not None:
             console.print(table)

@@ -116,16 +116,19 @@ def calibrate_data(
     ] = None,
     tilt: Annotated[int | None, typer.Option("--tilt", help="Tilt to examine, default the one nearest to 0°.")] = None,
     override: Set = None,
-    turn: Annotated[
-        str, typer.Option("--turn", metavar="WHAT", help="What the block moves: frames, positions, or auto.")
+    move: Annotated[
+        str, typer.Option("--move", metavar="WHAT", help="What the block moves: frames, positions, or auto.")
     ] = "auto",
+    turn: Annotated[
+        list[float] | None, typer.Option("--turn", metavar="DEG", help="Try this turn of the scan, too; repeatable.")
+    ] = None,
     positions: Annotated[int, typer.Option("--positions", help="Positions in a trial reconstruction.")] = 256,
     sweeps: Annotated[int, typer.Option("--sweeps", help="Sweeps of a trial reconstruction.")] = 12,
 ) -> None:
     """Find how frames and scan are flipped and turned, and the defocus; print and write the block for the job file."""
     from hpcrec.cli.calibrate import examine_data
 
-    examine_data(target, out, tilt, override or [], turn, positions, sweeps)
+    examine_data(target, out, tilt, override or [], move, turn or [], positions, sweeps)
 
 
 @app.command()

@@ -7,7 +7,8 @@ the scan, scored on patterns that they were not shown, decide between all eight 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -24,10 +25,12 @@ from hpcrec.run.evidence import FieldEvidence, compact_subset, field_evidence
 from hpcrec.run.job import Job
 from hpcrec.run.trial import Trial, held_out, try_job
 
+logger = logging.getLogger(__name__)
+
 Side = Literal["frames", "positions"]
 BATCH: Final = 16
-_TRUSTED: Final = np.radians(1.0)  # a turn nearer to the job's than it can be measured leaves the job's
-_SAME_TURN: Final = np.radians(3.0)
+_SAME_TURN: Final = np.radians(1.0)  # as well as a turn is measured
+_TURN_STEPS: Final = tuple(np.radians([8.0, 4.0, 2.0, 1.0]))
 _NEAR_TURN: Final = np.radians(10.0)
 _TOLD: Final = 3.0  # standard errors
 
@@ -71,7 +74,7 @@ class Candidate:
 class Diagnosis:
     """What the doctor found.
 
-    ``ranking`` the best candidate of each orientation, best first; ``lead`` of the first over the best other flip;
+    ``ranking`` the best candidate of each flip, best first; ``lead`` of the first over the best other flip;
     ``sure`` "certain", "likely" or "cannot tell", ``because`` in a sentence; ``block`` the tables for the job file.
     """
 
@@ -86,20 +89,47 @@ class Diagnosis:
     block: dict[str, dict[str, Any]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What all trials share: the user's job, the one that trials start from, and the block of the scan."""
+
+    given: Job
+    job: Job
+    side: Side
+    i_tilt: int
+    subset: IntArray
+    held: IntArray
+
+    def attempt(self, orientation: Orientation, lens: Lens | None) -> Candidate:
+        """Reconstruct with an orientation and a lens; a wrong one may diverge."""
+        options = orientation_options(self.given, self.side, orientation)
+        probe = self.job.probe if lens is None else replace(self.job.probe, **lens.options())
+        job = replace(self.job, data=replace(self.job.data, **options), probe=probe)
+        trial = None
+        with open_series(job.data) as series:
+            try:
+                trial = try_job(job, series, self.i_tilt, self.subset, self.held)
+            except DivergedError as fault:
+                logger.info("%s, %s: %s", orientation.describe(), lens, fault)
+        return Candidate(orientation=orientation, lens=lens, trial=trial)
+
+
 def examine(
     raw: Mapping[str, Any],
     i_tilt: int | None = None,
     *,
     side: Side | None = None,
+    turns: Sequence[float] = (),
     n_positions: int = 256,
     iterations: int = 12,
     progress: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
     """Return the diagnosis of the raw tables of a job.
 
-    ``i_tilt`` counts the kept tilts, default the one nearest to zero. ``side`` says what the block turns: the frames,
+    ``i_tilt`` counts the kept tilts, default the one nearest to zero. ``side`` says what the block moves: the frames,
     or the positions (the default where the file brings the probe or the field is near: frames then stay as stored).
-    ``n_positions`` in the middle of the scan are reconstructed for ``iterations`` sweeps per candidate;
+    ``turns`` rad are tried beside those of the job and the evidence; where no lens was fitted, the best one is
+    improved. ``n_positions`` in the middle of the scan are reconstructed for ``iterations`` sweeps per candidate;
     ``progress(n_done, n)`` hears of it. Raises :class:`ConfigError` for a job at fault or too few positions.
     """
     given = check_job(raw)
@@ -115,33 +145,45 @@ def examine(
         subset = compact_subset(scan.positions, min(n_positions, scan.n_positions))
         number = scan.number
     held = held_out(len(subset))
-    plans = candidates(given, side, evidence)
+    shared = Examination(given=given, job=job, side=side, i_tilt=i_tilt, subset=subset, held=held)
+    plans = candidates(given, side, evidence, turns)
     tried = []
-    for done, (orientation, lens) in enumerate(plans):
-        trial = _trial(job, orientation_options(given, side, orientation), lens, i_tilt, subset, held)
-        tried.append(Candidate(orientation=orientation, lens=lens, trial=trial))
+    for done, plan in enumerate(plans):
+        tried.append(shared.attempt(*plan))
         if progress is not None:
             progress(done + 1, len(plans))
+    if not evidence.lens:
+        tried.append(_better_turn(shared, min(tried, key=lambda c: c.error)))
     return _judge(given, side, number, evidence, tried)
 
 
-def candidates(given: Job, side: Side, evidence: FieldEvidence) -> list[tuple[Orientation, Lens | None]]:
-    """Return what is tried: eight flips with the turns that evidence or job name, and the lenses of each."""
+def candidates(
+    given: Job, side: Side, evidence: FieldEvidence, turns: Sequence[float] = ()
+) -> list[tuple[Orientation, Lens | None]]:
+    """Return what is tried: eight flips with the turns (rad) that job, caller and evidence name, and their lenses."""
     found = []
     for flip in FLIPS:
         own = float(np.radians(given.data.scan_rotation_deg))
-        own = -own if side == "positions" and flip.mirrored else own
-        turns = [orientation_of(turn).rotation for turn in evidence.turns(flip.mirrored)]
-        kept: list[float] = []
-        for rotation in [*(own if abs(turn - own) < _TRUSTED else turn for turn in turns), own]:
+        kept = [-own if side == "positions" and flip.mirrored else own]
+        for rotation in [*turns, *(orientation_of(turn).rotation for turn in evidence.turns(flip.mirrored))]:
             if all(abs(rotation - other) > _SAME_TURN for other in kept):
                 kept.append(rotation)
         for rotation in kept:
-            orientation = Orientation(
-                transpose=flip.transpose, flip_y=flip.flip_y, flip_x=flip.flip_x, rotation=rotation
-            )
+            orientation = replace(flip, rotation=rotation)
             found += [(orientation, lens) for lens in _lenses(given, side, evidence, orientation)]
     return found
+
+
+def _better_turn(shared: Examination, best: Candidate) -> Candidate:
+    """Return the best candidate, turned a little wherever that explains the held-out patterns clearly better."""
+    for step in _TURN_STEPS:
+        for sign in (1, -1):
+            rotation = best.orientation.rotation + sign * step
+            other = shared.attempt(replace(best.orientation, rotation=rotation), best.lens)
+            if _compare(other, best).sigmas > _TOLD:
+                best = other
+                break
+    return best
 
 
 def _lenses(given: Job, side: Side, evidence: FieldEvidence, orientation: Orientation) -> list[Lens | None]:
@@ -205,28 +247,16 @@ def orientation_options(given: Job, side: Side, orientation: Orientation) -> dic
     return dict(orientation.position_options(data.position_columns, (data.flip_position_y, data.flip_position_x)))
 
 
-def _trial(
-    job: Job, data: dict[str, Any], lens: Lens | None, i_tilt: int, subset: IntArray, held: IntArray
-) -> Trial | None:
-    """Try one candidate; None where it diverges, which a wrong one may."""
-    probe = job.probe if lens is None else replace(job.probe, **lens.options())
-    candidate = replace(job, data=replace(job.data, **data), probe=probe)
-    with open_series(candidate.data) as series:
-        try:
-            return try_job(candidate, series, i_tilt, subset, held)
-        except DivergedError:
-            return None
-
-
 def _judge(given: Job, side: Side, number: int, evidence: FieldEvidence, tried: list[Candidate]) -> Diagnosis:
     """Rank the candidates, and say how sure the first is."""
     ranking = _best_of_each(tried)
     if ranking[0].trial is None:
         raise DivergedError("every trial reconstruction diverged; check the data's units and the probe")
     first, notes = ranking[0], list(evidence.notes)
-    partner = next((c for c in ranking if _same_flip(c, first.orientation.conjugate)), None)
+    half_turned = first.orientation.conjugate.describe()
+    partner = next(c for c in ranking if c.orientation.describe() == half_turned)
     open_sign = False
-    if partner is not None and given.detector.field == "far" and abs(_compare(first, partner).sigmas) < _TOLD:
+    if given.detector.field == "far" and abs(_compare(first, partner).sigmas) < _TOLD:
         open_sign = True
         notes.append(
             f"'{first.orientation.describe()}' and '{partner.orientation.describe()}' explain the patterns equally, as "
@@ -243,8 +273,8 @@ def _judge(given: Job, side: Side, number: int, evidence: FieldEvidence, tried: 
             "the sign of probe.defocus_angstrom decides between an orientation and its half turn: be sure of it"
         )
     ordered = [first, *(c for c in ranking if c is not first)]
-    rivals = [c for c in ordered[1:] if not _same_flip(c, first.orientation) and not (open_sign and c is partner)]
-    lead = _compare(first, rivals[0]) if rivals else Contest(ratio=np.inf, sigmas=np.inf)
+    rivals = [c for c in ordered[1:] if not (open_sign and c is partner)]
+    lead = _compare(first, rivals[0])
     sure = certainty(lead)
     because = (
         f"held-out patterns have {lead.ratio:.2f} times the error with the next best flip "
@@ -272,17 +302,13 @@ def _judge(given: Job, side: Side, number: int, evidence: FieldEvidence, tried: 
 
 
 def _best_of_each(tried: list[Candidate]) -> list[Candidate]:
-    """Return the best lens of each orientation, best first."""
-    best: dict[Orientation, Candidate] = {}
+    """Return the best turn and lens of each flip, best first."""
+    best: dict[str, Candidate] = {}
     for candidate in tried:
-        kept = best.get(candidate.orientation)
-        if kept is None or candidate.error < kept.error:
-            best[candidate.orientation] = candidate
+        name = candidate.orientation.describe()
+        if name not in best or candidate.error < best[name].error:
+            best[name] = candidate
     return sorted(best.values(), key=lambda c: c.error)
-
-
-def _same_flip(candidate: Candidate, orientation: Orientation) -> bool:
-    return bool(np.array_equal(candidate.orientation.flip, orientation.flip))
 
 
 def _compare(first: Candidate, second: Candidate) -> Contest:

@@ -65,7 +65,7 @@ def test_the_doctor_writes_a_block_that_puts_the_data_right(hpcrec: Run, flipped
 
 
 def test_faults_are_one_sentence(hpcrec: Run, tiny_job: Path, tmp_path: Path) -> None:
-    assert hpcrec("calibrate", "data", tiny_job, "--turn", "sample")[0] == 2
+    assert hpcrec("calibrate", "data", tiny_job, "--move", "sample")[0] == 2
     assert hpcrec("calibrate", "data", tiny_job, "--positions", 3)[0] == 2
     code, text = hpcrec("calibrate", "data", tiny_job, "--tilt", 7)
     assert code == 3
