@@ -132,6 +132,22 @@ def calibrate_data(
 
 
 @app.command()
+def preview(
+    target: Annotated[Path, typer.Argument(metavar="JOB.toml", help="Job file.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="Picture to write.")] = Path("preview.png"),
+    method: Annotated[
+        str, typer.Option("--method", help="ssb, wdd, icom, or parallax, which needs no raster.")
+    ] = "parallax",
+    tilt: Annotated[int | None, typer.Option("--tilt", help="Tilt to show, default the one nearest to 0°.")] = None,
+    override: Set = None,
+) -> None:
+    """Show the phase of one tilt at once, by a direct method."""
+    from hpcrec.cli.preview import preview_job
+
+    preview_job(target, out, method, tilt, override or [])
+
+
+@app.command()
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory.")],
 ) -> None:

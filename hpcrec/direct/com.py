@@ -20,10 +20,10 @@ _CHUNK: Final = 256
 _NEIGHBOURS: Final = 9
 
 
-def centre_of_mass(
+def mean_frequency(
     patterns: Array, detector_sampling: tuple[float, float], mask: BoolArray | None = None
 ) -> FloatArray:
-    """Return the mean frequency k̄ (…, 2) in 1/Å as (y, x) of patterns (…, ky, kx), less its mean over the scan.
+    """Return the mean frequency k̄ (…, 2) in 1/Å as (y, x) of patterns (…, ky, kx).
 
     Patterns keep their type and are widened a few at a time; zero frequency at [0, 0]; ``detector_sampling``
     (dky, dkx) in 1/Å; ``mask`` (ky, kx), True = good. A pattern without counts gives zero.
@@ -36,7 +36,16 @@ def centre_of_mass(
     flat = patterns.reshape(-1, ny * nx)
     sums = np.concatenate([flat[i : i + _CHUNK].astype(np.float64) @ weights for i in range(0, len(flat), _CHUNK)])
     means = sums[:, 1:] / np.where(sums[:, :1] > 0, sums[:, :1], np.inf)
-    found: FloatArray = (means - means.mean(axis=0)).reshape(*patterns.shape[:-2], 2)
+    found: FloatArray = means.reshape(*patterns.shape[:-2], 2)
+    return found
+
+
+def centre_of_mass(
+    patterns: Array, detector_sampling: tuple[float, float], mask: BoolArray | None = None
+) -> FloatArray:
+    """Return :func:`mean_frequency` less its mean over the scan, which is the beam's own tilt or a centring error."""
+    found = mean_frequency(patterns, detector_sampling, mask)
+    found -= found.reshape(-1, 2).mean(axis=0)
     return found
 
 

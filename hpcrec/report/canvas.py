@@ -81,6 +81,13 @@ def finish(figure: Figure, caption: str, alt: str, kind: Literal["png", "svg"] =
     return Picture(data=data, width=round(100 * figure.get_figwidth()), caption=caption, alt=alt)
 
 
+def png_bytes(figure: Figure) -> bytes:
+    """Render a figure as a PNG file."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=170, facecolor="white", metadata={"Software": None})
+    return stream.getvalue()
+
+
 def bare(axes: Any, title: str = "") -> None:
     """Turn axes into a plain picture frame with a title."""
     axes.set_xticks([])

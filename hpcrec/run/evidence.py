@@ -66,6 +66,12 @@ def compact_subset(positions: FloatArray, count: int) -> IntArray:
     return np.sort(np.argsort(distance, kind="stable")[:count])
 
 
+def widest_probe(series: TiltSeries, positions: FloatArray) -> float:
+    """Return the largest radius (Å) that a probe may have: 40 % of its window, half of the scan."""
+    window = min(n * d for n, d in zip(series.pattern_shape, series.sampling))
+    return min(_WIDEST_PROBE * window, 0.5 * max(float(np.ptp(positions, axis=0).min()), 1e-3))
+
+
 def field_evidence(job: Job, series: TiltSeries, i_tilt: int) -> FieldEvidence:
     """Return what curl, parallax and interference say, from up to 2500 positions in the middle of the scan.
 
@@ -85,10 +91,8 @@ def field_evidence(job: Job, series: TiltSeries, i_tilt: int) -> FieldEvidence:
         seen = bright_field(patterns, series.detector_sampling, scan.mask)
     except DataError as fault:
         return FieldEvidence(curl=curl, notes=(f"no parallax: {fault}",))
-    window = min(n * d for n, d in zip(series.pattern_shape, series.sampling))
-    extent = float(np.ptp(positions, axis=0).min())
+    reach = widest_probe(series, positions)
     radius = job.probe.semiangle_mrad * 1e-3 / beam.wavelength
-    reach = min(_WIDEST_PROBE * window, 0.5 * max(extent, 1e-3))
     shifts = fit_shifts(positions, seen, reach)
     largest = reach / (radius * beam.wavelength)
     lens = {h: fit_lens(positions, seen, beam.wavelength, shifts[h], largest, radius=radius) for h in (False, True)}

@@ -1,4 +1,4 @@
-"""``hpcrec calibrate data`` and what it writes, as a user would see them."""
+"""``hpcrec calibrate data`` and ``hpcrec preview`` as a user would see them."""
 
 from __future__ import annotations
 
@@ -71,3 +71,12 @@ def test_faults_are_one_sentence(hpcrec: Run, tiny_job: Path, tmp_path: Path) ->
     assert code == 3
     assert "there are 3 tilts" in text
     assert hpcrec("calibrate", "data", tmp_path / "none.toml")[0] == 2
+
+
+def test_a_preview_is_a_picture(hpcrec: Run, tiny_job: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shown.png"
+    code, text = hpcrec("preview", tiny_job, "--method", "icom", "--out", out)
+    assert code == 0, text
+    assert f"wrote {out}" in text
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert hpcrec("preview", tiny_job, "--method", "xyz", "--out", out)[0] == 2

@@ -51,7 +51,7 @@ def test_help_names_every_command(hpcrec: Run) -> None:
     code, text = hpcrec("--help")
     assert code == 0
     assert "Start with: hpcrec check JOB.toml" in text
-    for name in ("run", "check", "info", "simulate", "report", "export"):
+    for name in ("run", "check", "info", "simulate", "calibrate", "preview", "report", "export"):
         assert f"│ {name} " in text
 
 
