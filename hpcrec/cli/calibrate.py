@@ -87,7 +87,14 @@ def evidence_table(found: Diagnosis) -> Table | None:
 def ranking_table(found: Diagnosis) -> Table:
     """Return the candidates, best first."""
     table = Table(title="Short reconstructions", title_justify="left")
-    for name in ("flips of the frames", "turn", "defocus (Å)", "data error", "held-out error", "times the best"):
+    for name in (
+        f"flips of the {found.side}",
+        "turn (°)",
+        "defocus (Å)",
+        "data error",
+        "held-out error",
+        "times the best",
+    ):
         table.add_column(name, justify="left" if name.startswith("flips") else "right")
     best = found.ranking[0].error
     for one in found.ranking:
@@ -95,7 +102,7 @@ def ranking_table(found: Diagnosis) -> Table:
         errors = ["diverged", "", ""]
         if one.trial is not None:
             errors = [f"{one.trial.data_error:.4f}", f"{one.error:.4f}", f"{one.error / best:.2f}"]
-        table.add_row(one.orientation.describe(), f"{np.degrees(one.orientation.rotation):+.1f}°", lens, *errors)
+        table.add_row(one.label, f"{one.options['scan_rotation_deg']:.1f}", lens, *errors)
     return table
 
 

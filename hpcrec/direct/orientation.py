@@ -63,7 +63,7 @@ class Orientation:
             "transpose": self.transpose,
             "flip_y": self.flip_y,
             "flip_x": self.flip_x,
-            "scan_rotation_deg": round(float(np.degrees(self.rotation)), 3),
+            "scan_rotation_deg": round(float(np.degrees(self.rotation)), 3) + 0.0,  # no −0
         }
 
     def position_options(
@@ -81,7 +81,7 @@ class Orientation:
             "position_columns": list(columns[::-1] if self.transpose else columns),
             "flip_position_y": first != before[0],
             "flip_position_x": second != before[1],
-            "scan_rotation_deg": round(float(np.degrees(rotation)), 3),
+            "scan_rotation_deg": round(float(np.degrees(rotation)), 3) + 0.0,
         }
 
     def describe(self) -> str:

@@ -57,12 +57,20 @@ class Lens:
 class Candidate:
     """One explanation.
 
-    ``orientation``; ``lens``, None where the probe is not computed from one; ``trial``, None where it diverged.
+    ``orientation`` and the keys of [data] that set it; ``lens``, None where the probe is not computed from one;
+    ``trial``, None where it diverged.
     """
 
     orientation: Orientation
+    options: dict[str, Any]
     lens: Lens | None
     trial: Trial | None
+
+    @property
+    def label(self) -> str:
+        """What is flipped or exchanged, by the names of the keys."""
+        columns = [f"columns {c}" for c in [self.options.get("position_columns")] if c is not None]
+        return " + ".join([*columns, *(name for name, on in self.options.items() if on is True)]) or "as stored"
 
     @property
     def error(self) -> float:
@@ -111,7 +119,7 @@ class Examination:
                 trial = try_job(job, series, self.i_tilt, self.subset, self.held)
             except DivergedError as fault:
                 logger.info("%s, %s: %s", orientation.describe(), lens, fault)
-        return Candidate(orientation=orientation, lens=lens, trial=trial)
+        return Candidate(orientation=orientation, options=options, lens=lens, trial=trial)
 
 
 def examine(
@@ -259,7 +267,7 @@ def _judge(given: Job, side: Side, number: int, evidence: FieldEvidence, tried: 
     if given.detector.field == "far" and abs(_compare(first, partner).sigmas) < _TOLD:
         open_sign = True
         notes.append(
-            f"'{first.orientation.describe()}' and '{partner.orientation.describe()}' explain the patterns equally, as "
+            f"'{first.label}' and '{partner.label}' explain the patterns equally, as "
             "object and complex conjugate do in a thin sample; "
         )
         if given.beam is not None and given.beam.kind == "electron":
@@ -278,14 +286,14 @@ def _judge(given: Job, side: Side, number: int, evidence: FieldEvidence, tried: 
     sure = certainty(lead)
     because = (
         f"held-out patterns have {lead.ratio:.2f} times the error with the next best flip "
-        f"({rivals[0].orientation.describe()}), {lead.sigmas:.1f} standard errors more"
+        f"({rivals[0].label}), {lead.sigmas:.1f} standard errors more"
     )
     if open_sign and sure == "certain":
         sure, because = "likely", because + ", but the half turn of the frames fits as well"
     if evidence.mirrored is not None and evidence.mirrored != first.orientation.mirrored:
         notes.append("curl or parallax prefer the other handedness: look at the data")
         sure = "cannot tell" if sure == "cannot tell" else "likely"
-    block: dict[str, dict[str, Any]] = {"data": orientation_options(given, side, first.orientation)}
+    block: dict[str, dict[str, Any]] = {"data": dict(first.options)}
     if first.lens is not None:
         block["probe"] = dict(first.lens.options())
     return Diagnosis(
