@@ -13,7 +13,7 @@ import numpy as np
 from hpcrec.backend.array import Array, ComplexArray, FloatArray
 from hpcrec.backend.fft import fftn, ifft2, ifftn
 from hpcrec.direct.raster import Raster
-from hpcrec.direct.ssb import shifted_spectra
+from hpcrec.direct.ssb import frequency_parts, shifted_spectra
 from hpcrec.errors import DeviceError
 
 MEMORY_LIMIT: Final = 4 << 30
@@ -47,12 +47,13 @@ def wdd_object(
     spectrum = _scan_spectrum(patterns, half)
     modes = probe.reshape(-1, ny, nx)
     frequencies = raster.frequencies()[:half].reshape(-1, 2)
-    ((_, own, _),) = shifted_spectra(modes, np.zeros((1, 2)), sampling)
+    own, _ = shifted_spectra(modes, np.zeros((1, 2)), sampling)
     bound = epsilon * float(np.max(np.abs(ifft2(np.sum(np.abs(own[0]) ** 2, axis=0))) ** 2))
     y, x = (np.fft.fftfreq(n) * n * d for n, d in zip((ny, nx), sampling))
     found = np.zeros((2, len(frequencies)), np.complex128)
     flat = spectrum.reshape(-1, ny, nx)
-    for part, below, above in shifted_spectra(modes, frequencies, sampling):
+    for part in frequency_parts(len(frequencies), modes):
+        below, above = shifted_spectra(modes, frequencies[part], sampling)
         # G(−q) = G*(q), so one pass answers for q and for −q
         for sign, shifted, held in ((0, above, flat[part]), (1, below, flat[part].conj())):
             overlap = ifft2(np.einsum("myx,qmyx->qyx", own[0], shifted.conj()))

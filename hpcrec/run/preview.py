@@ -14,7 +14,7 @@ from hpcrec.direct.com import icom_phase, mean_frequency
 from hpcrec.direct.lens import fit_lens
 from hpcrec.direct.parallax import BrightField, bright_field, fit_shifts, parallax_image, phase_from_parallax
 from hpcrec.direct.raster import Raster, find_raster
-from hpcrec.direct.ssb import ssb_phase
+from hpcrec.direct.ssb import ssb_phase, useful_upsampling
 from hpcrec.direct.wdd import wdd_object
 from hpcrec.errors import ConfigError
 from hpcrec.io.base import open_series
@@ -68,7 +68,9 @@ def _icom(job: Job, series: TiltSeries, scan: TiltScan) -> Preview:
 
 def _ssb(job: Job, series: TiltSeries, scan: TiltScan) -> Preview:
     raster, patterns, notes = _block(scan, scan.dtype.itemsize)
-    image = ssb_phase(patterns, starting_probe(job, series, 1), raster, series.sampling, mask=scan.mask)
+    probe = starting_probe(job, series, 1)
+    u = useful_upsampling(probe, raster, series.sampling)
+    image = ssb_phase(patterns, probe, raster, series.sampling, mask=scan.mask, upsampling=u)
     return _on_raster("ssb", image, raster, scan, notes)
 
 
@@ -94,7 +96,7 @@ def _block(scan: TiltScan, bytes_a_pixel: int) -> tuple[Raster, Array, tuple[str
 
 
 def _on_raster(method: str, image: FloatArray, raster: Raster, scan: TiltScan, notes: tuple[str, ...] = ()) -> Preview:
-    steps = np.linalg.norm(raster.vectors, axis=1)
+    steps = np.linalg.norm(raster.vectors, axis=1) * raster.shape[0] / len(image)
     turn = float(np.degrees(np.arctan2(raster.vectors[1, 0], raster.vectors[1, 1])))
     if abs(turn) > 0.5:
         notes = (*notes, f"drawn along the scan's rows, which are turned by {turn:.1f}°")

@@ -22,10 +22,14 @@ def fits(data, positions):
 
 
 @pytest.mark.parametrize(
-    ("strength", "defocus", "astigmatism", "counts"),
-    [(0.02, 60.0, 0.0, 0), (0.1, -60.0, 20.0, 20_000), (0.1, 0.0, 15.0, 20_000), (0.5, 60.0, 0.0, 0)],
+    ("strength", "defocus", "astigmatism", "counts", "turn", "mirror"),
+    [
+        (0.02, 60.0, 0.0, 0, 0.0, False),
+        (0.1, -60.0, 20.0, 20_000, 0.4, True),
+        (0.1, 0.0, 15.0, 20_000, -0.3, True),
+        (0.5, 60.0, 0.0, 0, 0.4, False),
+    ],
 )
-@pytest.mark.parametrize(("turn", "mirror"), [(0.0, False), (0.4, True)])
 def test_defocus_astigmatism_and_turn_are_found(strength, defocus, astigmatism, counts, turn, mirror):
     data = ThinObject(strength, defocus, astigmatism, 0.4, counts=counts)
     true = turn_matrix(turn) @ (np.array([[0, 1], [1, 0]]) if mirror else np.eye(2))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from thin_object import SAMPLING, N, ThinObject, correlation
 
-from hpcrec.direct.ssb import shifted_spectra, ssb_phase
+from hpcrec.direct.raster import find_raster
+from hpcrec.direct.ssb import shifted_spectra, ssb_phase, useful_upsampling
 
 
 def reconstruct(data, **kwargs):
@@ -51,6 +52,31 @@ def test_shifted_spectra_move_by_whole_pixels_exactly():
     data = ThinObject(0.02, 60.0)
     pixel = 1 / (N * SAMPLING)
     spectrum = np.fft.fft2(np.fft.ifftshift(data.probe), norm="ortho")
-    ((_, below, above),) = shifted_spectra(data.probe[None], np.array([[2 * pixel, -3 * pixel]]), data.window)
+    below, above = shifted_spectra(data.probe[None], np.array([[2 * pixel, -3 * pixel]]), data.window)
     assert np.allclose(below[0, 0], np.roll(spectrum, (2, -3), (0, 1)), atol=1e-6)
     assert np.allclose(above[0, 0], np.roll(spectrum, (-2, 3), (0, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize("defocus", [0.0, 60.0])
+def test_a_coarse_scan_still_resolves_the_object(defocus):
+    """Every third position along y and x: the detector tells apart what such a scan folds together."""
+    data = ThinObject(0.02, defocus)
+    coarse = find_raster(data.positions.reshape(N, N, 2)[::3, ::3].reshape(-1, 2))
+    found = ssb_phase(data.patterns[::3, ::3], data.probe, coarse, data.window, floor=1e-3, upsampling=3)
+    assert found.shape == (N, N)
+    assert correlation(found, data.phase) > 0.98
+    assert np.polyfit(data.phase.ravel(), found.ravel(), 1)[0] == pytest.approx(1, abs=0.1)
+
+
+def test_upsampling_changes_nothing_where_there_is_nothing_beyond_the_scan():
+    data = ThinObject(0.02, 60.0)
+    fine = reconstruct(data, floor=1e-4, upsampling=2)
+    assert correlation(fine[::2, ::2], reconstruct(data, floor=1e-4)) > 0.9999
+
+
+def test_the_useful_upsampling_reaches_twice_the_aperture():
+    data = ThinObject(0.02)
+    coarse = find_raster(data.positions.reshape(N, N, 2)[::4, ::4].reshape(-1, 2))
+    assert useful_upsampling(data.probe, data.raster, data.window) == 1
+    # Steps of 1 Å; 1/(4 k_α) is 0.28 Å
+    assert useful_upsampling(data.probe, coarse, data.window) == 4
