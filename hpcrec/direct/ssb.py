@@ -17,7 +17,6 @@ from hpcrec.backend.fft import fft2, fftn, ifftn
 from hpcrec.direct.raster import Raster
 
 _LIT: Final = 1e-3  # of the brightest pixel's intensity: a pixel of the bright field
-_UNDAMPED: Final = 1e3
 _UNKNOWNS: Final = 50_000
 _WORK_BYTES: Final = 1 << 25
 
@@ -55,13 +54,11 @@ def ssb_phase(
     scale = float(np.sqrt(signals.mean(axis=(0, 1), dtype=np.float64).sum() / power[lit].sum()))
     spectrum = fftn(signals, axes=(0, 1)).reshape(-1, int(lit.sum()))
 
-    still = power[lit].astype(np.complex64)
-
     def interference(q: FloatArray) -> ComplexArray:
         return _interference(modes, spectra, lit, q, sampling)
 
     if upsampling > 1:
-        return _upsampled(spectrum, interference, still, raster, scale, floor, upsampling)
+        return _upsampled(spectrum, interference, raster, scale, floor, upsampling)
     frequencies = raster.frequencies().reshape(-1, 2)
     numerator = np.zeros(len(frequencies), np.complex128)
     weight = np.zeros(len(frequencies))
@@ -95,13 +92,12 @@ def useful_upsampling(probe: ComplexArray, raster: Raster, sampling: tuple[float
 def _upsampled(
     spectrum: ComplexArray,
     interference: Callable[[FloatArray], ComplexArray],
-    still: ComplexArray,
     raster: Raster,
     scale: float,
     floor: float,
     u: int,
 ) -> FloatArray:
-    """Return the phase (u rows, u columns) from the spectra G (q, pixel) of the scan; ``still`` |A(k)|² (pixel,)."""
+    """Return the phase (u rows, u columns) from the spectra G (q, pixel) of the scan."""
     rows, columns = raster.shape
     fine = Raster(shape=(u * rows, u * columns), vectors=raster.vectors / u, order=raster.order)
     # Index u·rows frequencies as (zone, row): those of one row differ by what the scan cannot tell
@@ -111,11 +107,9 @@ def _upsampled(
     found = np.zeros((len(zones), u * u), np.complex128)
     for i, q in enumerate(zones):
         gamma = interference(q).astype(np.complex128)
-        if i == 0:
-            gamma[0] = _UNDAMPED * still  # what does not scatter falls on the scan's own frequencies, too
         normal = gamma.conj() @ gamma.T + floor * peak * np.eye(u * u)
         found[i] = np.linalg.solve(normal, gamma.conj() @ (-1j * spectrum[i]))
-    found[0, 0] = 0
+    found[0] = 0  # the scan's own frequency and its multiples: the pattern of vacuum, far brighter, falls there too
     whole = found.reshape(rows, columns, u, u).transpose(2, 0, 3, 1).reshape(fine.shape)
     return np.asarray(u / scale**2 * ifftn(whole).real, np.float32)
 
