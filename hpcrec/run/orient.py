@@ -141,7 +141,7 @@ def examine(
     ``progress(n_done, n)`` hears of it. Raises :class:`ConfigError` for a job at fault or too few positions.
     """
     given = check_job(raw)
-    side = side or _natural_side(given)
+    side = _side(given, side)
     job = check_job(_base_tables(raw, side, iterations))
     with open_series(job.data) as series:
         if i_tilt is None:
@@ -229,8 +229,13 @@ def measured_lens(fit: LensFit, orientation: Orientation, side: Side) -> Lens:
     return Lens(defocus=-fit.c10, astigmatism=c12, angle_deg=float(np.degrees(phi12)), measured=True)
 
 
-def _natural_side(given: Job) -> Side:
+def _side(given: Job, asked: Side | None) -> Side:
+    """Return what the block is to move; columns can be exchanged only where the job itself names the positions."""
     movable = getattr(given.data, "positions", None) is not None
+    if asked == "positions" and not movable:
+        raise ConfigError("positions can be moved where data.positions names them only; let the block move the frames")
+    if asked is not None:
+        return asked
     return "positions" if movable and (given.probe.source == "file" or given.detector.field == "near") else "frames"
 
 
@@ -261,6 +266,8 @@ def _judge(given: Job, side: Side, number: int, evidence: FieldEvidence, tried: 
     if ranking[0].trial is None:
         raise DivergedError("every trial reconstruction diverged; check the data's units and the probe")
     first, notes = ranking[0], list(evidence.notes)
+    if given.probe.source == "file" and side == "frames":
+        notes.append("the file's probe was not flipped with the frames: move the positions if the file holds them")
     half_turned = first.orientation.conjugate.describe()
     partner = next(c for c in ranking if c.orientation.describe() == half_turned)
     open_sign = False

@@ -5,6 +5,7 @@ import pytest
 from oriented import write_oriented
 
 from hpcrec.direct.orientation import FLIPS, Orientation
+from hpcrec.errors import ConfigError
 from hpcrec.run.config import read_job_file
 from hpcrec.run.orient import examine
 
@@ -35,6 +36,17 @@ def test_positions_may_be_moved_instead(tmp_path):
     found = diagnose(write_oriented(tmp_path, true), side="positions")
     assert found.block["data"] == {**true.position_options(), "scan_rotation_deg": pytest.approx(0, abs=2)}
     assert "transpose" not in found.block["data"]
+
+
+def test_positions_that_no_key_names_cannot_be_moved(tmp_path):
+    job = write_oriented(tmp_path, Orientation())
+    patterns = np.load(tmp_path / "patterns.npy")
+    np.save(tmp_path / "patterns.npy", patterns.reshape(11, 12, 32, 32))
+    text = job.read_text().replace('positions = "positions.npy"', 'layout = "row,column"\nscan_step_angstrom = [1, 1]')
+    job.write_text(text)
+    with pytest.raises(ConfigError, match="let the block move the frames"):
+        diagnose(job, side="positions")
+    assert diagnose(job).block["data"]["flip_y"] is False
 
 
 def test_without_a_sign_of_defocus_the_half_turn_stays_open(tmp_path):
