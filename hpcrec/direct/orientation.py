@@ -148,8 +148,9 @@ def contest(first: FloatArray, second: FloatArray) -> Contest:
 def certainty(found: Contest) -> str:
     """Return "certain", "likely" or "cannot tell" for a lead.
 
-    Certain: over five standard errors and 5 % less error; likely: over three standard errors.
+    Certain: over five standard errors and 5 % more error; likely: over three and 2 %. Less than that round-off and the
+    order of batches can do, however sure the statistics seem.
     """
     if found.sigmas > 5 and found.ratio > 1.05:
         return "certain"
-    return "likely" if found.sigmas > 3 else "cannot tell"
+    return "likely" if found.sigmas > 3 and found.ratio > 1.02 else "cannot tell"

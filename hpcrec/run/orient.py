@@ -271,7 +271,7 @@ def _judge(given: Job, side: Side, number: int, evidence: FieldEvidence, tried: 
     half_turned = first.orientation.conjugate.describe()
     partner = next(c for c in ranking if c.orientation.describe() == half_turned)
     open_sign = False
-    if given.detector.field == "far" and abs(_compare(first, partner).sigmas) < _TOLD:
+    if given.detector.field == "far" and certainty(_compare(first, partner)) == "cannot tell":
         open_sign = True
         notes.append(
             f"'{first.label}' and '{partner.label}' explain the patterns equally, as "

@@ -88,5 +88,6 @@ def test_a_contest_is_decided_by_paired_errors():
     assert certainty(contest(better, worse)) == "certain"
     assert certainty(contest(worse, better)) == "cannot tell"
     assert certainty(contest(better, better * (1 + 0.01 * rng.standard_normal(50)))) == "cannot tell"
-    assert certainty(Contest(ratio=1.02, sigmas=4.0)) == "likely"
+    assert certainty(Contest(ratio=1.03, sigmas=4.0)) == "likely"
+    assert certainty(Contest(ratio=1.01, sigmas=9.0)) == "cannot tell"
     assert contest(better, better).sigmas == 0
