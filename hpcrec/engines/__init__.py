@@ -9,6 +9,9 @@ from hpcrec.errors import ConfigError
 
 ENGINES = {
     "epie": "hpcrec.engines.epie:Epie",
+    "rpie": "hpcrec.engines.rpie:Rpie",
+    "mpie": "hpcrec.engines.mpie:Mpie",
+    "pie": "hpcrec.engines.pie:Pie",
     "lsqml": "hpcrec.engines.lsqml:LsqMl",
     "gradient": "hpcrec.engines.gradient:GradientEngine",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Partial, Total
@@ -14,15 +15,26 @@ class Engine(ABC):
     For each batch and each name in ``passes``, in order: every rank calls :meth:`accumulate` on its share, an exchange
     adds the partials, every rank calls :meth:`apply` with the same total. ``peaks[pass]`` names the fields whose
     global maximum the total must carry. ``accumulate`` is pure; ``apply`` alone changes the state and what the engine
-    keeps from pass to pass.
+    keeps from pass to pass. It may name the pass that comes next instead, so that a search repeats until it has found;
+    :func:`visit` is that loop.
 
     Each total of the last pass has the sums ``loss`` (the objective), ``error`` = Σ(|F| − √I)² and ``counts`` = ΣI,
     each an array of shape (1,), float64, over the good pixels: ``data_error`` is error / counts.
+
+    ``default_batch_size`` : patterns in one update; 0: all
+    ``full_batch`` : an update needs all patterns; a sweep is one update
+    ``one_slice_only`` : objects of more slices are refused
+    ``keeps_waves`` : the exit waves of all patterns are kept, twice during an update
+    ``moves_probe`` : the probe is reconstructed too
     """
 
     passes: tuple[str, ...] = ("update",)
     peaks: dict[str, tuple[str, ...]] = {}
     default_batch_size: int = 32
+    full_batch: bool = False
+    one_slice_only: bool = False
+    keeps_waves: bool = False
+    moves_probe: bool = True
 
     @abstractmethod
     def prepare(self, state: PtychographyState) -> None:
@@ -33,9 +45,28 @@ class Engine(ABC):
         """Return this share's contribution to pass ``name``; an empty share gives zeros of the right shapes."""
 
     @abstractmethod
-    def apply(self, name: str, state: PtychographyState, total: Total) -> None:
-        """Change the state by the total of pass ``name``."""
+    def apply(self, name: str, state: PtychographyState, total: Total) -> str | None:
+        """Change the state by the total of pass ``name``; return the pass to come, None: the next of ``passes``."""
 
     @abstractmethod
     def finish_iteration(self, state: PtychographyState) -> None:
         """Do what is due once a sweep (orthogonal modes, gauge); the same on all ranks, pointwise on the object."""
+
+
+def visit(
+    engine: Engine,
+    state: PtychographyState,
+    batch: Batch,
+    exchange: Callable[[Partial, tuple[str, ...]], Total],
+) -> Total:
+    """Run the passes of one batch, this rank's share of it; return the total of the last one.
+
+    ``exchange(partial, peaks)`` adds the partials of all ranks.
+    """
+    name = engine.passes[0]
+    while True:
+        total = exchange(engine.accumulate(name, state, batch), engine.peaks.get(name, ()))
+        chosen = engine.apply(name, state, total)
+        if chosen is None and name == engine.passes[-1]:
+            return total
+        name = chosen or engine.passes[engine.passes.index(name) + 1]

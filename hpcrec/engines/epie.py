@@ -1,4 +1,4 @@
-"""The extended ptychographic iterative engine, ePIE and rPIE, for one or many slices."""
+"""The extended ptychographic iterative engine, ePIE, for one or many slices."""
 
 from __future__ import annotations
 
@@ -67,25 +67,34 @@ class Epie(Engine):
 
     def apply(self, name: str, state: PtychographyState, total: Total) -> None:
         """Update object and probe, each with the other one as it was."""
-        chosen, curvature = self._options, self._model.curvature
-        field, weight = total.fields["object_gradient"], total.fields["illumination"].values
-        peak = float((np.abs(state.probe) ** 2).sum(axis=0).max())
-        if peak > 0 and not field.box.empty:
-            gamma = chosen.object_regularity
-            # All slices move at once and to first order alike, so each takes its share of the step
-            scale = -chosen.object_step / (curvature * state.n_slices)
-            change_object(
-                state, field.box, precondition(field.values, weight, 1 - gamma, gamma * peak, scale, quadratic=False)
-            )
-            constrain_object(state, field.box, weight > 0, chosen.object_constraint)
-        if "probe_gradient" in total.sums and total.sums["object_weight"].max() > 0:
-            gamma, weight = chosen.probe_regularity, total.sums["object_weight"]
-            scale = ((1 - gamma) * weight + gamma * weight.max()) * curvature
-            scale[scale == 0] = 1
-            change = total.sums["probe_gradient"] * (chosen.probe_step / scale)
-            state.probe = (state.probe - change).astype(state.probe.dtype, copy=False)
+        curvature = self._model.curvature
+        step_object(state, total, self._options, curvature)
+        step_probe(state, total, self._options, curvature)
         change_refined(state, total, self._refinements)
 
     def finish_iteration(self, state: PtychographyState) -> None:
         """Orthogonalise the modes, fix scale and drift."""
         finish_sweep(state, self._options, self._refinements)
+
+
+def step_object(state: PtychographyState, total: Total, chosen: EpieOptions, curvature: float) -> None:
+    """Move the object by α Σψ*χ / ((1−γ) W + γ max(W, I)), a share of it in each slice, and constrain it."""
+    field, weight = total.fields["object_gradient"], total.fields["illumination"].values
+    peak = float((np.abs(state.probe) ** 2).sum(axis=0).max())
+    if peak > 0 and not field.box.empty:
+        gamma = chosen.object_regularity
+        # All slices move at once and to first order alike, so each takes its share of the step
+        scale = -chosen.object_step / (curvature * state.n_slices)
+        change = precondition(field.values, weight, 1 - gamma, gamma * peak, scale, quadratic=False)
+        change_object(state, field.box, change)
+        constrain_object(state, field.box, weight > 0, chosen.object_constraint)
+
+
+def step_probe(state: PtychographyState, total: Total, chosen: EpieOptions, curvature: float) -> None:
+    """Move the probe by β ΣO*χ / ((1−γ) V + γ max V), if the sums are there."""
+    if "probe_gradient" in total.sums and total.sums["object_weight"].max() > 0:
+        gamma, weight = chosen.probe_regularity, total.sums["object_weight"]
+        scale = ((1 - gamma) * weight + gamma * weight.max()) * curvature
+        scale[scale == 0] = 1
+        change = total.sums["probe_gradient"] * (chosen.probe_step / scale)
+        state.probe = (state.probe - change).astype(state.probe.dtype, copy=False)

@@ -283,6 +283,7 @@ def _range_faults(job: Job) -> list[str]:
         ("ptychography.batch_size", p.batch_size, 0),
         ("ptychography.checkpoint_every", p.checkpoint_every, 1),
         ("ptychography.seed", p.seed, 0),
+        ("ptychography.mpie.patterns_per_kick", p.mpie.patterns_per_kick, 1),
         ("probe.modes", probe.modes, 1),
         ("ptychography.object_states", p.object_states, 1),
         ("detector.upsampling", job.detector.upsampling, 1),

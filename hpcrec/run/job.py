@@ -13,7 +13,10 @@ from hpcrec.engines.epie import EpieOptions
 from hpcrec.engines.fista import FistaOptions
 from hpcrec.engines.gradient import GradientOptions
 from hpcrec.engines.lsqml import LsqMlOptions
+from hpcrec.engines.mpie import MpieOptions
+from hpcrec.engines.pie import PieOptions
 from hpcrec.engines.resire import ResireOptions
+from hpcrec.engines.rpie import RpieOptions
 from hpcrec.objectives.constraints import ConstraintOptions
 from hpcrec.objectives.depth import (
     DepthSmoothingOptions,
@@ -100,7 +103,7 @@ class PtychographySection:
     checkpoint_every : sweeps between checkpoints of a tilt
     """
 
-    engine: Literal["epie", "lsqml", "gradient"] = "lsqml"
+    engine: Literal["epie", "rpie", "mpie", "pie", "lsqml", "gradient"] = "lsqml"
     iterations: int = 50
     batch_size: int = 0
     batch_kind: Literal["random", "compact"] = "random"
@@ -115,6 +118,9 @@ class PtychographySection:
     seed: int = 1
     checkpoint_every: int = 20
     epie: EpieOptions = field(default_factory=EpieOptions)
+    rpie: RpieOptions = field(default_factory=RpieOptions)
+    mpie: MpieOptions = field(default_factory=MpieOptions)
+    pie: PieOptions = field(default_factory=PieOptions)
     lsqml: LsqMlOptions = field(default_factory=LsqMlOptions)
     gradient: GradientOptions = field(default_factory=GradientOptions)
 

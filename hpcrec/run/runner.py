@@ -13,6 +13,7 @@ from hpcrec.backend.array import Array, ComplexArray, FloatArray
 from hpcrec.data.batches import BatchReader, global_batches
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.engines import engine_class
+from hpcrec.engines.base import visit
 from hpcrec.errors import DivergedError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.scan import hilbert_order
@@ -49,9 +50,9 @@ class TiltOutcome:
     peak_memory_gib: float
 
 
-def batch_size(job: Job) -> int:
+def batch_size(job: Job, n_positions: int) -> int:
     """Return how many patterns make one update: the job's number, or the engine's own choice; never the ranks'."""
-    return job.ptychography.batch_size or engine_class(job.ptychography.engine).default_batch_size  # type: ignore[no-any-return]
+    return job.ptychography.batch_size or engine_class(job.ptychography.engine).default_batch_size or n_positions
 
 
 class TiltRun:
@@ -139,7 +140,7 @@ class TiltRun:
         sums = np.zeros(3)
         batches = global_batches(
             self.n_positions,
-            batch_size(self.job),
+            batch_size(self.job, self.n_positions),
             seed=job.seed,
             tilt=self.setup.number,
             iteration=self.state.iteration,
@@ -150,10 +151,7 @@ class TiltRun:
         for step, (own, patterns) in enumerate(zip(shares, self.reader.iterate(shares))):
             good = self.scan.read_good(own)
             batch = Batch(indices=own, patterns=patterns, good=good, step=step, n_global=len(batches[step]))
-            for name in self.engine.passes:
-                partial = self.engine.accumulate(name, self.state, batch)
-                total = self.exchange.total(partial, self.engine.peaks.get(name, ()))
-                self.engine.apply(name, self.state, total)
+            total = visit(self.engine, self.state, batch, self.exchange.total)
             sums += [float(total.sums[name][0]) for name in ("loss", "error", "counts")]
         self.constraints.free_scale(self.state)
         self.engine.finish_iteration(self.state)

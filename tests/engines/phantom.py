@@ -4,6 +4,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from hpcrec.engines import engine_class
+from hpcrec.engines.base import visit
 from hpcrec.geometry.grid import object_grid
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch, PtychographyState
@@ -66,9 +67,7 @@ def sweep(engine, state, batches):
     """Run one sweep on one rank; return Σ(√I − √I₀)² / ΣI₀ seen on the way."""
     error = counts = 0.0
     for batch in batches:
-        for name in engine.passes:
-            total = total_of(engine.accumulate(name, state, batch), engine.peaks.get(name, ()))
-            engine.apply(name, state, total)
+        total = visit(engine, state, batch, total_of)
         error += total.sums["error"][0]
         counts += total.sums["counts"][0]
     engine.finish_iteration(state)
@@ -81,9 +80,15 @@ def refinements(model, refine):
     return [cls(model, cls.Options(**options)) for cls, options in found]
 
 
+def size_for(name, batch_size):
+    """The batch size, or all patterns for engines that take no less."""
+    return 64 if engine_class(name).full_batch else batch_size
+
+
 def reconstruct(phantom, name, n_sweeps, batch_size=8, refine=None, **options):
     """Run an engine by name from the start state; return the state and the data error of each sweep."""
     cls = engine_class(name)
+    batch_size = size_for(name, batch_size)
     engine = cls(phantom.model, cls.Options(**options), refinements(phantom.model, refine or {}))
     engine.prepare(phantom.start)
     errors = [sweep(engine, phantom.start, phantom.batches(batch_size, i)) for i in range(n_sweeps)]

@@ -7,6 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from hpcrec.engines import engine_class
+from hpcrec.engines.base import visit
 from hpcrec.geometry.grid import object_grid
 from hpcrec.geometry.scan import raster_positions
 from hpcrec.geometry.tiles import Box
@@ -68,10 +69,7 @@ def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, refine=(),
             indices = order[start : start + batch_size]
             own = exchange.share(indices)
             batch = Batch(own, patterns[own], step=start, n_global=len(indices))
-            for name in engine.passes:
-                partial = engine.accumulate(name, state, batch)
-                total = exchange.total(partial, engine.peaks.get(name, ()))
-                engine.apply(name, state, total)
+            total = visit(engine, state, batch, exchange.total)
             error, counts = error + total.sums["error"][0], counts + total.sums["counts"][0]
         engine.finish_iteration(state)
         exchange.update_positions(state.positions)
@@ -95,6 +93,9 @@ CASES = {
     "lsqml": {"probe_start": 1},
     "lsqml-momentum": {"probe_start": 1, "momentum": 0.5},
     "epie": {"probe_start": 1, "object_regularity": 0.5},
+    "rpie": {"probe_start": 1},
+    "mpie": {"probe_start": 1},
+    "pie": {},
 }
 
 

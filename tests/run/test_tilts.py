@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hpcrec.data.dataset import TiltSeries
+from hpcrec.engines import ENGINES
 from hpcrec.io.base import open_series
 from hpcrec.io.results import read_tilt_result, tilt_path
 from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_ranks
@@ -78,7 +79,7 @@ class Interrupted(Exception):
     """The process was killed."""
 
 
-@pytest.mark.parametrize("engine", ["gradient", "lsqml", "epie"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_resumed_tilt_equals_an_uninterrupted_one(tiny_job: Path, tmp_path: Path, engine: str) -> None:
     """All that engine and refinements remember is in the checkpoint, so the numbers are the same to the last bit."""
     states = ["ptychography.object_states=2", "refine.annealing.radius_angstrom=0.3"]
