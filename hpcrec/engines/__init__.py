@@ -12,6 +12,10 @@ ENGINES = {
     "rpie": "hpcrec.engines.rpie:Rpie",
     "mpie": "hpcrec.engines.mpie:Mpie",
     "pie": "hpcrec.engines.pie:Pie",
+    "dm": "hpcrec.engines.difference_map:DifferenceMap",
+    "raar": "hpcrec.engines.raar:Raar",
+    "er": "hpcrec.engines.error_reduction:ErrorReduction",
+    "relaxed_average": "hpcrec.engines.relaxed_average:RelaxedAverage",
     "lsqml": "hpcrec.engines.lsqml:LsqMl",
     "gradient": "hpcrec.engines.gradient:GradientEngine",
 }

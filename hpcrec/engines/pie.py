@@ -72,7 +72,7 @@ class Pie(Engine):
             # All slices move at once and to first order alike, so each takes its share of the step
             step = chosen.object_step / (self._model.curvature * state.n_slices)
             share = np.sqrt(np.minimum(weight / peak, 1)) / (weight + chosen.object_regularity * peak)
-            change = field.values * (-step * share)
+            change = np.multiply(field.values, -step * share)
             change_object(state, field.box, change)
             constrain_object(state, field.box, weight > 0, chosen.object_constraint)
         change_refined(state, total, self._refinements)

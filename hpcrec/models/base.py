@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import Box
@@ -25,6 +27,8 @@ class PtychographyState:
         "intensity" (position,) factor of each pattern; "background" (ky, kx) counts
     object_memory : arrays (slice, y, x) on ``box`` that an engine keeps between updates (momenta)
     memory : small arrays an engine keeps between updates; the same on all ranks
+    pattern_memory : arrays (own position, …) that an engine keeps for each pattern of this rank
+    own : (n,) positions whose patterns this rank has, ascending; None: all
     """
 
     obj: ComplexArray
@@ -37,6 +41,17 @@ class PtychographyState:
     refined: dict[str, Array] = field(default_factory=dict)
     object_memory: dict[str, Array] = field(default_factory=dict)
     memory: dict[str, Array] = field(default_factory=dict)
+    pattern_memory: dict[str, Array] = field(default_factory=dict)
+    own: IntArray | None = None
+
+    @property
+    def own_positions(self) -> IntArray:
+        """The positions (n,) whose patterns this rank has, ascending."""
+        return np.arange(len(self.positions)) if self.own is None else self.own
+
+    def rows(self, indices: IntArray) -> IntArray:
+        """Return the places (n,) of own positions along the first axis of what ``pattern_memory`` holds."""
+        return indices if self.own is None else np.searchsorted(self.own, indices)
 
     @property
     def n_slices(self) -> int:

@@ -227,13 +227,27 @@ def _cross_checks(job: Job) -> list[str]:
         faults.append("ptychography.slices: must be 1 or more")
     if isinstance(job.parallel.group_size, int) and job.parallel.group_size < 1:
         faults.append("parallel.group_size: must be 1 or more, or 'auto'")
+    faults.extend(_engine_faults(job))
     faults.extend(_range_faults(job))
     faults.extend(_detector_faults(job))
     faults.extend(_refine_faults(job))
     faults.extend(constraint_faults(job))
     if job.analysis and not job.tomography:
         faults.append("analysis: needs a [tomography] section, whose volume it measures")
-    engine_class(p.engine)
+    return faults
+
+
+def _engine_faults(job: Job) -> list[str]:
+    """Return what the engine does not do."""
+    p, faults = job.ptychography, []
+    engine = engine_class(p.engine)
+    numbers = p.slices if isinstance(p.slices, list) else [p.slices]
+    if engine.one_slice_only and any(n != 1 for n in numbers):
+        faults.append(
+            f"ptychography.slices: the engine {p.engine!r} is made for one slice; set it to 1, or use 'lsqml'"
+        )
+    if engine.full_batch and p.batch_size:
+        faults.append(f"ptychography.batch_size: the engine {p.engine!r} takes all patterns at once; leave it at 0")
     return faults
 
 

@@ -9,12 +9,16 @@ from dataclasses import field
 from typing import Any, Literal
 
 from hpcrec.analysis.atoms import AtomOptions
+from hpcrec.engines.difference_map import DifferenceMapOptions
 from hpcrec.engines.epie import EpieOptions
 from hpcrec.engines.fista import FistaOptions
 from hpcrec.engines.gradient import GradientOptions
 from hpcrec.engines.lsqml import LsqMlOptions
 from hpcrec.engines.mpie import MpieOptions
 from hpcrec.engines.pie import PieOptions
+from hpcrec.engines.projections import ProjectionOptions
+from hpcrec.engines.raar import RaarOptions
+from hpcrec.engines.relaxed_average import RelaxedAverageOptions
 from hpcrec.engines.resire import ResireOptions
 from hpcrec.engines.rpie import RpieOptions
 from hpcrec.objectives.constraints import ConstraintOptions
@@ -103,7 +107,7 @@ class PtychographySection:
     checkpoint_every : sweeps between checkpoints of a tilt
     """
 
-    engine: Literal["epie", "rpie", "mpie", "pie", "lsqml", "gradient"] = "lsqml"
+    engine: Literal["epie", "rpie", "mpie", "pie", "dm", "raar", "er", "relaxed_average", "lsqml", "gradient"] = "lsqml"
     iterations: int = 50
     batch_size: int = 0
     batch_kind: Literal["random", "compact"] = "random"
@@ -121,6 +125,10 @@ class PtychographySection:
     rpie: RpieOptions = field(default_factory=RpieOptions)
     mpie: MpieOptions = field(default_factory=MpieOptions)
     pie: PieOptions = field(default_factory=PieOptions)
+    dm: DifferenceMapOptions = field(default_factory=DifferenceMapOptions)
+    raar: RaarOptions = field(default_factory=RaarOptions)
+    er: ProjectionOptions = field(default_factory=ProjectionOptions)
+    relaxed_average: RelaxedAverageOptions = field(default_factory=RelaxedAverageOptions)
     lsqml: LsqMlOptions = field(default_factory=LsqMlOptions)
     gradient: GradientOptions = field(default_factory=GradientOptions)
 

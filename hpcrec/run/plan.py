@@ -11,12 +11,16 @@ import psutil
 
 from hpcrec.backend.array import complex_dtype
 from hpcrec.data.dataset import TiltSeries
+from hpcrec.engines import engine_class
+from hpcrec.engines.base import visit
 from hpcrec.errors import DeviceError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.pose import Pose
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch
 from hpcrec.operators.projection import Projector
+from hpcrec.parallel.communicator import SerialCommunicator
+from hpcrec.parallel.exchange import make_exchange
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.constrain import whole_copies
 from hpcrec.run.job import Job
@@ -83,6 +87,9 @@ def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
     A rank keeps the object, its gradient, weight, direction, momentum and exchange buffers (at most seven copies of
     its object box) and the patterns of its share, in their own integer type, up to 2 GiB. What constraints need on the
     first rank is counted for all.
+    its object box) and the patterns of its share, in their own integer type, up to 2 GiB. Engines that take all
+    patterns at once hold them a second time. Exit waves are there twice, and once more, all of them, on the rank that
+    saves the checkpoints of a group.
     """
     slices = max(slice_count(job, i, float(a)) for i, a in enumerate(series.tilt_angles))
     itemsize = complex_dtype(job.ptychography.precision).itemsize
@@ -97,6 +104,22 @@ def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
     patterns = min(pattern * n_positions / size, PATTERN_CACHE_BYTES)
     copies = OBJECT_COPIES * pixels + whole_copies(job) * whole
     return float(BASE_GIB + (copies * slices * job.ptychography.object_states * itemsize + patterns) / GIB)
+    engine = engine_class(job.ptychography.engine)
+    if engine.full_batch:
+        patterns += pattern * n_positions / size
+    if engine.keeps_waves:
+        patterns += waves_bytes(job, series) * (2 / size + (size > 1))
+    return float(
+        BASE_GIB + (OBJECT_COPIES * pixels * slices * job.ptychography.object_states * itemsize + patterns) / GIB
+    )
+
+
+def waves_bytes(job: Job, series: TiltSeries) -> int:
+    """Return the bytes of the exit waves of a whole tilt, all its incoherent parts."""
+    window, section = probe_window(job, series), job.ptychography
+    parts = job.detector.flight_points * section.object_states * job.probe.modes
+    itemsize = complex_dtype(section.precision).itemsize
+    return max(len(p) for p in series.facts.positions) * parts * window[0] * window[1] * itemsize
 
 
 def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int) -> int:
@@ -180,13 +203,15 @@ def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, seconds: float
     """Return the patterns per second of one rank for this job, measured on real patterns of one tilt."""
     engine = build_engine(job, build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask))
     state = start_state(job, setup, Box(0, setup.grid.shape[0], 0, setup.grid.shape[1]))
-    engine.prepare(state)
     scan = series.tilt(setup.i_tilt)
     indices = np.arange(min(32, scan.n_positions))
+    state.own = indices
+    engine.prepare(state)
     batch = Batch(indices=indices, patterns=scan.read(indices), n_global=len(indices))
-    engine.accumulate(engine.passes[0], state, batch)
+    exchange = make_exchange("replicated", SerialCommunicator(), setup.positions, setup.grid, setup.window)
+    visit(engine, state, batch, exchange.total)
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        engine.accumulate(engine.passes[0], state, batch)
+        visit(engine, state, batch, exchange.total)
         done += len(indices)
-    return done / (time.perf_counter() - started) / len(engine.passes)
+    return done / (time.perf_counter() - started)

@@ -22,6 +22,7 @@ from hpcrec.io.checkpoint import latest_good, save_checkpoint
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.exchange import Exchange, make_exchange
+from hpcrec.parallel.patterns import gather_patterns, hand_out_patterns
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.constrain import Constraints
 from hpcrec.run.job import Job
@@ -79,9 +80,8 @@ class TiltRun:
         self.exchange: Exchange = make_exchange(kind, group, setup.positions, grid, setup.window, margin)
         self.scan = scan = series.tilt(i_tilt)
         self.n_positions = scan.n_positions
-        self.reader = BatchReader(
-            scan, self.exchange.share(np.arange(scan.n_positions)), memory_limit=PATTERN_CACHE_BYTES
-        )
+        self.own = np.sort(self.exchange.share(np.arange(scan.n_positions)))
+        self.reader = BatchReader(scan, self.own, memory_limit=PATTERN_CACHE_BYTES)
         self.loss: list[float] = []
         self.data_error: list[float] = []
         self.state = self._start()
@@ -94,11 +94,18 @@ class TiltRun:
     def _start(self) -> PtychographyState:
         """Return the state of the last good checkpoint, or an empty object under the starting probe."""
         setup = self.setup
-        found = self.group.broadcast(latest_good(self.checkpoints, self.prefix) if self.group.rank == 0 else None)
+        found = latest_good(self.checkpoints, self.prefix) if self.group.rank == 0 else None
+        # What belongs to single patterns goes to their ranks only
+        waves = {k: found.arrays.pop(k) for k in sorted(found.arrays) if k.startswith("patterns:")} if found else {}
+        found, names = self.group.broadcast((found, list(waves)))
         if found is None:
             state = start_state(self.job, setup, self.exchange.held)
         else:
             state = self._resume(found.arrays, found.attributes)
+            for name in names:
+                values = hand_out_patterns(self.group, self.own, waves.get(name))
+                state.pattern_memory[name.removeprefix("patterns:")] = values
+        state.own = self.own
         self.engine.prepare(state)
         return state
 
@@ -126,6 +133,8 @@ class TiltRun:
         state = self.state
         arrays = {"obj": self.exchange.whole(state.obj)}
         arrays |= {f"object_memory:{k}": self.exchange.whole(v) for k, v in sorted(state.object_memory.items())}
+        for key, values in sorted(state.pattern_memory.items()):
+            arrays[f"patterns:{key}"] = gather_patterns(self.group, self.own, values)
         if self.group.rank == 0:
             arrays |= {"probe": state.probe, "positions": state.positions}
             arrays |= {"loss": np.array(self.loss), "data_error": np.array(self.data_error)}

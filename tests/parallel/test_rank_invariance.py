@@ -27,11 +27,11 @@ BATCH = 12
 
 
 @cache
-def problem(precision):
-    """Return model, starting probe and the patterns of a phase object of two slices under two modes."""
+def problem(precision, n_slices):
+    """Return model, starting probe and the patterns of a phase object of one or two slices under two modes."""
     model = PtychographyModel(SHAPE, SAMPLING, WAVELENGTH, 30.0, precision=precision)
     rng = np.random.default_rng(11)
-    phase = gaussian_filter(rng.standard_normal((2, *GRID.shape)), (0, 2, 2), mode="wrap")
+    phase = gaussian_filter(rng.standard_normal((n_slices, *GRID.shape)), (0, 2, 2), mode="wrap")
     probe = aberrated_probe(SHAPE, SAMPLING, WAVELENGTH, 0.022, {"C10": -60.0})
     probe = (orthogonal_start_modes(probe, 2, share=0.15) * 300.0).astype(model.dtype)
     truth = PtychographyState(
@@ -47,19 +47,21 @@ def problem(precision):
 
 def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, refine=(), **options):
     """Run sweeps as the run loop does; return rank 0's whole object, and every rank's probe, positions, errors."""
-    model, probe, patterns = problem(precision)
     cls = engine_class(engine_name)
+    n_slices, batch_size = 1 if cls.one_slice_only else 2, len(POSITIONS) if cls.full_batch else batch_size
+    model, probe, patterns = problem(precision, n_slices)
     chosen = [refinement_class(name) for name in refine]
     refinements = [c(model, c.Options(start_iteration=3, **LIMITS.get(n, {}))) for n, c in zip(refine, chosen)]
     engine = cls(model, cls.Options(**options), refinements)
     exchange = make_exchange(kind, comm, POSITIONS, GRID, SHAPE, MARGIN)
     state = PtychographyState(
-        obj=np.ones((2, *exchange.held.shape), model.dtype),
+        obj=np.ones((n_slices, *exchange.held.shape), model.dtype),
         probe=probe.copy(),
         positions=POSITIONS.copy(),
         grid=GRID,
         box=exchange.held,
     )
+    state.own = np.sort(exchange.share(np.arange(len(POSITIONS))))
     engine.prepare(state)
     errors = []
     for i in range(SWEEPS):
@@ -96,6 +98,10 @@ CASES = {
     "rpie": {"probe_start": 1},
     "mpie": {"probe_start": 1},
     "pie": {},
+    "dm": {"probe_start": 1},
+    "raar": {"probe_start": 1},
+    "er": {"probe_start": 1},
+    "relaxed_average": {"probe_start": 1},
 }
 
 

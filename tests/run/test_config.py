@@ -162,3 +162,12 @@ def test_changed_keys_name_old_and_new() -> None:
 def test_checking_needs_a_data_section() -> None:
     with pytest.raises(ConfigError, match="data.format: missing"):
         check_job({"version": 1, "name": "x"})
+
+
+@pytest.mark.parametrize("slices", ["3", "[1, 2]", "auto"])
+def test_projections_refuse_slices_and_small_batches(tmp_path: Path, slices: str) -> None:
+    overrides = [f"ptychography.slices={slices}", "ptychography.slice_thickness_angstrom=5", "ptychography.engine=raar"]
+    with pytest.raises(ConfigError, match="'raar' is made for one slice"):
+        load_job(write(tmp_path, GOOD), overrides)
+    with pytest.raises(ConfigError, match="'raar' takes all patterns at once; leave it at 0"):
+        load_job(write(tmp_path, GOOD), ["ptychography.engine=raar", "ptychography.batch_size=8"])

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hpcrec.data.dataset import TiltSeries
@@ -164,3 +165,13 @@ def test_speed_is_measured_and_tomography_counted(
 )
 def test_time_spans_are_said_as_a_person_would(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_exit_waves_count(tiny_job: Path, series: TiltSeries) -> None:
+    """36 waves of 32² complex64 pixels in two modes, and the patterns a second time; a group's first rank saves all."""
+    grid, names = large_grid(series, 100), ["probe.modes=2", "ptychography.engine="]
+    waves, patterns = 36 * 2 * 32**2 * 8, 36 * 32**2 * np.dtype(series.facts.dtype).itemsize
+    jobs = [job_with(tiny_job, names[0], names[1] + engine) for engine in ("gradient", "raar")]
+    for size, copies in ((1, 2.0), (3, 2 / 3 + 1)):
+        plain, more = (rank_memory(job, series, grid, size) for job in jobs)
+        assert more - plain == pytest.approx((copies * waves + patterns / size) / GIB)

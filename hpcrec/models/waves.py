@@ -1,0 +1,121 @@
+"""Exit waves of single patterns: what projections need beside gradients. Objects of one slice, plain NumPy.
+
+Waves are arrays (n, part, y, x), parts = (flight, object state, probe mode), in front of the detector's propagation.
+The loops over chunks of patterns are those of :mod:`hpcrec.models.multislice`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray, real_dtype
+from hpcrec.backend.fft import aligned_empty, fft2, ifft2, ifft2_inplace
+from hpcrec.geometry.tiles import Box
+from hpcrec.models import multislice
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.chain import Chain, ChainSums, good_pixels
+from hpcrec.models.detector import detected, weigh
+from hpcrec.models.partial import Field
+from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.operators.patches import add_patches
+
+
+def exit_waves(model: PtychographyModel, state: PtychographyState, indices: IntArray) -> ComplexArray:
+    """Return the modelled exit waves P_j O of the positions ``indices`` (n,)."""
+    chain, _ = model._chain(state, indices)
+    out = np.empty((len(indices), chain.n_parts, *model.shape), model.dtype)
+    for part, _, incoming, patches in _entering(chain):
+        out[part] = multislice._joined(incoming * patches)
+    return out
+
+
+def with_measured_moduli(
+    model: PtychographyModel, state: PtychographyState, batch: Batch, waves: ComplexArray, noise_share: float = 0.0
+) -> ComplexArray:
+    """Return the waves with their far fields scaled to the measured counts: Ψ ← Ψ √((I₀+ε)/(Î+ε)) on good pixels.
+
+    ε is the floor of the amplitude loss. The power bound (Giewekemeyer et al., Proc. Natl. Acad. Sci. 107, 529 (2010))
+    is p = ``noise_share`` · Σ min(I₀, ¼), the error that Poisson noise of the pattern leaves: where e = Σ(√Î − √I₀)²
+    over the good pixels is below p, the waves stay as they are; others take the share 1 − √(p/e) of the way.
+    """
+    chain, _ = model._chain(state, batch.indices)
+    chain = replace(chain, detector=replace(chain.detector, loss="amplitude"))
+    good, patterns = good_pixels(chain.detector, batch.patterns, batch.good), model.clean(batch)
+    unused = ChainSums(origin=(0, 0), obj=waves[:0], illumination=waves[:0].real, totals=np.zeros(3))
+    out = np.empty_like(waves)
+    for part in multislice._chunks(chain):
+        far = multislice._to_detector(chain, _aligned(waves[part]))
+        power = multislice._power(far)
+        of_part = multislice._good(good, part)
+        weight = weigh(chain, part, power, patterns[part], of_part, unused)
+        if noise_share > 0:
+            modelled = detected(chain, part, power)
+            weight *= _share_of_way(modelled, patterns[part], of_part, noise_share)[:, None, None]
+        far -= weight[:, None] * far
+        out[part] = multislice._from_detector(chain, far)
+    return out
+
+
+def overlap_object(
+    model: PtychographyModel, state: PtychographyState, indices: IntArray, waves: ComplexArray
+) -> tuple[Field, Field]:
+    """Return Σ P_j* (P_j O − ψ_j) and Σ|P_j|² on object pixels (state, y, x), for the waves ψ of ``indices``."""
+    chain, box = model._chain(state, indices)
+    shape, origin = (len(chain.obj), 1, *box.shape), _origin(state, box)
+    found, weight = np.zeros(shape, model.dtype), np.zeros(shape, real_dtype(model.dtype))
+    for part, _, incoming, patches in _entering(chain):
+        left = incoming * patches - waves[part].reshape(incoming.shape)
+        corners = (chain.corners[part] - origin).reshape(-1, 2)
+        for i in range(len(chain.obj)):
+            products = np.sum(incoming[:, :, i].conj() * left[:, :, i], axis=2)
+            add_patches(found[i], products.reshape(1, -1, *products.shape[-2:]), corners)
+            light = np.sum(np.abs(incoming[:, :, i]) ** 2, axis=2)
+            add_patches(weight[i], light.reshape(1, -1, *light.shape[-2:]), corners)
+    return Field(box, found[:, 0]), Field(box, weight[:, 0])
+
+
+def overlap_probe(
+    model: PtychographyModel, state: PtychographyState, indices: IntArray, waves: ComplexArray
+) -> tuple[ComplexArray, FloatArray]:
+    """Return Σ O* (P_j O − ψ_j), the sub-pixel shifts undone (mode, y, x), and Σ|O|² (y, x) over the windows."""
+    chain, _ = model._chain(state, indices)
+    found = np.zeros_like(chain.spectrum)
+    weight = np.zeros(model.shape, real_dtype(model.dtype))
+    share = weight.dtype.type(chain.share)
+    for part, ramps, incoming, patches in _entering(chain):
+        left = incoming * patches - waves[part].reshape(incoming.shape)
+        spectra = fft2(np.sum(patches.conj() * left, axis=2))
+        found += share * np.sum(ramps.conj()[:, :, None] * spectra, axis=(0, 1))
+        weight += share**2 * np.sum(np.abs(patches) ** 2, axis=(0, 1, 2, 3))
+    return ifft2(found), weight
+
+
+def _entering(chain: Chain) -> Iterator[tuple[slice, ComplexArray, ComplexArray, ComplexArray]]:
+    """Yield chunks: ramps (n, flight, y, x), incoming waves and windows (n, flight, state, mode or 1, y, x)."""
+    for part in multislice._chunks(chain):
+        ramps = multislice._ramps(chain, part)
+        entering = ramps[:, :, None, None] * multislice._spectra(chain, part)[:, None, None]
+        patches = multislice._patches(chain, chain.obj, chain.corners[part])[0]
+        yield part, ramps, ifft2_inplace(_aligned(entering)), patches
+
+
+def _aligned(waves: ComplexArray) -> ComplexArray:
+    copy = aligned_empty(waves.shape, waves.dtype)
+    copy[...] = waves
+    return copy
+
+
+def _origin(state: PtychographyState, box: Box) -> tuple[int, int]:
+    return box.y0 - state.box.y0, box.x0 - state.box.x0
+
+
+def _share_of_way(modelled: FloatArray, patterns: Array, good: BoolArray | None, noise_share: float) -> FloatArray:
+    """Return 1 − √(p/e) of each pattern (n,), 0 where e ≤ p."""
+    measured = np.asarray(patterns, modelled.dtype)
+    squares, noise = (np.sqrt(modelled) - np.sqrt(measured)) ** 2, np.minimum(measured, 0.25)
+    error, bound = (np.sum(v if good is None else v * good, axis=(1, 2), dtype=np.float64) for v in (squares, noise))
+    ratio = noise_share * bound / np.maximum(error, 1e-30)
+    return (1 - np.sqrt(np.minimum(ratio, 1))).astype(modelled.dtype)  # type: ignore[no-any-return]
