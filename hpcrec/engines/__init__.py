@@ -17,6 +17,8 @@ ENGINES = {
     "er": "hpcrec.engines.error_reduction:ErrorReduction",
     "relaxed_average": "hpcrec.engines.relaxed_average:RelaxedAverage",
     "lsqml": "hpcrec.engines.lsqml:LsqMl",
+    "cg": "hpcrec.engines.cg:ConjugateGradient",
+    "lbfgs": "hpcrec.engines.lbfgs:Lbfgs",
     "gradient": "hpcrec.engines.gradient:GradientEngine",
 }
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Partial, Total
 
+DONE = "done"
+
 
 class Engine(ABC):
     """An update rule for :class:`PtychographyState`.
@@ -15,26 +17,30 @@ class Engine(ABC):
     For each batch and each name in ``passes``, in order: every rank calls :meth:`accumulate` on its share, an exchange
     adds the partials, every rank calls :meth:`apply` with the same total. ``peaks[pass]`` names the fields whose
     global maximum the total must carry. ``accumulate`` is pure; ``apply`` alone changes the state and what the engine
-    keeps from pass to pass. It may name the pass that comes next instead, so that a search repeats until it has found;
-    :func:`visit` is that loop.
+    keeps from pass to pass. It may say which pass comes next, so that a search repeats until it has found, or that the
+    update is ``DONE``; :func:`visit` is that loop.
 
-    Each total of the last pass has the sums ``loss`` (the objective), ``error`` = Σ(|F| − √I)² and ``counts`` = ΣI,
-    each an array of shape (1,), float64, over the good pixels: ``data_error`` is error / counts.
+    In each update, the total of one pass at least has the sums ``loss`` (the objective), ``error`` = Σ(|F| − √I)² and
+    ``counts`` = ΣI, each an array of shape (1,), float64, over the good pixels: ``data_error`` is error / counts.
 
+    ``pixel_passes`` : passes that look at no pattern: their partials are sums over the pixels of ``state.core``
     ``default_batch_size`` : patterns in one update; 0: all
     ``full_batch`` : an update needs all patterns; a sweep is one update
     ``one_slice_only`` : objects of more slices are refused
     ``keeps_waves`` : the exit waves of all patterns are kept, twice during an update
     ``moves_probe`` : the probe is reconstructed too
+    ``extra_copies`` : arrays of the object's size beside object, gradient, weight, direction and one momentum
     """
 
     passes: tuple[str, ...] = ("update",)
+    pixel_passes: tuple[str, ...] = ()
     peaks: dict[str, tuple[str, ...]] = {}
     default_batch_size: int = 32
     full_batch: bool = False
     one_slice_only: bool = False
     keeps_waves: bool = False
     moves_probe: bool = True
+    extra_copies: int = 0
 
     @abstractmethod
     def prepare(self, state: PtychographyState) -> None:
@@ -46,7 +52,7 @@ class Engine(ABC):
 
     @abstractmethod
     def apply(self, name: str, state: PtychographyState, total: Total) -> str | None:
-        """Change the state by the total of pass ``name``; return the pass to come, None: the next of ``passes``."""
+        """Change the state by the total of pass ``name``; return the pass to come, DONE, or None: the next one."""
 
     @abstractmethod
     def finish_iteration(self, state: PtychographyState) -> None:
@@ -59,14 +65,14 @@ def visit(
     batch: Batch,
     exchange: Callable[[Partial, tuple[str, ...]], Total],
 ) -> Total:
-    """Run the passes of one batch, this rank's share of it; return the total of the last one.
+    """Run the passes of one batch, this rank's share of it; return the last total that tells the loss.
 
     ``exchange(partial, peaks)`` adds the partials of all ranks.
     """
-    name = engine.passes[0]
-    while True:
+    name, told = engine.passes[0], Total({}, {})
+    while name != DONE:
         total = exchange(engine.accumulate(name, state, batch), engine.peaks.get(name, ()))
-        chosen = engine.apply(name, state, total)
-        if chosen is None and name == engine.passes[-1]:
-            return total
-        name = chosen or engine.passes[engine.passes.index(name) + 1]
+        told = total if "loss" in total.sums else told
+        following = (*engine.passes, DONE)[engine.passes.index(name) + 1]
+        name = engine.apply(name, state, total) or following
+    return told

@@ -43,6 +43,7 @@ class Mpie(Engine):
 
     Options = MpieOptions
     default_batch_size = 8
+    extra_copies = 2
 
     def __init__(self, model: PtychographyModel, options: MpieOptions, refinements: Sequence[Refinement] = ()) -> None:
         self._model, self._options, self._refinements = model, options, refinements

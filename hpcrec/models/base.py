@@ -28,6 +28,7 @@ class PtychographyState:
     object_memory : arrays (slice, y, x) on ``box`` that an engine keeps between updates (momenta)
     memory : small arrays an engine keeps between updates; the same on all ranks
     pattern_memory : arrays (own position, …) that an engine keeps for each pattern of this rank
+    core : the pixels of ``box`` that this rank adds to sums over the object; None: all
     own : (n,) positions whose patterns this rank has, ascending; None: all
     """
 
@@ -42,6 +43,7 @@ class PtychographyState:
     object_memory: dict[str, Array] = field(default_factory=dict)
     memory: dict[str, Array] = field(default_factory=dict)
     pattern_memory: dict[str, Array] = field(default_factory=dict)
+    core: Box | None = None
     own: IntArray | None = None
 
     @property

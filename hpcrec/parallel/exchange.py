@@ -31,11 +31,13 @@ class Exchange(Protocol):
 
     Made by :func:`make_exchange` from ``(communicator, positions, grid, window, margin)``: all positions (n, 2) in Å
     of the tilt, the object's grid, the probe's window (ny, nx) in pixels and the halo margin in pixels, the same on
-    all ranks. All methods but :meth:`share` are collective over ``communicator``.
+    all ranks. All methods but :meth:`share` are collective over ``communicator``. The cores of all ranks, each within
+    the ``held`` box, are the whole grid, every pixel once.
     """
 
     communicator: Communicator
     held: Box
+    core: Box
 
     def share(self, indices: IntArray) -> IntArray:
         """Return those of ``indices`` that this rank processes, along the Hilbert curve; the owner never changes."""
@@ -141,6 +143,8 @@ class Replicated:
     ) -> None:
         self.communicator = communicator
         self.held = Box(0, grid.shape[0], 0, grid.shape[1])
+        rows = np.linspace(0, grid.shape[0], communicator.size + 1).astype(int).tolist()
+        self.core = Box(rows[communicator.rank], rows[communicator.rank + 1], 0, grid.shape[1])
         self._grid, self._window = grid, window
         self._ownership = Ownership(split_positions(positions, communicator.size), positions)
         self.update_positions(positions)

@@ -9,10 +9,12 @@ from dataclasses import field
 from typing import Any, Literal
 
 from hpcrec.analysis.atoms import AtomOptions
+from hpcrec.engines.cg import CgOptions
 from hpcrec.engines.difference_map import DifferenceMapOptions
 from hpcrec.engines.epie import EpieOptions
 from hpcrec.engines.fista import FistaOptions
 from hpcrec.engines.gradient import GradientOptions
+from hpcrec.engines.lbfgs import LbfgsOptions
 from hpcrec.engines.lsqml import LsqMlOptions
 from hpcrec.engines.mpie import MpieOptions
 from hpcrec.engines.pie import PieOptions
@@ -107,7 +109,9 @@ class PtychographySection:
     checkpoint_every : sweeps between checkpoints of a tilt
     """
 
-    engine: Literal["epie", "rpie", "mpie", "pie", "dm", "raar", "er", "relaxed_average", "lsqml", "gradient"] = "lsqml"
+    engine: Literal[
+        "epie", "rpie", "mpie", "pie", "dm", "raar", "er", "relaxed_average", "lsqml", "cg", "lbfgs", "gradient"
+    ] = "lsqml"
     iterations: int = 50
     batch_size: int = 0
     batch_kind: Literal["random", "compact"] = "random"
@@ -130,6 +134,8 @@ class PtychographySection:
     er: ProjectionOptions = field(default_factory=ProjectionOptions)
     relaxed_average: RelaxedAverageOptions = field(default_factory=RelaxedAverageOptions)
     lsqml: LsqMlOptions = field(default_factory=LsqMlOptions)
+    cg: CgOptions = field(default_factory=CgOptions)
+    lbfgs: LbfgsOptions = field(default_factory=LbfgsOptions)
     gradient: GradientOptions = field(default_factory=GradientOptions)
 
 

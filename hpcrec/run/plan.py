@@ -90,6 +90,9 @@ def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
     its object box) and the patterns of its share, in their own integer type, up to 2 GiB. Engines that take all
     patterns at once hold them a second time. Exit waves are there twice, and once more, all of them, on the rank that
     saves the checkpoints of a group.
+    its object box, and what some engines keep beside) and the patterns of its share, in their own integer type, up to
+    2 GiB. Engines that take all patterns at once hold them a second time. Exit waves are there twice, and once more,
+    all of them, on the rank that saves the checkpoints of a group.
     """
     slices = max(slice_count(job, i, float(a)) for i, a in enumerate(series.tilt_angles))
     itemsize = complex_dtype(job.ptychography.precision).itemsize
@@ -109,9 +112,9 @@ def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
         patterns += pattern * n_positions / size
     if engine.keeps_waves:
         patterns += waves_bytes(job, series) * (2 / size + (size > 1))
-    return float(
-        BASE_GIB + (OBJECT_COPIES * pixels * slices * job.ptychography.object_states * itemsize + patterns) / GIB
-    )
+    copies = OBJECT_COPIES + engine.extra_copies
+    copies += 2 * getattr(getattr(job.ptychography, job.ptychography.engine), "history", 0)
+    return float(BASE_GIB + (copies * pixels * slices * job.ptychography.object_states * itemsize + patterns) / GIB)
 
 
 def waves_bytes(job: Job, series: TiltSeries) -> int:

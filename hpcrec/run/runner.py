@@ -105,7 +105,7 @@ class TiltRun:
             for name in names:
                 values = hand_out_patterns(self.group, self.own, waves.get(name))
                 state.pattern_memory[name.removeprefix("patterns:")] = values
-        state.own = self.own
+        state.own, state.core = self.own, self.exchange.core
         self.engine.prepare(state)
         return state
 

@@ -99,6 +99,8 @@ class Split:
 
     def accumulate(self, name, state, batch):
         n = len(batch.indices)
+        if name in self.engine.pixel_passes:
+            return self.engine.accumulate(name, state, batch)
         cuts = (slice(5), slice(5, n), slice(n, n))
         shares = [Batch(batch.indices[i], batch.patterns[i], n_global=n) for i in cuts]
         parts = [self.engine.accumulate(name, state, share) for share in shares]

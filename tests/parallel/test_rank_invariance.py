@@ -61,6 +61,7 @@ def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, refine=(),
         grid=GRID,
         box=exchange.held,
     )
+    state.core = exchange.core
     state.own = np.sort(exchange.share(np.arange(len(POSITIONS))))
     engine.prepare(state)
     errors = []
@@ -102,6 +103,8 @@ CASES = {
     "raar": {"probe_start": 1},
     "er": {"probe_start": 1},
     "relaxed_average": {"probe_start": 1},
+    "cg": {"probe_start": 1},
+    "lbfgs": {"probe_start": 1},
 }
 
 
