@@ -12,6 +12,8 @@ ENGINES = {
     "rpie": "hpcrec.engines.rpie:Rpie",
     "mpie": "hpcrec.engines.mpie:Mpie",
     "pie": "hpcrec.engines.pie:Pie",
+    "three_pie": "hpcrec.engines.three_pie:ThreePie",
+    "wasp": "hpcrec.engines.wasp:Wasp",
     "dm": "hpcrec.engines.difference_map:DifferenceMap",
     "raar": "hpcrec.engines.raar:Raar",
     "er": "hpcrec.engines.error_reduction:ErrorReduction",

@@ -297,6 +297,8 @@ def _range_faults(job: Job) -> list[str]:
         ("ptychography.batch_size", p.batch_size, 0),
         ("ptychography.checkpoint_every", p.checkpoint_every, 1),
         ("ptychography.seed", p.seed, 0),
+        ("ptychography.wasp.groups", p.wasp.groups, 1),
+        ("ptychography.lbfgs.history", p.lbfgs.history, 1),
         ("ptychography.mpie.patterns_per_kick", p.mpie.patterns_per_kick, 1),
         ("probe.modes", probe.modes, 1),
         ("ptychography.object_states", p.object_states, 1),

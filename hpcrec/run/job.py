@@ -23,6 +23,8 @@ from hpcrec.engines.raar import RaarOptions
 from hpcrec.engines.relaxed_average import RelaxedAverageOptions
 from hpcrec.engines.resire import ResireOptions
 from hpcrec.engines.rpie import RpieOptions
+from hpcrec.engines.three_pie import ThreePieOptions
+from hpcrec.engines.wasp import WaspOptions
 from hpcrec.objectives.constraints import ConstraintOptions
 from hpcrec.objectives.depth import (
     DepthSmoothingOptions,
@@ -110,7 +112,20 @@ class PtychographySection:
     """
 
     engine: Literal[
-        "epie", "rpie", "mpie", "pie", "dm", "raar", "er", "relaxed_average", "lsqml", "cg", "lbfgs", "gradient"
+        "epie",
+        "rpie",
+        "mpie",
+        "pie",
+        "three_pie",
+        "wasp",
+        "dm",
+        "raar",
+        "er",
+        "relaxed_average",
+        "lsqml",
+        "cg",
+        "lbfgs",
+        "gradient",
     ] = "lsqml"
     iterations: int = 50
     batch_size: int = 0
@@ -129,6 +144,8 @@ class PtychographySection:
     rpie: RpieOptions = field(default_factory=RpieOptions)
     mpie: MpieOptions = field(default_factory=MpieOptions)
     pie: PieOptions = field(default_factory=PieOptions)
+    three_pie: ThreePieOptions = field(default_factory=ThreePieOptions)
+    wasp: WaspOptions = field(default_factory=WaspOptions)
     dm: DifferenceMapOptions = field(default_factory=DifferenceMapOptions)
     raar: RaarOptions = field(default_factory=RaarOptions)
     er: ProjectionOptions = field(default_factory=ProjectionOptions)

@@ -99,6 +99,8 @@ CASES = {
     "rpie": {"probe_start": 1},
     "mpie": {"probe_start": 1},
     "pie": {},
+    "three_pie": {"probe_start": 1, "wave_regularity": 0.5},
+    "wasp": {"probe_start": 1, "groups": 2},
     "dm": {"probe_start": 1},
     "raar": {"probe_start": 1},
     "er": {"probe_start": 1},
