@@ -95,6 +95,7 @@ CASES = {
     "gradient-adam": {"probe_start": 1, "method": "adam"},
     "lsqml": {"probe_start": 1},
     "lsqml-momentum": {"probe_start": 1, "momentum": 0.5},
+    "lsqml-compact": {"probe_start": 1, "momentum": 0.4, "object_update": "sweep"},
     "epie": {"probe_start": 1, "object_regularity": 0.5},
     "rpie": {"probe_start": 1},
     "mpie": {"probe_start": 1},
