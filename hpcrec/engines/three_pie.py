@@ -28,6 +28,7 @@ class ThreePieOptions(EpieOptions):
     wave_regularity : γ of their denominators (1−γ)|O|² + γ max|O|²
     """
 
+    object_step: float = 1.0
     wave_step: float = 1.0
     wave_regularity: float = 1.0
 

@@ -44,6 +44,7 @@ class Phantom:
         self.truth = self._state(np.exp(1j * phase).astype(dtype), probe.astype(dtype))
         self.start = self._state(np.ones_like(self.truth.obj), self.truth.probe.copy())
         self.patterns = self.model.simulate(self.truth, np.arange(len(self.positions)))
+        self.good = None
         if noise:
             self.patterns = rng.poisson(self.patterns).astype(np.uint16)
 
@@ -54,7 +55,8 @@ class Phantom:
         order = np.random.default_rng(seed).permutation(len(self.positions))
         for step, start in enumerate(range(0, len(order), size)):
             indices = order[start : start + size]
-            yield Batch(indices, self.patterns[indices], step=step, n_global=len(indices))
+            good = None if self.good is None else self.good[indices]
+            yield Batch(indices, self.patterns[indices], step=step, n_global=len(indices), good=good)
 
 
 def total_of(partial, peaks=()):

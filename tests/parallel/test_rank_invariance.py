@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from hpcrec.engines import engine_class
+from hpcrec.engines import ENGINES, engine_class
 from hpcrec.engines.base import visit
 from hpcrec.geometry.grid import object_grid
 from hpcrec.geometry.scan import raster_positions
@@ -117,9 +117,16 @@ REFINED_CASES = {
     "gradient-positions": {"probe_start": 1, "refine": ("positions",)},
     "lsqml-positions": {"probe_start": 1, "refine": ("positions", "affine")},
     "epie-annealing": {"probe_start": 1, "refine": ("annealing",)},
+    "raar-positions": {"probe_start": 1, "refine": ("positions", "intensity")},
+    "cg-positions": {"probe_start": 1, "refine": ("positions",)},
+    "wasp-tilt": {"probe_start": 1, "refine": ("tilt",)},
     "gradient-everything": {"probe_start": 1, "refine": tuple(REFINED)},
     "lsqml-everything": {"probe_start": 1, "refine": tuple(REFINED)},
 }
+
+
+def test_every_engine_is_compared():
+    assert {case.split("-")[0] for case in CASES} == set(ENGINES)
 
 
 def check(case, kind, size, precision, tolerance):
