@@ -94,12 +94,14 @@ def overlap_probe(
 
 
 def _entering(chain: Chain) -> Iterator[tuple[slice, ComplexArray, ComplexArray, ComplexArray]]:
-    """Yield chunks: ramps (n, flight, y, x), incoming waves and windows (n, flight, state, mode or 1, y, x)."""
+    """Yield chunks: ramps (n, flight, y, x), incoming waves (n, flight, state, mode, y, x), windows (…, 1, y, x)."""
     for part in multislice._chunks(chain):
         ramps = multislice._ramps(chain, part)
-        entering = ramps[:, :, None, None] * multislice._spectra(chain, part)[:, None, None]
         patches = multislice._patches(chain, chain.obj, chain.corners[part])[0]
-        yield part, ramps, ifft2_inplace(_aligned(entering)), patches
+        shape = (*patches.shape[:3], *chain.spectrum.shape)
+        wave = aligned_empty(shape, chain.spectrum.dtype)
+        wave[...] = ramps[:, :, None, None] * multislice._spectra(chain, part)[:, None, None]
+        yield part, ramps, ifft2_inplace(wave), patches
 
 
 def _aligned(waves: ComplexArray) -> ComplexArray:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 
 import pytest
 
+from hpcrec.engines import ENGINES, engine_class
 from hpcrec.errors import ConfigError
 from hpcrec.run.config import changed_keys, check_job, fingerprint, job_text, load_job, read_job_file
+from hpcrec.run.job import PtychographySection
 
 GOOD = """
 version = 1
@@ -171,3 +174,11 @@ def test_projections_refuse_slices_and_small_batches(tmp_path: Path, slices: str
         load_job(write(tmp_path, GOOD), overrides)
     with pytest.raises(ConfigError, match="'raar' takes all patterns at once; leave it at 0"):
         load_job(write(tmp_path, GOOD), ["ptychography.engine=raar", "ptychography.batch_size=8"])
+
+
+def test_every_engine_can_be_chosen() -> None:
+    """The key's choices are the table's, and each has a section of its own options."""
+    hints = typing.get_type_hints(PtychographySection)
+    assert set(typing.get_args(hints["engine"])) == set(ENGINES)
+    for name in ENGINES:
+        assert hints[name] is engine_class(name).Options

@@ -1,0 +1,126 @@
+"""Exit waves: their patterns are the model's, and the overlap's sums are gradients of a distance."""
+
+import numpy as np
+import pytest
+
+from hpcrec.geometry.grid import object_grid
+from hpcrec.geometry.tiles import Box
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.chain import Detector
+from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.models.waves import exit_waves, overlap_object, overlap_probe, with_measured_moduli
+from hpcrec.objectives.losses import AMPLITUDE_FLOOR
+
+SHAPE, SAMPLING = (12, 10), (0.4, 0.5)
+INDICES = np.array([3, 0, 5])
+
+
+def problem(n_states=1, flight=None, **detector):
+    """A model and a state of random values at sub-pixel positions under two modes."""
+    rng = np.random.default_rng(2)
+    model = PtychographyModel(
+        SHAPE, SAMPLING, 0.025, detector=Detector(**detector), flight=flight, precision="double", kernel="numpy"
+    )
+    positions = rng.uniform(0, 3, (6, 2))
+    grid = object_grid(positions, SHAPE, SAMPLING, 3)
+
+    def draw(*shape):
+        return rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
+
+    state = PtychographyState(
+        obj=draw(n_states, *grid.shape),
+        probe=draw(2, *SHAPE),
+        positions=positions,
+        grid=grid,
+        box=Box(0, grid.shape[0], 0, grid.shape[1]),
+        n_states=n_states,
+    )
+    return model, state, rng
+
+
+FLIGHT = np.array([[-0.2, 0.1], [0.2, -0.1]])
+CASES = pytest.mark.parametrize(("n_states", "flight"), [(1, None), (2, FLIGHT)])
+
+
+@CASES
+def test_waves_make_the_patterns(n_states, flight):
+    model, state, _ = problem(n_states, flight)
+    waves = exit_waves(model, state, INDICES)
+    assert waves.shape == (3, 2 * n_states * (1 if flight is None else 2), *SHAPE)
+    power = np.sum(np.abs(np.fft.fft2(waves, norm="ortho")) ** 2, axis=1)
+    np.testing.assert_allclose(power, model.simulate(state, INDICES), rtol=1e-10)
+
+
+@CASES
+def test_overlap_sums_are_gradients_of_the_distance(n_states, flight):
+    model, state, rng = problem(n_states, flight)
+    there = exit_waves(model, state, INDICES)
+    waves = there + rng.standard_normal(there.shape)
+    field, weight = overlap_object(model, state, INDICES, waves)
+    found, light = overlap_probe(model, state, INDICES, waves)
+    assert weight.values.shape == field.values.shape
+    assert light.shape == SHAPE
+
+    def distance():
+        return np.sum(np.abs(exit_waves(model, state, INDICES) - waves) ** 2)
+
+    index = (slice(None), *field.box.slices(state.box))
+    obj, probe, h = state.obj.copy(), state.probe.copy(), 1e-4
+    change = rng.standard_normal(field.values.shape) + 1j * rng.standard_normal(field.values.shape)
+    ends = []
+    for sign in (1, -1):
+        state.obj = obj.copy()
+        state.obj[index] += sign * h * change
+        ends.append(distance())
+    assert 2 * np.vdot(field.values, change).real == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-7)
+    # The second derivative along the object is twice the weight
+    state.obj = obj
+    curvature = (ends[0] + ends[1] - 2 * distance()) / h**2
+    # Rounding of 1e-16 over h²
+    assert 2 * np.sum(weight.values * np.abs(change) ** 2) == pytest.approx(curvature, rel=1e-4)
+    change = rng.standard_normal(probe.shape) + 1j * rng.standard_normal(probe.shape)
+    ends = []
+    for sign in (1, -1):
+        state.probe = probe + sign * h * change
+        ends.append(distance())
+    assert 2 * np.vdot(found, change).real == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-7)
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_moduli_become_the_measured_ones(near):
+    phase = np.exp(1j * np.random.default_rng(1).uniform(0, 6, SHAPE)) if near else None
+    mask = np.ones(SHAPE, bool)
+    mask[3, 4:7] = False
+    model, state, rng = problem(mask=mask, propagator=phase)
+    patterns = rng.uniform(50, 100, (3, *SHAPE))
+    patterns[:, ~mask] = np.nan
+    waves = exit_waves(model, state, INDICES)
+    found = with_measured_moduli(model, state, Batch(INDICES, patterns), waves)
+
+    def power(values):
+        far = np.fft.fft2(values, norm="ortho")
+        return np.sum(np.abs(far if phase is None else np.fft.ifft2(far * phase, norm="ortho")) ** 2, axis=1)
+
+    # The floor stands in both
+    before = power(waves)[:, mask]
+    wanted = before * (patterns[:, mask] + AMPLITUDE_FLOOR) / (before + AMPLITUDE_FLOOR)
+    np.testing.assert_allclose(power(found)[:, mask], wanted, rtol=1e-9)
+    np.testing.assert_allclose(power(found)[:, ~mask], power(waves)[:, ~mask], rtol=1e-10)
+
+
+def test_patterns_within_the_noise_stay():
+    """One pattern fits better than its noise, one is far off and goes 1 − √(p/e) of the way."""
+    model, state, rng = problem()
+    waves = exit_waves(model, state, INDICES)
+    power = model.simulate(state, INDICES)
+    patterns = power.copy()
+    patterns[0] += 0.3 * np.sqrt(power[0]) * rng.standard_normal(SHAPE)
+    patterns[1] *= 9
+    patterns = np.maximum(patterns, 0)
+    found = with_measured_moduli(model, state, Batch(INDICES, patterns), waves, 1.0)
+    # There and back through the far field
+    np.testing.assert_allclose(found[[0, 2]], waves[[0, 2]], atol=1e-12)
+    whole = with_measured_moduli(model, state, Batch(INDICES, patterns), waves)
+    error = np.sum((np.sqrt(power[1]) - np.sqrt(patterns[1])) ** 2)
+    share = 1 - np.sqrt(np.sum(np.minimum(patterns[1], 0.25)) / error)
+    np.testing.assert_allclose(found[1] - waves[1], share * (whole[1] - waves[1]), atol=1e-9)
