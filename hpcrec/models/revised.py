@@ -58,7 +58,7 @@ def revised_gradients(
 def _carry_back(
     chain: Chain, part: slice, waves: multislice._Waves, sums: ChainSums, step: float, regularity: float
 ) -> None:
-    g = multislice._from_detector(chain, waves.far.reshape(waves.incoming[0].shape))
+    g = multislice._from_detector(chain, waves.ramps, waves.far.reshape(waves.incoming[0].shape))
     corners = (chain.corners[part] - sums.origin).reshape(-1, 2)
     for s in reversed(range(len(waves.incoming))):
         wave, patch = waves.incoming[s], waves.patches[s]

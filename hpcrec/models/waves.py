@@ -47,7 +47,9 @@ def with_measured_moduli(
     unused = ChainSums(origin=(0, 0), obj=waves[:0], illumination=waves[:0].real, totals=np.zeros(3))
     out = np.empty_like(waves)
     for part in multislice._chunks(chain):
-        far = multislice._to_detector(chain, _aligned(waves[part]))
+        ramps, n = multislice._ramps(chain, part), len(waves[part])
+        shape = (n, chain.corners.shape[1], len(chain.obj), *chain.spectrum.shape)
+        far = multislice._joined(multislice._to_detector(chain, ramps, _aligned(waves[part]).reshape(shape)))
         power = multislice._power(far)
         of_part = multislice._good(good, part)
         weight = weigh(chain, part, power, patterns[part], of_part, unused)
@@ -55,7 +57,7 @@ def with_measured_moduli(
             modelled = detected(chain, part, power)
             weight *= _share_of_way(modelled, patterns[part], of_part, noise_share)[:, None, None]
         far -= weight[:, None] * far
-        out[part] = multislice._from_detector(chain, far)
+        out[part] = multislice._joined(multislice._from_detector(chain, ramps, far.reshape(shape)))
     return out
 
 

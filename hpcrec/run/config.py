@@ -248,6 +248,12 @@ def _engine_faults(job: Job) -> list[str]:
         )
     if engine.full_batch and p.batch_size:
         faults.append(f"ptychography.batch_size: the engine {p.engine!r} takes all patterns at once; leave it at 0")
+    if engine.keeps_waves:
+        faults += [
+            f"constraints.{name}: the exit waves of the engine {p.engine!r} would not follow; leave it out"
+            for name in ("centre", "ramp")
+            if getattr(job.constraints, name) is not None
+        ]
     return faults
 
 

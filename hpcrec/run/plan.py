@@ -85,14 +85,9 @@ def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
     """Return the GiB that a rank of a group of ``size`` needs at most: object copies, patterns in memory, a constant.
 
     A rank keeps the object, its gradient, weight, direction, momentum and exchange buffers (at most seven copies of
-    its object box) and the patterns of its share, in their own integer type, up to 2 GiB. What constraints need on the
-    first rank is counted for all.
-    its object box) and the patterns of its share, in their own integer type, up to 2 GiB. Engines that take all
-    patterns at once hold them a second time. Exit waves are there twice, and once more, all of them, on the rank that
-    saves the checkpoints of a group.
     its object box, and what some engines keep beside) and the patterns of its share, in their own integer type, up to
-    2 GiB. Engines that take all patterns at once hold them a second time. Exit waves are there twice, and once more,
-    all of them, on the rank that saves the checkpoints of a group.
+    2 GiB. Engines that take all patterns at once hold them a second time. What constraints need on the first rank is
+    counted for all; so are exit waves, which are there twice, and once more where a group's checkpoints are gathered.
     """
     slices = max(slice_count(job, i, float(a)) for i, a in enumerate(series.tilt_angles))
     itemsize = complex_dtype(job.ptychography.precision).itemsize
@@ -105,16 +100,14 @@ def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
     n_positions = max(len(p) for p in series.facts.positions)
     pattern = series.pattern_shape[0] * series.pattern_shape[1] * np.dtype(series.facts.dtype).itemsize
     patterns = min(pattern * n_positions / size, PATTERN_CACHE_BYTES)
-    copies = OBJECT_COPIES * pixels + whole_copies(job) * whole
-    return float(BASE_GIB + (copies * slices * job.ptychography.object_states * itemsize + patterns) / GIB)
     engine = engine_class(job.ptychography.engine)
     if engine.full_batch:
         patterns += pattern * n_positions / size
     if engine.keeps_waves:
         patterns += waves_bytes(job, series) * (2 / size + (size > 1))
-    copies = OBJECT_COPIES + engine.extra_copies
-    copies += 2 * getattr(getattr(job.ptychography, job.ptychography.engine), "history", 0)
-    return float(BASE_GIB + (copies * pixels * slices * job.ptychography.object_states * itemsize + patterns) / GIB)
+    history = getattr(getattr(job.ptychography, job.ptychography.engine), "history", 0)
+    copies = (OBJECT_COPIES + engine.extra_copies + 2 * history) * pixels + whole_copies(job) * whole
+    return float(BASE_GIB + (copies * slices * job.ptychography.object_states * itemsize + patterns) / GIB)
 
 
 def waves_bytes(job: Job, series: TiltSeries) -> int:
