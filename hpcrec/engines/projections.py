@@ -113,7 +113,7 @@ class ProjectionEngine(Engine):
         for rows, waves in self._pending:
             state.pattern_memory["waves"][rows] = waves
         self._turns, self._pending = 0, []
-        change_refined(state, total, self._refinements)
+        self._refine(state, total)
         return None
 
     def finish_iteration(self, state: PtychographyState) -> None:
@@ -125,6 +125,19 @@ class ProjectionEngine(Engine):
             for part in range(0, len(by_mode), _CHUNK):
                 by_mode[part : part + _CHUNK] = np.einsum("kl,nlyx->nkyx", rotation, by_mode[part : part + _CHUNK])
         finish_sweep(state, self._options, self._refinements)
+
+    def _refine(self, state: PtychographyState, total: Total) -> None:
+        """Let refinements take their steps; waves go along with windows that move."""
+        before = state.positions.copy()
+        change_refined(state, total, self._refinements)
+        after, waves, own = state.positions, state.pattern_memory["waves"], state.own_positions
+        moved = np.flatnonzero((after != before)[own].any(axis=1))
+        for start in range(0, len(moved), _CHUNK):
+            rows = moved[start : start + _CHUNK]
+            state.positions = before
+            old = exit_waves(self._model, state, own[rows])
+            state.positions = after
+            waves[rows] += exit_waves(self._model, state, own[rows]) - old
 
     def _stepped(self, state: PtychographyState, batch: Batch) -> ComplexArray:
         a, b, c = self.numbers()

@@ -18,7 +18,7 @@ PROBE = pytest.mark.parametrize("name", [n for n in ENGINES if engine_class(n).m
 
 
 # How many times more sweeps than the others these need
-SLOWER = {"relaxed_average": 4}
+SLOWER = {"relaxed_average": 3}
 
 
 def noise_free(name):

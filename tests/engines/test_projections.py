@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-from phantom import SHAPE, Phantom, phase_error, reconstruct, sweep
+from phantom import SHAPE, Phantom, phase_error, reconstruct, sweep, total_of
 
 from hpcrec.engines import engine_class
+from hpcrec.models.base import Batch
+from hpcrec.models.waves import exit_waves
 from hpcrec.objectives.losses import AMPLITUDE_FLOOR
 
 BETA = 0.7
@@ -129,6 +131,47 @@ def test_noise_is_left_alone():
         found.append((errors[-1], phase_error(state.obj, phantom.truth.obj)))
     assert found[1][0] < 0.5 * found[0][0]
     assert found[1][1] < 0.5 * found[0][1]
+
+
+class Move:
+    """A refinement that moves every other position by two pixels and a bit."""
+
+    wanted = ()
+
+    def prepare(self, state):
+        pass
+
+    def due(self, state):
+        return True
+
+    def collect(self, state, batch, gradients):
+        return {}
+
+    def apply(self, state, sums):
+        state.positions = state.positions.copy()
+        state.positions[::2] += 0.9
+
+    def finish(self, state):
+        pass
+
+
+def test_waves_go_along_with_windows_that_move():
+    """What tells a wave from the model's stays as it was."""
+    phantom = Phantom(precision="double")
+    state, cls = phantom.start, engine_class("raar")
+    engine = cls(phantom.model, cls.Options(**PURE), [Move()])
+    own = np.arange(30)
+    state.positions, state.own, phantom.patterns = state.positions[:30], own, phantom.patterns[:30]
+    engine.prepare(state)
+    batch = Batch(own, phantom.patterns, n_global=30)
+    for name in ("object", "waves"):
+        partial = engine.accumulate(name, state, batch)
+        waves = [w for _, w in engine._pending]
+        before = np.concatenate(waves) - exit_waves(phantom.model, state, own) if waves else None
+        engine.apply(name, state, total_of(partial, engine.peaks.get(name, ())))
+    assert np.abs(before).max() > 1
+    after = state.pattern_memory["waves"] - exit_waves(phantom.model, state, own)
+    np.testing.assert_allclose(after, before, atol=1e-9 * np.abs(before).max())
 
 
 def test_the_probe_turns_with_the_object_until_it_rests():

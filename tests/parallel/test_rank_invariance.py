@@ -117,7 +117,7 @@ REFINED_CASES = {
     "gradient-positions": {"probe_start": 1, "refine": ("positions",)},
     "lsqml-positions": {"probe_start": 1, "refine": ("positions", "affine")},
     "epie-annealing": {"probe_start": 1, "refine": ("annealing",)},
-    "raar-positions": {"probe_start": 1, "refine": ("positions", "intensity")},
+    "raar-positions": {"probe_start": 1, "noise_share": 0.0, "refine": ("positions", "intensity")},
     "cg-positions": {"probe_start": 1, "refine": ("positions",)},
     "wasp-tilt": {"probe_start": 1, "refine": ("tilt",)},
     "gradient-everything": {"probe_start": 1, "refine": tuple(REFINED)},
