@@ -42,7 +42,7 @@ class SweepObject:
         state.object_memory["sum_weight"][index] += total.fields["illumination"].values
         seen, least = state.memory["sweep_sums"].tolist()
         state.memory["sweep_sums"] = np.array([seen + n_patterns, min(least, step)])
-        return bool(seen + n_patterns >= len(state.positions))
+        return bool(seen + n_patterns >= state.n_visited)
 
     def weights(self, state: PtychographyState) -> Partial:
         """Return the summed weight on this rank's core: the exchange finds its peak."""

@@ -55,7 +55,8 @@ class ProjectionEngine(Engine):
     Qψ = P O is the projection on the overlap: O = (ΣP*ψ + κ O)/(Σ|P|² + κ) and P = (ΣO*ψ + κ P)/(Σ|O|² + κ) in turns
     (Thibault et al., Ultramicroscopy 109, 338 (2009)). A scales far fields to the measured moduli, all modes by one
     factor; see :func:`hpcrec.models.waves.with_measured_moduli`. The exit waves of a rank's own patterns stand in
-    ``state.pattern_memory["waves"]``. Every sweep is one step over all patterns, for objects of one slice.
+    ``state.pattern_memory["waves"]`` and begin as PO, so that the first sweep moves them alone. Every sweep is one step
+    over all patterns, for objects of one slice.
     """
 
     Options: type[ProjectionOptions] = ProjectionOptions

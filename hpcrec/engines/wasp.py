@@ -102,7 +102,7 @@ class Wasp(Engine):
 
     def _group(self, state: PtychographyState) -> int:
         """Return the group that the next pattern belongs to; the last one lasts to the end of the sweep."""
-        share = float(state.memory["patterns_seen"][0]) / len(state.positions)
+        share = float(state.memory["patterns_seen"][0]) / state.n_visited
         return min(int(share * self._options.groups + 1e-9), self._options.groups - 1)
 
     def _collect(self, state: PtychographyState, total: Total) -> None:

@@ -29,6 +29,7 @@ class PtychographyState:
     memory : small arrays an engine keeps between updates; the same on all ranks
     pattern_memory : arrays (own position, …) that an engine keeps for each pattern of this rank
     core : the pixels of ``box`` that this rank adds to sums over the object; None: all
+    visited : patterns of a sweep, where some positions are left out; None: all
     own : (n,) positions whose patterns this rank has, ascending; None: all
     """
 
@@ -44,7 +45,13 @@ class PtychographyState:
     memory: dict[str, Array] = field(default_factory=dict)
     pattern_memory: dict[str, Array] = field(default_factory=dict)
     core: Box | None = None
+    visited: int | None = None
     own: IntArray | None = None
+
+    @property
+    def n_visited(self) -> int:
+        """Number of patterns of a sweep."""
+        return len(self.positions) if self.visited is None else self.visited
 
     @property
     def own_positions(self) -> IntArray:

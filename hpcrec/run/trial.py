@@ -9,6 +9,7 @@ import numpy as np
 from hpcrec.backend.array import FloatArray, IntArray
 from hpcrec.data.batches import global_batches
 from hpcrec.data.dataset import TiltSeries
+from hpcrec.engines.base import visit
 from hpcrec.errors import DivergedError
 from hpcrec.geometry.grid import object_grid
 from hpcrec.models.base import Batch, PtychographyState
@@ -61,20 +62,18 @@ def try_job(job: Job, series: TiltSeries, i_tilt: int, subset: IntArray, held: I
     engine = build_engine(job, model)
     exchange = make_exchange("replicated", SerialCommunicator(), positions, grid, setup.window)
     state = start_state(job, setup, exchange.held)
-    engine.prepare(state)
     shown = np.setdiff1d(np.arange(len(subset)), held)
+    state.visited = len(shown)
+    engine.prepare(state)
     error = 0.0
     for iteration in range(job.ptychography.iterations):
         sums = np.zeros(2)
-        picks = global_batches(
-            len(shown), batch_size(job), seed=job.ptychography.seed, tilt=setup.number, iteration=iteration
-        )
+        size, seed = batch_size(job, len(shown)), job.ptychography.seed
+        picks = global_batches(len(shown), size, seed=seed, tilt=setup.number, iteration=iteration)
         for step, pick in enumerate(picks):
             indices = shown[pick]
             batch = Batch(indices=indices, patterns=patterns[indices], step=step, n_global=len(indices))
-            for name in engine.passes:
-                total = exchange.total(engine.accumulate(name, state, batch), engine.peaks.get(name, ()))
-                engine.apply(name, state, total)
+            total = visit(engine, state, batch, exchange.total)
             sums += [float(total.sums[name][0]) for name in ("error", "counts")]
         engine.finish_iteration(state)
         error = float(sums[0] / sums[1])

@@ -20,6 +20,7 @@ from hpcrec.run.job import Job
 from hpcrec.run.runner import TiltRun
 from hpcrec.run.start import common_grid
 from hpcrec.run.tilts import reconstruct_tilts, unfinished_tilts
+from hpcrec.run.trial import held_out, try_job
 
 REFINE_ALL = [f"refine.{name}.start_iteration=1" for name in REFINEMENTS]
 THREE_SLICES = ["ptychography.slices=3", "ptychography.slice_thickness_angstrom=4"]
@@ -111,6 +112,18 @@ def test_a_resumed_tilt_equals_an_uninterrupted_one(
     assert again.refined.keys() == whole.refined.keys()
     for name, values in whole.refined.items():
         np.testing.assert_array_equal(again.refined[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize(("engine", "more"), [*((name, ()) for name in ENGINES), ("lsqml", COMPACT)])
+def test_a_trial_reconstructs_without_the_patterns_held_out(tiny_job: Path, engine: str, more: tuple[str, ...]) -> None:
+    """A sweep is complete when all patterns shown have been seen: the object moves, and explains the others better."""
+    job, _ = load_job(tiny_job, [f"ptychography.engine={engine}", "ptychography.iterations=2", *more])
+    longer = dataclasses.replace(job, ptychography=dataclasses.replace(job.ptychography, iterations=6))
+    with open_series(job.data) as series:
+        short, long = (try_job(j, series, 1, np.arange(36), held_out(36)) for j in (job, longer))
+    assert np.ptp(short.phase) > 0
+    assert long.data_error < short.data_error
+    assert long.held_error < short.held_error
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2)])
