@@ -38,7 +38,7 @@ distance_angstrom = 3.638e7
 def test_the_near_fields_axes_are_found(tmp_path):
     """Columns as stored are (x, y, z): the doctor must swap them, and neither sign. Wrong axes err twice as much."""
     job = tmp_path / "petra.toml"
-    job.write_text(JOB.format(path=NEAR_FIELD))
+    job.write_text(JOB.format(path=NEAR_FIELD.resolve()))
     found = examine(read_job_file(job, ["data.flip_position_x=true"]), n_positions=120, iterations=6)
     assert found.sure == "certain"
     assert found.lead.ratio > 1.5
