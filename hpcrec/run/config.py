@@ -27,7 +27,7 @@ from hpcrec.run.job import BeamSection, Job
 T = TypeVar("T")
 PATH_KEYS = {("data", "path"), ("analysis", "reference")}
 STAGE_SECTIONS = {
-    "ptychography": ("data", "beam", "probe", "detector", "ptychography", "refine", "constraints"),
+    "ptychography": ("data", "beam", "probe", "detector", "ptychography", "refine", "constraints", "quality"),
     "tomography": ("tomography",),
     "analysis": ("analysis",),
 }
@@ -232,6 +232,7 @@ def _cross_checks(job: Job) -> list[str]:
     faults.extend(_detector_faults(job))
     faults.extend(_refine_faults(job))
     faults.extend(constraint_faults(job))
+    faults.extend(_quality_faults(job))
     if job.analysis and not job.tomography:
         faults.append("analysis: needs a [tomography] section, whose volume it measures")
     return faults
@@ -293,6 +294,19 @@ def _refine_faults(job: Job) -> list[str]:
         if options is not None and options.start_iteration < 0:
             faults.append(f"refine.{field.name}.start_iteration: must be 0 or more")
     return faults
+
+
+def _quality_faults(job: Job) -> list[str]:
+    """Return limits of figures that are not measured, and shares that make no sense."""
+    quality, faults = job.quality, []
+    if not 0 <= quality.hold_out <= 0.2:
+        faults.append(f"quality.hold_out: must lie between 0 and 0.2, got {quality.hold_out:g}")
+    if quality.max_held_out_error is not None and not quality.hold_out:
+        faults.append("quality.max_held_out_error: no pattern is held out; set quality.hold_out, for example to 0.02")
+    if quality.max_resolution_angstrom is not None and not quality.frc:
+        faults.append("quality.max_resolution_angstrom: needs quality.frc = true")
+    limits = {f.name: getattr(quality, f.name) for f in dataclasses.fields(quality) if f.name.startswith("max_")}
+    return faults + [f"quality.{k}: must be positive, got {v:g}" for k, v in limits.items() if v is not None and v <= 0]
 
 
 def _range_faults(job: Job) -> list[str]:
@@ -363,8 +377,13 @@ def fingerprint(raw: Mapping[str, Any], stage: str) -> str:
         names.extend(sections)
         if name == stage:
             break
-    content = {name: raw.get(name) for name in names}
+    content = {name: _without_limits(raw.get(name)) if name == "quality" else raw.get(name) for name in names}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_limits(quality: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Leave out what judges results and changes none."""
+    return {key: value for key, value in (quality or {}).items() if not key.startswith("max_")}
 
 
 def changed_keys(old: Any, new: Any, where: str = "") -> list[str]:

@@ -299,6 +299,32 @@ class TomographySection:
 
 
 @options
+class QualitySection:
+    """What is measured of each tilt's ptychography, and the limits that a good run keeps.
+
+    A broken limit ends the command with its own exit code, after everything is done and written.
+
+    hold_out : share of the patterns that no update uses, evenly spread inside the scan; their error shows overfitting,
+        chooses parameters and stops early. Their positions and factors are not refined
+    frc : also reconstruct two half scans, for the Fourier ring correlation of each tilt; doubles the work
+    max_data_error, max_held_out_error : Σ(√Î − √I)²/ΣI of the patterns used, and of those held out
+    max_r_factor : Σ|√I − √Î|/Σ√I of the patterns used
+    max_deviance : Poisson deviance per good pixel of the patterns used
+    max_drift_angstrom : rms distance of refined positions from the given ones
+    max_resolution_angstrom : half-bit resolution of the ring correlation; finer is good
+    """
+
+    hold_out: float = 0.0
+    frc: bool = False
+    max_data_error: float | None = None
+    max_held_out_error: float | None = None
+    max_r_factor: float | None = None
+    max_deviance: float | None = None
+    max_drift_angstrom: float | None = None
+    max_resolution_angstrom: float | None = None
+
+
+@options
 class AnalysisSection:
     """What is measured in the volume.
 
@@ -330,5 +356,6 @@ class Job:
     refine: RefineSection = field(default_factory=RefineSection)
     constraints: ConstraintSection = field(default_factory=ConstraintSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
+    quality: QualitySection = field(default_factory=QualitySection)
     tomography: TomographySection | None = None
     analysis: AnalysisSection | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray
 from hpcrec.data.batches import BatchReader, global_batches
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.engines import engine_class
@@ -23,6 +23,7 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.exchange import Exchange, make_exchange
 from hpcrec.parallel.patterns import gather_patterns, hand_out_patterns
+from hpcrec.run.assess import Assessor, held_out
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.constrain import Constraints
 from hpcrec.run.job import Job
@@ -36,7 +37,9 @@ class TiltOutcome:
     """One reconstructed tilt, complete on the group's first rank.
 
     obj (slice, y, x) and illumination (y, x) on ``grid``; probe (mode, y, x); positions (position, 2) Å;
-    loss and data_error, one number a sweep; ``seconds`` of this attempt.
+    loss and data_error, one number a sweep, held_out_error too where patterns (``held_out``, their indices) are;
+    ``patterns`` (position, column) the figures of each pattern, see ``analysis/patterns.py``; ``seconds`` of this
+    attempt.
     """
 
     setup: TiltSetup
@@ -47,6 +50,10 @@ class TiltOutcome:
     refined: dict[str, Array]
     loss: FloatArray
     data_error: FloatArray
+    held_out: IntArray
+    held_out_error: FloatArray
+    patterns: FloatArray
+    stopped_early: bool
     seconds: float
     peak_memory_gib: float
 
@@ -80,10 +87,17 @@ class TiltRun:
         self.exchange: Exchange = make_exchange(kind, group, setup.positions, grid, setup.window, margin)
         self.scan = scan = series.tilt(i_tilt)
         self.n_positions = scan.n_positions
-        self.own = np.sort(self.exchange.share(np.arange(scan.n_positions)))
-        self.reader = BatchReader(scan, self.own, memory_limit=PATTERN_CACHE_BYTES)
+        mine = self.exchange.share(np.arange(scan.n_positions))
+        self.reader = BatchReader(scan, mine, memory_limit=PATTERN_CACHE_BYTES)
+        self.held_out = held_out(job.quality, setup)
+        self.used = np.setdiff1d(np.arange(scan.n_positions), self.held_out)
+        self.own = np.intersect1d(mine, self.used)
+        # Arrays of single patterns go by their places among the used ones
+        self.places = np.searchsorted(self.used, self.own)
+        self.assessor = Assessor(self.model, self.reader, self.exchange)
         self.loss: list[float] = []
         self.data_error: list[float] = []
+        self.held_out_error: list[float] = []
         self.state = self._start()
 
     @property
@@ -103,14 +117,15 @@ class TiltRun:
         else:
             state = self._resume(found.arrays, found.attributes)
             for name in names:
-                values = hand_out_patterns(self.group, self.own, waves.get(name))
+                values = hand_out_patterns(self.group, self.places, waves.get(name))
                 state.pattern_memory[name.removeprefix("patterns:")] = values
-        state.own, state.core = self.own, self.exchange.core
+        state.own, state.core, state.visited = self.own, self.exchange.core, len(self.used)
         self.engine.prepare(state)
         return state
 
     def _resume(self, arrays: dict[str, Array], attributes: dict[str, Any]) -> PtychographyState:
         self.loss, self.data_error = list(arrays["loss"]), list(arrays["data_error"])
+        self.held_out_error = list(arrays["held_out_error"])
 
         def group(name: str) -> dict[str, Array]:
             return {k.removeprefix(name): v for k, v in arrays.items() if k.startswith(name)}
@@ -134,10 +149,10 @@ class TiltRun:
         arrays = {"obj": self.exchange.whole(state.obj)}
         arrays |= {f"object_memory:{k}": self.exchange.whole(v) for k, v in sorted(state.object_memory.items())}
         for key, values in sorted(state.pattern_memory.items()):
-            arrays[f"patterns:{key}"] = gather_patterns(self.group, self.own, values)
+            arrays[f"patterns:{key}"] = gather_patterns(self.group, self.places, values)
         if self.group.rank == 0:
             arrays |= {"probe": state.probe, "positions": state.positions}
-            arrays |= {"loss": np.array(self.loss), "data_error": np.array(self.data_error)}
+            arrays |= {name: np.array(getattr(self, name)) for name in ("loss", "data_error", "held_out_error")}
             arrays |= {f"memory:{k}": v for k, v in state.memory.items()}
             arrays |= {f"refined:{k}": v for k, v in state.refined.items()}
             path = self.checkpoints / f"{self.prefix}_{state.iteration:06d}.h5"
@@ -148,14 +163,15 @@ class TiltRun:
         job = self.job.ptychography
         sums = np.zeros(3)
         batches = global_batches(
-            self.n_positions,
-            batch_size(self.job, self.n_positions),
+            len(self.used),
+            batch_size(self.job, len(self.used)),
             seed=job.seed,
             tilt=self.setup.number,
             iteration=self.state.iteration,
             kind=job.batch_kind,
-            order=hilbert_order(self.setup.positions) if job.batch_kind == "compact" else None,
+            order=hilbert_order(self.setup.positions[self.used]) if job.batch_kind == "compact" else None,
         )
+        batches = [self.used[indices] for indices in batches]
         shares = [self.exchange.share(indices) for indices in batches]
         for step, (own, patterns) in enumerate(zip(shares, self.reader.iterate(shares))):
             good = self.scan.read_good(own)
@@ -173,6 +189,8 @@ class TiltRun:
         self.constraints.apply(self.state, self.exchange)
         self.loss.append(float(sums[0]))
         self.data_error.append(float(sums[1] / sums[2]))
+        if len(self.held_out):
+            self.held_out_error.append(self.assessor.quality(self.state, self.held_out).data_error)
 
     def run(self) -> TiltOutcome | None:
         """Sweep until done, with checkpoints; return the outcome on the group's first rank, None elsewhere."""
@@ -192,6 +210,7 @@ class TiltRun:
                     "iteration": self.state.iteration,
                     "loss": self.loss[-1],
                     "data_error": self.data_error[-1],
+                    **({"held_out_error": self.held_out_error[-1]} if self.held_out_error else {}),
                     "seconds": seconds,
                     "patterns_per_s": self.n_positions / seconds,
                 }
@@ -209,6 +228,7 @@ class TiltRun:
             self.report(event)
 
     def _outcome(self, seconds: float, sweeps: int) -> TiltOutcome | None:
+        patterns = self.assessor.table(self.state, np.arange(self.n_positions))
         obj = self.exchange.whole(self.state.obj)
         memory = self.group.gather(peak_memory_gib())
         if obj is None or memory is None:
@@ -236,6 +256,10 @@ class TiltRun:
             refined=dict(self.state.refined),
             loss=np.array(self.loss),
             data_error=np.array(self.data_error),
+            held_out=self.held_out,
+            held_out_error=np.array(self.held_out_error),
+            patterns=patterns,
+            stopped_early=len(self.loss) < self.job.ptychography.iterations,
             seconds=seconds,
             peak_memory_gib=max(memory),
         )

@@ -20,6 +20,7 @@ from hpcrec.parallel.queue import Master
 from hpcrec.run.job import Job
 from hpcrec.run.observers import Observer
 from hpcrec.run.plan import group_size
+from hpcrec.run.record import quality_arrays, quality_path, quality_record, write_quality_record
 from hpcrec.run.runner import TiltOutcome, TiltRun
 from hpcrec.run.start import common_grid, probe_window
 
@@ -44,6 +45,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
                 outcome = run.run()
             if outcome is not None:
                 number = int(series.tilt_numbers[i_tilt])
+                write_quality_record(quality_path(checkpoints, number), quality_record(outcome))
                 write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number))
                 remove_checkpoints(checkpoints, run.prefix)
 
@@ -116,4 +118,5 @@ def tilt_result(job: Job, outcome: TiltOutcome, number: int) -> TiltResult:
         energy_ev=job.beam.energy_ev if job.beam else None,
         wavelength=setup.wavelength if job.beam else None,
         refined=outcome.refined,
+        quality=quality_arrays(outcome),
     )
