@@ -315,6 +315,8 @@ def _range_faults(job: Job) -> list[str]:
     lowest: list[tuple[str, float, float]] = [
         ("ptychography.iterations", p.iterations, 1),
         ("ptychography.batch_size", p.batch_size, 0),
+        ("ptychography.early_stop_tolerance", p.early_stop_tolerance, 0),
+        ("ptychography.early_stop_window", p.early_stop_window, 1),
         ("ptychography.checkpoint_every", p.checkpoint_every, 1),
         ("ptychography.seed", p.seed, 0),
         ("ptychography.wasp.groups", p.wasp.groups, 1),

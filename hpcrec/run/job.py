@@ -96,7 +96,9 @@ class PtychographySection:
     """How each tilt's patterns become complex object slices.
 
     engine : update rule; its own options stand in the table of the same name below
-    iterations : sweeps over all patterns
+    iterations : sweeps over all patterns, at most
+    early_stop_tolerance : stop where the data error (of held-out patterns, where there are any) falls by less than this
+        share within early_stop_window sweeps; 0 makes all sweeps
     batch_size : patterns in one update, over all ranks of a group; 0 takes the engine's own choice
     batch_kind : "random" scatters a batch over the scan, "compact" takes neighbours
     slices : object slices of every tilt, a list with one number a tilt, or "auto" from the sample's thickness
@@ -128,6 +130,8 @@ class PtychographySection:
         "gradient",
     ] = "lsqml"
     iterations: int = 50
+    early_stop_tolerance: float = 0.0
+    early_stop_window: int = 10
     batch_size: int = 0
     batch_kind: Literal["random", "compact"] = "random"
     slices: int | list[int] | Literal["auto"] = 1

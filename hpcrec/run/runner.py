@@ -27,6 +27,7 @@ from hpcrec.run.assess import Assessor, held_out
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.constrain import Constraints
 from hpcrec.run.job import Job
+from hpcrec.run.monitor import Monitor
 from hpcrec.run.observers import Observer
 from hpcrec.run.plan import PATTERN_CACHE_BYTES
 from hpcrec.run.start import TiltSetup, moving_margin, start_state, tilt_setup
@@ -94,6 +95,7 @@ class TiltRun:
         self.own = np.intersect1d(mine, self.used)
         # Arrays of single patterns go by their places among the used ones
         self.places = np.searchsorted(self.used, self.own)
+        self.monitor = Monitor(job, setup, group)
         self.assessor = Assessor(self.model, self.reader, self.exchange)
         self.loss: list[float] = []
         self.data_error: list[float] = []
@@ -180,15 +182,13 @@ class TiltRun:
             sums += [float(total.sums[name][0]) for name in ("loss", "error", "counts")]
         self.constraints.free_scale(self.state)
         self.engine.finish_iteration(self.state)
-        if not np.isfinite(sums).all():
-            raise DivergedError(
-                f"tilt {self.setup.number}: the loss is not finite after sweep {self.state.iteration}; "
-                f"take smaller steps in [ptychography.{job.engine}] or check the data's units"
-            )
-        self.exchange.update_positions(self.state.positions)
-        self.constraints.apply(self.state, self.exchange)
         self.loss.append(float(sums[0]))
         self.data_error.append(float(sums[1] / sums[2]))
+        warning = self.monitor.check(self.state, self.loss, self.data_error)
+        if warning:
+            self._tell({"event": "warning", "text": warning})
+        self.exchange.update_positions(self.state.positions)
+        self.constraints.apply(self.state, self.exchange)
         if len(self.held_out):
             self.held_out_error.append(self.assessor.quality(self.state, self.held_out).data_error)
 
@@ -199,7 +199,7 @@ class TiltRun:
         first = self.state.iteration
         event = {"tilt": setup.number, "iterations": job.iterations, "n_positions": self.n_positions}
         self._tell({"event": "tilt_started", **event, "resumed_at": first, "slices": setup.n_slices})
-        while self.state.iteration < job.iterations:
+        while not self.monitor.done(self.state.iteration, self.data_error, self.held_out_error):
             before = time.perf_counter()
             self.sweep()
             seconds = time.perf_counter() - before
@@ -217,6 +217,8 @@ class TiltRun:
             )
             if self.state.iteration % job.checkpoint_every == 0 and self.state.iteration < job.iterations:
                 self.save()
+        if self.state.iteration < job.iterations:
+            self._tell({"event": "note", "text": f"tilt {setup.number}: converged after {self.state.iteration} sweeps"})
         return self._outcome(time.perf_counter() - started, self.state.iteration - first)
 
     def close(self) -> None:
