@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -365,6 +366,33 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> tuple[Job, dict[str, 
     """Read and check a job file: return the job and its raw tables (for the run directory)."""
     raw = read_job_file(path, overrides)
     return check_job(raw), raw
+
+
+def with_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the raw tables with values by dotted key, as ``--set`` would put them."""
+    changed = copy.deepcopy(dict(raw))
+    for key, value in values.items():
+        *tables, last = key.split(".")
+        table = changed
+        for name in tables:
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{key}: {name} is a value, not a table")
+        table[last] = value
+    return changed
+
+
+def key_type(raw: Mapping[str, Any], key: str) -> type[Any] | None:
+    """Return ``int`` or ``float`` for a dotted key of the job that takes such numbers, None for others."""
+    section, *rest = key.split(".")
+    reads_data = section == "data" and raw.get("data", {}).get("format") in READERS
+    cls: Any = reader_class(raw["data"]["format"]).Options if reads_data else Job
+    hint: Any = cls
+    for part in rest if reads_data else [section, *rest]:
+        cls = next((c for c in (hint, *_members(hint)) if dataclasses.is_dataclass(c)), None)
+        hint = None if cls is None else typing.get_type_hints(cls).get(part)
+    kinds = _members(hint)
+    return float if float in kinds else int if int in kinds else None
 
 
 def job_text(raw: Mapping[str, Any]) -> str:
