@@ -219,6 +219,8 @@ def _cross_checks(job: Job) -> list[str]:
         faults.append("probe: source = 'aperture' needs probe.semiangle_mrad and a [beam] section")
     if p.slices != 1 and p.slice_thickness_angstrom is None:
         faults.append("ptychography.slice_thickness_angstrom: missing; more than one slice needs it")
+    if p.slice_thickness_angstrom == "auto" and (probe.semiangle_mrad is None or job.beam is None):
+        faults.append("ptychography.slice_thickness_angstrom: 'auto' needs probe.semiangle_mrad and a [beam] section")
     if p.slices != 1 and job.beam is None:
         faults.append("beam: missing; more than one slice needs the wavelength")
     if p.slices == "auto" and p.sample_thickness_angstrom is None:
@@ -324,6 +326,8 @@ def _range_faults(job: Job) -> list[str]:
         ("ptychography.lbfgs.history", p.lbfgs.history, 1),
         ("ptychography.mpie.patterns_per_kick", p.mpie.patterns_per_kick, 1),
         ("probe.modes", probe.modes, 1),
+        ("probe.source_sigma_angstrom", probe.source_sigma_angstrom, 0),
+        ("probe.focal_spread_angstrom", probe.focal_spread_angstrom, 0),
         ("ptychography.object_states", p.object_states, 1),
         ("detector.upsampling", job.detector.upsampling, 1),
         ("detector.flight_points", job.detector.flight_points, 1),
@@ -352,7 +356,10 @@ def _range_faults(job: Job) -> list[str]:
         ("beam.energy_ev", job.beam.energy_ev if job.beam else None),
         ("probe.semiangle_mrad", probe.semiangle_mrad),
         ("detector.saturation_counts", job.detector.saturation_counts),
-        ("ptychography.slice_thickness_angstrom", p.slice_thickness_angstrom),
+        (
+            "ptychography.slice_thickness_angstrom",
+            thickness if (thickness := p.slice_thickness_angstrom) != "auto" else 1,
+        ),
     ]
     faults += [f"{key}: must be positive, got {v:g}" for key, v in positive if v is not None and v <= 0]
     if probe.modes > 1 and not 0 < probe.mode_share * (probe.modes - 1) < 1:

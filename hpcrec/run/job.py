@@ -79,6 +79,8 @@ class ProbeSection:
     spherical_mm : C30
     modes : number of mutually incoherent probe modes
     mode_share : share of the power each extra mode starts with
+    source_sigma_angstrom, focal_spread_angstrom : standard deviations of the source's image on the sample and of the
+        focus, where known; "hpcrec check" counts the modes they make
     """
 
     source: Literal["aperture", "file", "patterns"] = "aperture"
@@ -89,6 +91,8 @@ class ProbeSection:
     spherical_mm: float = 0.0
     modes: int = 1
     mode_share: float = 0.02
+    source_sigma_angstrom: float = 0.0
+    focal_spread_angstrom: float = 0.0
 
 
 @options
@@ -102,7 +106,7 @@ class PtychographySection:
     batch_size : patterns in one update, over all ranks of a group; 0 takes the engine's own choice
     batch_kind : "random" scatters a batch over the scan, "compact" takes neighbours
     slices : object slices of every tilt, a list with one number a tilt, or "auto" from the sample's thickness
-    slice_thickness_angstrom : distance between slices
+    slice_thickness_angstrom : distance between slices; "auto" is the depth of field λ/θ² of the aperture
     sample_thickness_angstrom, sample_shape : used by slices = "auto"; a film's path grows with 1/cos, a particle's
         at most by √2
     object_states : mutually incoherent states of the object
@@ -135,7 +139,7 @@ class PtychographySection:
     batch_size: int = 0
     batch_kind: Literal["random", "compact"] = "random"
     slices: int | list[int] | Literal["auto"] = 1
-    slice_thickness_angstrom: float | None = None
+    slice_thickness_angstrom: float | Literal["auto"] | None = None
     sample_thickness_angstrom: float | None = None
     sample_shape: Literal["film", "particle"] = "particle"
     object_states: int = 1
