@@ -1,4 +1,4 @@
-"""Parts of a series that look like a series: some positions of a tilt, one tilt alone."""
+"""Parts of a series that look like a series: some positions of a tilt, one tilt alone, half the resolution."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from hpcrec.backend.array import Array, IntArray
 from hpcrec.data.dataset import SeriesFacts, TiltSeries
+from hpcrec.errors import ConfigError
+from hpcrec.operators.resample import cut_frequencies, resample_probe
 
 
 class SeriesView(TiltSeries):
@@ -46,3 +48,26 @@ def single_tilt(series: TiltSeries, i_tilt: int, chosen: IntArray) -> TiltSeries
         positions=(facts.positions[i_tilt][chosen],),
     )
     return SeriesView(series, part, {int(facts.tilt_numbers[i_tilt]): chosen})
+
+
+def half_resolution(series: TiltSeries) -> TiltSeries:
+    """Return the series as the middle half of its detector sees it, along both sides: real-space pixels twice as large.
+
+    Raises ConfigError unless the patterns have an even number of pixels along each side.
+    """
+    facts = series.facts
+    ny, nx = series.pattern_shape
+    if ny % 2 or nx % 2 or min(ny, nx) < 8:
+        raise ConfigError(
+            f"half the resolution needs patterns with an even number of pixels along each side, got {ny} × {nx}: "
+            "set data.window to an even number, or ptychography.coarse_iterations = 0"
+        )
+    shape = (ny // 2, nx // 2)
+    part = replace(
+        facts,
+        frame=replace(facts.frame, shape=shape),
+        sampling=(2 * facts.sampling[0], 2 * facts.sampling[1]),
+        mask=None if facts.mask is None else cut_frequencies(facts.mask, shape),
+        probe=None if facts.probe is None else resample_probe(facts.probe, shape),
+    )
+    return SeriesView(series, part, {})

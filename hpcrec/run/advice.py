@@ -23,6 +23,8 @@ FEWEST_COUNTS: Final = 50.0
 FEWEST_TO_HOLD_OUT: Final = 500
 _LEAST_OVERLAP: Final = 0.6
 _WORTH_A_MODE: Final = 0.01
+_BRIGHT_SHARE: Final = 0.8
+_WORTH_HALVING: Final = 96
 _WAVES_A_SLICE: Final = 2
 _SPARE_WAVES: Final = 6
 
@@ -40,7 +42,7 @@ class Advice:
 def advise(job: Job, series: TiltSeries, n_ranks: int) -> list[Advice]:
     """Return what the data, the optics and the memory of ``n_ranks`` ranks say about a job's choices."""
     found = [_slices(job, series), _modes(job, series), _batch(job, series, n_ranks)]
-    found += [_overlap(job, series), _counts(series), _hold_out(job, series)]
+    found += [_coarse(job, series), _overlap(job, series), _counts(series), _hold_out(job, series)]
     return [advice for advice in found if advice is not None]
 
 
@@ -94,6 +96,18 @@ def _batch(job: Job, series: TiltSeries, n_ranks: int) -> Advice:
     better = f"{most}, or more memory" if most < size else ""
     why = f"{whose}; {most if most < 1e5 else '100000 or more'} would fit into the memory that a rank has left"
     return Advice(name="batch_size", now=f"{size}", better=better, why=why)
+
+
+def _coarse(job: Job, series: TiltSeries) -> Advice | None:
+    """A coarse start pays where half of the detector still holds the bright field with room around it."""
+    beam, now = beam_of(job), job.ptychography.coarse_iterations
+    if beam is None or not job.probe.semiangle_mrad or job.detector.field == "near":
+        return None
+    disc, edge = job.probe.semiangle_mrad * 1e-3 / beam.wavelength, 0.25 / max(series.sampling)
+    fits = disc < _BRIGHT_SHARE * edge and min(series.pattern_shape) >= _WORTH_HALVING
+    why = f"the bright field reaches to {disc:.3g} 1/Å, the middle half of the detector to {edge:.3g} 1/Å"
+    better = f"{max(job.ptychography.iterations // 4, 5)}" if fits and not now else ""
+    return Advice(name="coarse_iterations", now=f"{now}", better=better, why=why)
 
 
 def _overlap(job: Job, series: TiltSeries) -> Advice | None:

@@ -266,6 +266,8 @@ def _detector_faults(job: Job) -> list[str]:
     detector, faults = job.detector, []
     if detector.field == "near" and (detector.distance_angstrom is None or job.beam is None):
         faults.append("detector: field = 'near' needs detector.distance_angstrom and a [beam] section")
+    if detector.field == "near" and job.ptychography.coarse_iterations:
+        faults.append("ptychography.coarse_iterations: half of a near-field image is no coarser; set it to 0")
     if detector.field == "near" and detector.upsampling != 1:
         faults.append("detector.upsampling: is meant for the far field; leave it at 1 with field = 'near'")
     if detector.flight_points > 1 and not any(detector.flight_angstrom):
@@ -318,6 +320,7 @@ def _range_faults(job: Job) -> list[str]:
     lowest: list[tuple[str, float, float]] = [
         ("ptychography.iterations", p.iterations, 1),
         ("ptychography.batch_size", p.batch_size, 0),
+        ("ptychography.coarse_iterations", p.coarse_iterations, 0),
         ("ptychography.early_stop_tolerance", p.early_stop_tolerance, 0),
         ("ptychography.early_stop_window", p.early_stop_window, 1),
         ("ptychography.checkpoint_every", p.checkpoint_every, 1),

@@ -101,6 +101,8 @@ class PtychographySection:
 
     engine : update rule; its own options stand in the table of the same name below
     iterations : sweeps over all patterns, at most
+    coarse_iterations : sweeps before these at half the resolution, on the middle half of the detector: cheap, and far
+        structures find one another sooner
     early_stop_tolerance : stop where the data error (of held-out patterns, where there are any) falls by less than this
         share within early_stop_window sweeps; 0 makes all sweeps
     batch_size : patterns in one update, over all ranks of a group; 0 takes the engine's own choice
@@ -134,6 +136,7 @@ class PtychographySection:
         "gradient",
     ] = "lsqml"
     iterations: int = 50
+    coarse_iterations: int = 0
     early_stop_tolerance: float = 0.0
     early_stop_window: int = 10
     batch_size: int = 0

@@ -20,6 +20,7 @@ from hpcrec.geometry.scan import hilbert_order
 from hpcrec.geometry.tiles import Box, window_corners
 from hpcrec.io.checkpoint import latest_good, save_checkpoint
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.operators.resample import probe_like
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.exchange import Exchange, make_exchange
 from hpcrec.parallel.patterns import gather_patterns, hand_out_patterns
@@ -59,6 +60,25 @@ class TiltOutcome:
     peak_memory_gib: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a tilt begins with instead of an empty object: found at another resolution.
+
+    obj (slice, y, x) on the whole grid, on the group's first rank, None elsewhere; probe (mode, y, x) on the pixels it
+    was found on; positions (position, 2) Å; ``refined`` as in the state.
+    """
+
+    obj: ComplexArray | None
+    probe: ComplexArray
+    positions: FloatArray
+    refined: dict[str, Array]
+
+
+def checkpoint_prefix(part: str, number: int) -> str:
+    """Return the name of the checkpoints of one part of a tilt."""
+    return f"{part}_{number:04d}"
+
+
 def batch_size(job: Job, n_positions: int) -> int:
     """Return how many patterns make one update: the job's number, or the engine's own choice; never the ranks'."""
     return job.ptychography.batch_size or engine_class(job.ptychography.engine).default_batch_size or n_positions
@@ -76,8 +96,11 @@ class TiltRun:
         group: Communicator,
         checkpoints: Path,
         report: Observer,
+        part: str = "sweeps",
+        start: Start | None = None,
     ) -> None:
         self.job, self.group, self.report, self.checkpoints = job, group, report, checkpoints
+        self.prefix = checkpoint_prefix(part, int(series.tilt_numbers[i_tilt]))
         self.setup: TiltSetup = group.broadcast(tilt_setup(job, series, i_tilt, grid) if group.rank == 0 else None)
         setup = self.setup
         self.model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask)
@@ -100,15 +123,10 @@ class TiltRun:
         self.loss: list[float] = []
         self.data_error: list[float] = []
         self.held_out_error: list[float] = []
-        self.state = self._start()
+        self.state = self._start(start)
 
-    @property
-    def prefix(self) -> str:
-        """Name of this tilt's checkpoints."""
-        return f"sweeps_{self.setup.number:04d}"
-
-    def _start(self) -> PtychographyState:
-        """Return the state of the last good checkpoint, or an empty object under the starting probe."""
+    def _start(self, start: Start | None) -> PtychographyState:
+        """Return the state of the last good checkpoint, or ``start``, or an empty object under the starting probe."""
         setup = self.setup
         found = latest_good(self.checkpoints, self.prefix) if self.group.rank == 0 else None
         # What belongs to single patterns goes to their ranks only
@@ -116,6 +134,8 @@ class TiltRun:
         found, names = self.group.broadcast((found, list(waves)))
         if found is None:
             state = start_state(self.job, setup, self.exchange.held)
+            if start is not None:
+                self._begin_from(state, start)
         else:
             state = self._resume(found.arrays, found.attributes)
             for name in names:
@@ -124,6 +144,15 @@ class TiltRun:
         state.own, state.core, state.visited = self.own, self.exchange.core, len(self.used)
         self.engine.prepare(state)
         return state
+
+    def _begin_from(self, state: PtychographyState, start: Start) -> None:
+        """Put what was found at another resolution into a fresh state; moves still count from the given positions."""
+        state.memory["start_positions"] = state.positions
+        state.obj = self.exchange.place(start.obj)
+        state.probe = probe_like(start.probe, state.probe)
+        state.positions = start.positions.copy()
+        state.refined = {name: values.copy() for name, values in start.refined.items()}
+        self.exchange.update_positions(state.positions)
 
     def _resume(self, arrays: dict[str, Array], attributes: dict[str, Any]) -> PtychographyState:
         self.loss, self.data_error = list(arrays["loss"]), list(arrays["data_error"])

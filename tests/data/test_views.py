@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from hpcrec.data.views import single_tilt, with_positions
+from hpcrec.data.views import half_resolution, single_tilt, with_positions
+from hpcrec.errors import ConfigError
 from hpcrec.io.base import open_series
 from hpcrec.run.config import load_job
 
@@ -31,3 +33,22 @@ def test_one_tilt_alone(tiny_job: Path) -> None:
         assert (view.n_tilts, view.tilt(0).number, view.tilt(0).angle) == (1, 2, series.tilt_angles[2])
         np.testing.assert_array_equal(view.tilt(0).read(np.arange(3)), series.tilt(2).read(CHOSEN))
         assert view.facts.identity == series.facts.identity
+
+
+def test_half_resolution_is_the_middle_of_the_detector(tiny_job: Path) -> None:
+    with open_series(load_job(tiny_job)[0].data) as series:
+        view = half_resolution(series)
+        assert view.pattern_shape == (16, 16)
+        assert view.sampling == (2 * series.sampling[0], 2 * series.sampling[1])
+        assert view.detector_sampling == series.detector_sampling
+        fine = series.tilt(0).read(CHOSEN)
+        middle = np.fft.ifftshift(np.fft.fftshift(fine, axes=(1, 2))[:, 8:24, 8:24], axes=(1, 2))
+        np.testing.assert_array_equal(view.tilt(0).read(CHOSEN), middle)
+
+
+def test_half_of_an_odd_detector_is_refused(tiny_job: Path) -> None:
+    with (
+        open_series(load_job(tiny_job, ["data.window=31"])[0].data) as series,
+        pytest.raises(ConfigError, match=r"even number of pixels .* got 31 × 31"),
+    ):
+        half_resolution(series)

@@ -14,6 +14,7 @@ from hpcrec.io.base import open_series
 from hpcrec.run.advice import Advice, advise, probe_diameter
 from hpcrec.run.config import load_job
 from hpcrec.run.optics import slice_thickness
+from hpcrec.run.plan import make_plan
 from hpcrec.run.start import slice_count
 
 
@@ -79,6 +80,14 @@ def test_overlap_and_counts(tiny_job: Path, series: TiltSeries) -> None:
     large = advice(tiny_job, series, "probe", "probe.defocus_angstrom=500")
     assert "larger than its window" in large.why
     assert advice(tiny_job, series, "counts").better == ""
+
+
+def test_a_coarse_start_must_hold_the_bright_field(tiny_job: Path, series: TiltSeries) -> None:
+    """32 pixels are few: half of them is never advised; half of them to 1.25 1/Å hold 30 mrad = 1.2 1/Å, but not 32."""
+    assert advice(tiny_job, series, "coarse_iterations").better == ""
+    make_plan(load_job(tiny_job, ["ptychography.coarse_iterations=3"])[0], series, 1)
+    with pytest.raises(ConfigError, match="beyond the detector"):
+        make_plan(load_job(tiny_job, ["ptychography.coarse_iterations=3", "probe.semiangle_mrad=32"])[0], series, 1)
 
 
 def test_the_diameter_of_a_known_disc() -> None:
