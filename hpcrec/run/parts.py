@@ -14,10 +14,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from hpcrec.analysis.half_scans import half_scan_correlation, projection_of
+from hpcrec.analysis.resolution import ShellCorrelation
 from hpcrec.backend.array import ComplexArray
 from hpcrec.data.dataset import TiltSeries
-from hpcrec.data.views import half_resolution
+from hpcrec.data.views import half_resolution, with_positions
+from hpcrec.errors import DataError
 from hpcrec.geometry.grid import Grid
+from hpcrec.geometry.scan import half_scans, held_out_positions
 from hpcrec.io.checkpoint import latest_good, remove_checkpoints
 from hpcrec.operators.resample import double_object
 from hpcrec.parallel.communicator import Communicator
@@ -27,6 +31,7 @@ from hpcrec.run.runner import Start, TiltOutcome, TiltRun, checkpoint_prefix
 from hpcrec.run.start import common_grid
 
 MAIN: Final = "sweeps"
+HALVES: Final = ("half1", "half2")
 # These belong to the pixels of the coarse detector; the finer model begins them anew
 _OF_PIXELS: Final = ("variation", "coefficients", "background")
 
@@ -49,15 +54,44 @@ class TiltTask:
         return int(self.series.tilt_numbers[self.i_tilt])
 
 
-def reconstruct_tilt(task: TiltTask) -> TiltOutcome | None:
-    """Reconstruct a tilt with all its parts; collective over the group, the outcome is on its first rank."""
-    return _coarse_to_fine(task, MAIN)
+def reconstruct_tilt(task: TiltTask) -> tuple[TiltOutcome | None, ShellCorrelation | None]:
+    """Reconstruct a tilt with all its parts; collective over the group.
+
+    Returns, on the group's first rank, the outcome and the ring correlation of half scans where the job wants it.
+    """
+    frc = _half_scans(task) if task.job.quality.frc else None
+    return _coarse_to_fine(task, MAIN), frc
 
 
 def remove_parts(checkpoints: Path, number: int) -> None:
     """Remove the checkpoints of all parts of a tilt."""
-    for name in (MAIN, f"coarse_{MAIN}"):
-        remove_checkpoints(checkpoints, checkpoint_prefix(name, number))
+    for name in (MAIN, *HALVES):
+        for part in (name, f"coarse_{name}"):
+            remove_checkpoints(checkpoints, checkpoint_prefix(part, number))
+
+
+def _half_scans(task: TiltTask) -> ShellCorrelation | None:
+    """Reconstruct two interlocking halves of the positions apart, and correlate their projections."""
+    positions = task.series.facts.positions[task.i_tilt]
+    kept = np.setdiff1d(np.arange(len(positions)), held_out_positions(positions, task.job.quality.hold_out))
+    job = replace(task.job, quality=replace(task.job.quality, hold_out=0.0, frc=False))
+    found = []
+    for name, half in zip(HALVES, half_scans(positions, kept)):
+        series = with_positions(task.series, task.i_tilt, half)
+        found.append(_coarse_to_fine(replace(task, job=job, series=series), name))
+    first, second = found
+    if first is None or second is None:
+        return None
+    n_states = task.job.ptychography.object_states
+    try:
+        return half_scan_correlation(
+            (projection_of(first.obj, n_states), projection_of(second.obj, n_states)),
+            (first.illumination, second.illumination),
+            first.setup.sampling,
+        )
+    except DataError as fault:
+        task.report({"event": "warning", "text": f"tilt {task.number}: {fault}"})
+        return None
 
 
 def _coarse_to_fine(task: TiltTask, name: str) -> TiltOutcome | None:

@@ -154,6 +154,7 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     if job.ptychography.coarse_iterations:
         starting_probe(job, half_resolution(series), 1)  # a fault now is better than one in the run
         work *= 1 + job.ptychography.coarse_iterations / (4 * job.ptychography.iterations)
+    work *= 2 if job.quality.frc else 1
     busy = min(n_ranks, available_cores(), max(n_ranks // size, 1) * size)
     return Plan(
         n_ranks=n_ranks,

@@ -8,6 +8,7 @@ import os
 import platform
 from pathlib import Path
 
+from hpcrec.analysis.resolution import ShellCorrelation
 from hpcrec.backend.fft import plan_wisdom, use_wisdom
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.views import half_resolution
@@ -43,7 +44,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     hardest_first = sorted(todo, key=lambda i: -abs(series.tilt_angles[i]))
     with Master(world, hardest_first, observer, group) as master:
         while (i_tilt := master.next()) is not None:
-            outcome = reconstruct_tilt(
+            outcome, frc = reconstruct_tilt(
                 TiltTask(
                     job=job,
                     series=series,
@@ -56,8 +57,8 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
             )
             if outcome is not None:
                 number = int(series.tilt_numbers[i_tilt])
-                write_quality_record(quality_path(checkpoints, number), quality_record(outcome))
-                write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number))
+                write_quality_record(quality_path(checkpoints, number), quality_record(outcome, frc))
+                write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number, frc))
                 remove_parts(checkpoints, number)
 
 
@@ -108,7 +109,7 @@ def unfinished_tilts(series: TiltSeries, checkpoints: Path) -> list[int]:
     return [i for i, number in enumerate(series.tilt_numbers) if not sound(int(number))]
 
 
-def tilt_result(job: Job, outcome: TiltOutcome, number: int) -> TiltResult:
+def tilt_result(job: Job, outcome: TiltOutcome, number: int, frc: ShellCorrelation | None = None) -> TiltResult:
     """Return an outcome in the form the store writes; ``number`` is the tilt's index in the input file."""
     setup = outcome.setup
     return TiltResult(
@@ -129,5 +130,5 @@ def tilt_result(job: Job, outcome: TiltOutcome, number: int) -> TiltResult:
         energy_ev=job.beam.energy_ev if job.beam else None,
         wavelength=setup.wavelength if job.beam else None,
         refined=outcome.refined,
-        quality=quality_arrays(outcome),
+        quality=quality_arrays(outcome, frc),
     )

@@ -16,7 +16,7 @@ from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_r
 from hpcrec.run.config import load_job
 from hpcrec.run.job import Job
 from hpcrec.run.parts import TiltTask, finer_object, reconstruct_tilt, remove_parts
-from hpcrec.run.runner import TiltOutcome
+from hpcrec.run.runner import TiltOutcome, TiltRun
 from hpcrec.run.start import common_grid
 
 COARSE = ["ptychography.coarse_iterations=5", "refine.positions.start_iteration=2"]
@@ -38,7 +38,7 @@ def reconstruct(job: Job, folder: Path, group: Communicator | None = None, hear:
             checkpoints=folder,
             report=hear,
         )
-        return reconstruct_tilt(task)
+        return reconstruct_tilt(task)[0]
 
 
 def assert_same(a: TiltOutcome | None, b: TiltOutcome | None) -> None:
@@ -118,3 +118,69 @@ def test_near_field_images_have_no_coarse_half(tiny_job: Path) -> None:
     changes = ["detector.field=near", "detector.distance_angstrom=1e4", *COARSE]
     with pytest.raises(ConfigError, match="near-field image is no coarser"):
         load_job(tiny_job, changes)
+
+
+FRC = ["quality.frc=true", "quality.hold_out=0.03"]
+
+
+def half_scan_curve(job: Job, folder: Path, group: Communicator | None = None, hear: Any = silent) -> Any:
+    folder.mkdir(exist_ok=True)
+    with open_series(job.data) as series:
+        task = TiltTask(
+            job=job,
+            series=series,
+            grid=common_grid(job, series),
+            i_tilt=1,
+            group=group or SerialCommunicator(),
+            checkpoints=folder,
+            report=hear,
+        )
+        return reconstruct_tilt(task)[1]
+
+
+def test_half_scans_are_correlated_the_same_on_any_ranks(tiny_job: Path, tmp_path: Path) -> None:
+    """The curve is found from one rank or three; the main result is that of a run without half scans."""
+    job, _ = load_job(tiny_job, FRC)
+    one = half_scan_curve(job, tmp_path / "one")
+    many = run_ranks(3, lambda group: half_scan_curve(job, tmp_path / "many", group))
+    assert one.correlation[2] > 0.5
+    assert many[1] is None
+    # The ring at zero frequency holds round-off only: means are taken off
+    np.testing.assert_allclose(many[0].correlation[1:], one.correlation[1:], atol=2e-3)
+    plain = reconstruct(load_job(tiny_job, FRC[1:])[0], tmp_path / "plain")
+    assert_same(reconstruct(job, tmp_path / "with"), plain)
+
+
+def test_half_scans_go_on_where_they_were(tiny_job: Path, tmp_path: Path) -> None:
+    job, _ = load_job(tiny_job, [*FRC, "ptychography.coarse_iterations=2"])
+    whole = half_scan_curve(job, tmp_path / "whole")
+
+    def die(e: Any) -> None:
+        if e.get("part") == "half2" and e["iteration"] == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        half_scan_curve(job, tmp_path / "cut", hear=die)
+    heard: list[Any] = []
+    again = half_scan_curve(job, tmp_path / "cut", hear=heard.append)
+    np.testing.assert_array_equal(again.correlation, whole.correlation)
+    assert [e["iteration"] for e in heard if e.get("part") == "half2"] == [3, 4]
+    assert not [e for e in heard if e.get("part") == "coarse_half1"]
+    remove_parts(tmp_path / "cut", 1)
+    assert not list((tmp_path / "cut").glob("*.h5"))
+
+
+def test_half_scans_share_no_pattern(tiny_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: dict[str, set[int]] = {}
+    real = TiltRun.__init__
+
+    def begin(self: TiltRun, job: Job, series: Any, *rest: Any) -> None:
+        scan = series.tilt(1)
+        used[rest[5]] = set(map(tuple, scan.positions.tolist()))
+        real(self, job, series, *rest)
+
+    monkeypatch.setattr(TiltRun, "__init__", begin)
+    half_scan_curve(load_job(tiny_job, FRC)[0], tmp_path)
+    assert not used["half1"] & used["half2"]
+    assert len(used["half1"] | used["half2"]) == 35, "the held-out one is in neither"
+    assert len(used["sweeps"]) == 36
