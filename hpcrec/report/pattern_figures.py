@@ -27,6 +27,7 @@ from hpcrec.report.content import PatternView, TiltView
 _MAX_MAPS: Final = 6
 _MAX_DOTS: Final = 20_000
 _MAX_ARROWS: Final = 900
+_MAX_RINGS: Final = 200
 
 
 def residual_maps(tilts: Sequence[TiltView]) -> Picture | None:
@@ -58,7 +59,8 @@ def _residual_map(axes: Any, patterns: PatternView, low: float, high: float) -> 
     size = float(np.clip(15_000 / max(len(y), 1), 0.6, 60.0))
     drawn = axes.scatter(x, y, c=patterns.residual[::every], s=size, marker="s", lw=0, cmap="viridis")
     drawn.set_clim(low, high)
-    y, x = patterns.positions[patterns.held_out].T
+    held_out = patterns.held_out[:: max(-(-len(patterns.held_out) // _MAX_RINGS), 1)]
+    y, x = patterns.positions[held_out].T
     axes.scatter(x, y, s=1.6 * size, marker="o", facecolors="none", edgecolors="#d1602b", lw=0.9)
     _map_axes(axes)
     return drawn

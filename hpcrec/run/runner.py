@@ -156,7 +156,7 @@ class TiltRun:
 
     def _resume(self, arrays: dict[str, Array], attributes: dict[str, Any]) -> PtychographyState:
         self.loss, self.data_error = list(arrays["loss"]), list(arrays["data_error"])
-        self.held_out_error = list(arrays["held_out_error"])
+        self.held_out_error = list(arrays.get("held_out_error", ()))
 
         def group(name: str) -> dict[str, Array]:
             return {k.removeprefix(name): v for k, v in arrays.items() if k.startswith(name)}

@@ -14,7 +14,7 @@ from hpcrec.data.dataset import TiltScan
 from hpcrec.errors import ConfigError, DataError, QualityError
 from hpcrec.io.base import open_series
 from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_ranks
-from hpcrec.run.config import load_job
+from hpcrec.run.config import fingerprint, load_job
 from hpcrec.run.job import Job, QualitySection
 from hpcrec.run.record import (
     broken_limits,
@@ -148,6 +148,14 @@ def test_limits_name_the_tilt_and_the_figure(outcome: TiltOutcome) -> None:
     assert "quality.max_data_error" in text
     (text,) = broken_limits(QualitySection(max_resolution_angstrom=1.0, frc=True), 4, None)
     assert text.startswith("tilt 4: the resolution was not measured")
+
+
+def test_limits_judge_results_and_change_none() -> None:
+    raw = {"quality": {"hold_out": 0.02}}
+    assert fingerprint(raw, "tomography") == fingerprint(
+        {"quality": {"hold_out": 0.02, "max_r_factor": 1}}, "tomography"
+    )
+    assert fingerprint(raw, "tomography") != fingerprint({"quality": {"hold_out": 0.03}}, "tomography")
 
 
 @pytest.mark.parametrize(
