@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from hpcrec.backend.array import Array, IntArray
+from hpcrec.backend.array import Array, BoolArray, IntArray
 from hpcrec.data.dataset import SeriesFacts, TiltSeries
 from hpcrec.errors import ConfigError
 from hpcrec.operators.resample import cut_frequencies, resample_probe
@@ -23,8 +23,15 @@ class SeriesView(TiltSeries):
 
     def read_frames(self, tilt_number: int, indices: IntArray) -> Array:
         """Return the patterns (n, rows, columns) exactly as stored, in the order of ``indices``."""
+        return self._series.read_frames(tilt_number, self._picked(tilt_number, indices))
+
+    def read_frame_masks(self, tilt_number: int, indices: IntArray) -> BoolArray | None:
+        """Return the masks (n, rows, columns) of the frames, True = good, as stored; None if one mask serves all."""
+        return self._series.read_frame_masks(tilt_number, self._picked(tilt_number, indices))
+
+    def _picked(self, tilt_number: int, indices: IntArray) -> IntArray:
         picks = self._picks.get(tilt_number)
-        return self._series.read_frames(tilt_number, indices if picks is None else picks[indices])
+        return indices if picks is None else picks[indices]
 
     def close(self) -> None:
         """Leave the series open: it belongs to somebody else."""

@@ -10,6 +10,7 @@ import numpy as np
 from hpcrec.analysis.patterns import COLUMNS, PatternQuality, pattern_figures, pattern_quality
 from hpcrec.backend.array import FloatArray, IntArray
 from hpcrec.data.batches import BatchReader
+from hpcrec.data.dataset import TiltScan
 from hpcrec.errors import DataError
 from hpcrec.geometry.scan import held_out_positions
 from hpcrec.models.base import Batch, PtychographyState
@@ -25,8 +26,8 @@ _CHUNK_PIXELS: Final = 1 << 22
 class Assessor:
     """Measures how well a state explains patterns; each rank looks at its own."""
 
-    def __init__(self, model: PtychographyModel, reader: BatchReader, exchange: Exchange) -> None:
-        self._model, self._reader, self._exchange = model, reader, exchange
+    def __init__(self, model: PtychographyModel, scan: TiltScan, reader: BatchReader, exchange: Exchange) -> None:
+        self._model, self._scan, self._reader, self._exchange = model, scan, reader, exchange
 
     def table(self, state: PtychographyState, indices: IntArray) -> FloatArray:
         """Return the table (position, column) of all positions, zero but at ``indices``; collective, same on all."""
@@ -35,9 +36,9 @@ class Assessor:
         size = max(_CHUNK_PIXELS // math.prod(self._model.pattern_shape), 1)
         chunks = [own[i : i + size] for i in range(0, len(own), size)]
         for chunk, patterns in zip(chunks, self._reader.iterate(chunks)):
-            batch = Batch(chunk, patterns)
+            batch = Batch(chunk, patterns, good=self._scan.read_good(chunk))
             modelled = self._model.simulate(state, chunk)
-            good = good_pixels(self._model.detector, patterns, None)
+            good = good_pixels(self._model.detector, patterns, batch.good)
             table[chunk] = pattern_figures(modelled, self._model.clean(batch), good)
         return self._exchange.communicator.sum(table)  # type: ignore[no-any-return]
 

@@ -147,7 +147,7 @@ class Monitor:
 
 def last_start(job: Job) -> int:
     """Return the sweep (from 0) in which the last thing that the job delays begins."""
-    chosen: list[Any] = [getattr(job.refine, f.name) for f in dataclasses.fields(job.refine)]
+    chosen: list[Any] = [getattr(s, f.name) for s in (job.refine, job.constraints) for f in dataclasses.fields(s)]
     starts: list[int] = [options.start_iteration for options in chosen if options is not None]
     starts.append(getattr(getattr(job.ptychography, job.ptychography.engine), "probe_start", 0))
     return max(starts)

@@ -27,6 +27,18 @@ def test_chosen_positions_of_one_tilt(tiny_job: Path) -> None:
         assert series.tilt(1).read(np.array([0])).any(), "the series itself stays open"
 
 
+def test_masks_of_frames_follow_their_positions(tiny_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_series(load_job(tiny_job)[0].data) as series:
+        monkeypatch.setattr(
+            series,
+            "read_frame_masks",
+            lambda _, indices: np.ones((len(indices), 32, 32), bool) * (indices % 2 == 0)[:, None, None],
+        )
+        good = with_positions(series, 1, CHOSEN).tilt(1).read_good(np.arange(3))
+        assert good is not None
+        assert good.all(axis=(1, 2)).tolist() == [False, True, True]
+
+
 def test_one_tilt_alone(tiny_job: Path) -> None:
     with open_series(load_job(tiny_job)[0].data) as series:
         view = single_tilt(series, 2, CHOSEN)

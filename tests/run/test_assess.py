@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hpcrec.analysis.patterns import COLUMNS
 from hpcrec.data.dataset import TiltScan
 from hpcrec.errors import ConfigError, DataError, QualityError
 from hpcrec.io.base import open_series
@@ -98,6 +99,23 @@ def test_held_out_patterns_change_nothing_but_their_own_error(
     np.testing.assert_array_equal(again.data_error, outcome.data_error)
     np.testing.assert_array_equal(again.obj, outcome.obj)
     assert again.held_out_error[-1] > 1.5 * outcome.held_out_error[-1]
+
+
+def test_pixels_that_are_bad_in_one_pattern_do_not_count_there(
+    tiny_job: Path, tmp_path: Path, outcome: TiltOutcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_good(self: TiltScan, indices: Any) -> Any:
+        good = np.ones((len(indices), *self.pattern_shape), bool)
+        good[np.asarray(indices) == 5, :, 20:] = False
+        return good
+
+    monkeypatch.setattr(TiltScan, "read_good", read_good)
+    found = run_one(load_job(tiny_job)[0], tmp_path / "masked")
+    assert found is not None
+    pixels = found.patterns[:, COLUMNS.index("pixels")]
+    assert pixels[5] == 32 * 20
+    assert (np.delete(pixels, 5) == 32 * 32).all()
+    assert found.patterns[5, COLUMNS.index("counts")] < outcome.patterns[5, COLUMNS.index("counts")]
 
 
 def test_a_resumed_tilt_has_the_whole_curve(tiny_job: Path, tmp_path: Path) -> None:
