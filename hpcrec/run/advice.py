@@ -86,7 +86,7 @@ def _modes(job: Job, series: TiltSeries) -> Advice | None:
 
 def _batch(job: Job, series: TiltSeries, n_ranks: int) -> Advice:
     """The batch against the memory that object and patterns leave; compiled loops need less than is counted here."""
-    size, limit = batch_size(job), memory_limit(job, n_ranks)
+    size, limit = batch_size(job, max(len(p) for p in series.facts.positions)), memory_limit(job, n_ranks)
     free = limit - rank_memory(job, series, common_grid(job, series), 1)
     slices = max(slice_count(job, i, float(a)) for i, a in enumerate(series.tilt_angles))
     parts = job.probe.modes * job.detector.flight_points * job.ptychography.object_states

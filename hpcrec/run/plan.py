@@ -11,9 +11,9 @@ import psutil
 
 from hpcrec.backend.array import complex_dtype
 from hpcrec.data.dataset import TiltSeries
+from hpcrec.data.views import half_resolution
 from hpcrec.engines import engine_class
 from hpcrec.engines.base import visit
-from hpcrec.data.views import half_resolution
 from hpcrec.errors import DeviceError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.pose import Pose

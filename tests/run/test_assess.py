@@ -80,10 +80,14 @@ def test_the_final_figures_are_those_of_the_final_state(outcome: TiltOutcome) ->
     assert arrays["held_out_error"].shape == (4,)
 
 
+@pytest.mark.parametrize("engine", ["gradient", "lsqml", "dm", "wasp", "cg"])
 def test_held_out_patterns_change_nothing_but_their_own_error(
-    tiny_job: Path, tmp_path: Path, outcome: TiltOutcome, monkeypatch: pytest.MonkeyPatch
+    tiny_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     """The same run with other counts in the held-out pattern: the same object to the last bit."""
+    job, _ = load_job(tiny_job, [HELD_OUT, f"ptychography.engine={engine}"])
+    outcome = run_one(job, tmp_path / "one")
+    assert outcome is not None
     (held,) = outcome.held_out
     real = TiltScan.read
 
@@ -94,7 +98,7 @@ def test_held_out_patterns_change_nothing_but_their_own_error(
 
     monkeypatch.setattr(TiltScan, "read", read)
     monkeypatch.setattr("hpcrec.run.start.mean_pattern", lambda scan: real(scan, np.arange(36)).mean(axis=0))
-    again = run_one(load_job(tiny_job, [HELD_OUT, "refine.positions.start_iteration=1"])[0], tmp_path / "again")
+    again = run_one(job, tmp_path / "again")
     assert again is not None
     np.testing.assert_array_equal(again.data_error, outcome.data_error)
     np.testing.assert_array_equal(again.obj, outcome.obj)
@@ -118,8 +122,10 @@ def test_pixels_that_are_bad_in_one_pattern_do_not_count_there(
     assert found.patterns[5, COLUMNS.index("counts")] < outcome.patterns[5, COLUMNS.index("counts")]
 
 
-def test_a_resumed_tilt_has_the_whole_curve(tiny_job: Path, tmp_path: Path) -> None:
-    job, _ = load_job(tiny_job, [HELD_OUT])
+@pytest.mark.parametrize("engine", ["gradient", "dm"])
+def test_a_resumed_tilt_has_the_whole_curve(tiny_job: Path, tmp_path: Path, engine: str) -> None:
+    """Exit waves of the patterns used are kept in checkpoints, those of held-out ones do not exist."""
+    job, _ = load_job(tiny_job, [HELD_OUT, f"ptychography.engine={engine}"])
     whole = run_one(job, tmp_path / "whole")
 
     def die(event: Any) -> None:
@@ -133,6 +139,9 @@ def test_a_resumed_tilt_has_the_whole_curve(tiny_job: Path, tmp_path: Path) -> N
     assert again is not None
     np.testing.assert_array_equal(again.held_out_error, whole.held_out_error)
     np.testing.assert_array_equal(again.patterns, whole.patterns)
+    shared = run_ranks(3, lambda group: run_one(job, tmp_path / "cut", group))[0]
+    assert shared is not None
+    np.testing.assert_allclose(shared.held_out_error, whole.held_out_error, rtol=1e-3)
 
 
 def test_a_scan_without_inside_cannot_hold_out(tiny_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
