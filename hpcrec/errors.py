@@ -8,7 +8,8 @@
     ├── StorageError       exit code 4   a result cannot be written (full disk, no permission)
     ├── DeviceError        exit code 5   a CPU/GPU resource is missing or too small
     ├── ParallelError      exit code 6   ranks, launcher or Dask workers failed
-    └── DivergedError      exit code 7   an algorithm left the finite numbers
+    ├── DivergedError      exit code 7   an algorithm left the finite numbers
+    └── QualityError       exit code 8   all is done and written, but a limit of [quality] is broken
 
 A message says what was expected, what came, where (key, file, rank) and what to do.
 """
@@ -56,3 +57,9 @@ class DivergedError(HpcrecError):
     """A reconstruction produced values that are not finite."""
 
     exit_code = 7
+
+
+class QualityError(HpcrecError):
+    """A run came to its end, and a figure of merit broke a limit that the job sets."""
+
+    exit_code = 8

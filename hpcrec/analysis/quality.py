@@ -20,7 +20,13 @@ _HIGH_ERROR = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class TiltQuality:
-    """Ptychography of one tilt: ``data_error`` Σ(|F| − √I)²/ΣI, its ``mass`` rad·Å², and doubts."""
+    """Ptychography of one tilt: ``data_error`` Σ(|F| − √I)²/ΣI, its ``mass`` rad·Å², and doubts.
+
+    ``held_out_error`` the data error of patterns that no update used; ``r_factor`` Σ|√Î − √I|/Σ√I, ``deviance`` per
+    good pixel and ``log_likelihood`` of the patterns used; ``mode_powers`` shares of the probe's modes; ``drift`` rms
+    distance (Å) of refined positions from the given ones; ``half_bit`` resolution (Å) of the ring correlation of two
+    half scans.
+    """
 
     index: int
     tilt_deg: float | None = None
@@ -28,6 +34,13 @@ class TiltQuality:
     mass: float | None = None
     n_residues: int | None = None
     doubtful: bool = False
+    held_out_error: float | None = None
+    r_factor: float | None = None
+    deviance: float | None = None
+    log_likelihood: float | None = None
+    mode_powers: Sequence[float] = ()
+    drift: float | None = None
+    half_bit: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +77,8 @@ class QualityReport:
     """All figures of a run; every part may be missing.
 
     ``data_error`` counts-weighted or mean over the tilts; ``projection_error`` Σ|p − P V|/Σ|p| over all projections
-    (R1) and ``held_out_error`` the same for projections left out of the reconstruction.
+    (R1) and ``held_out_error`` the same for projections left out of the reconstruction; ``broken_limits`` a sentence
+    for each limit of the job that a tilt breaks.
     """
 
     tilts: Sequence[TiltQuality] = ()
@@ -74,6 +88,7 @@ class QualityReport:
     resolution: ResolutionQuality | None = None
     atoms: AtomQuality | None = None
     warnings: Sequence[str] = ()
+    broken_limits: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, numbers and strings for a JSON file; what is not finite becomes None."""

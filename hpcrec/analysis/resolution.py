@@ -116,15 +116,17 @@ class LastPeak:
 def fourier_shell_correlation(
     a: Array, b: Array, voxel: tuple[float, ...], mask: Array | None = None, direction: Direction | None = None
 ) -> ShellCorrelation:
-    """Return the FSC of two volumes (z, y, x), or the ring correlation of two images (y, x).
+    """Return the FSC of two volumes (z, y, x), or the ring correlation of two images (y, x), real or complex.
 
+    All Fourier voxels of complex images are independent, half of those of real ones.
     ``voxel`` Å along each axis; ``mask`` a soft weight in [0, 1] of the same shape, applied to both; ``direction``
     keeps the frequencies within 20° of one axis only (conical FSC). Raises DataError on unequal shapes, values that
     are not finite, or an empty mask.
     """
     _check_pair(a, b, voxel, mask)
-    fa, fb = (np.fft.rfftn(_masked(v, mask)) for v in (a, b))
-    radius, once, part = _shell_geometry(np.shape(a), voxel, direction)
+    full = np.iscomplexobj(a) or np.iscomplexobj(b)
+    fa, fb = ((np.fft.fftn if full else np.fft.rfftn)(_masked(v, mask)) for v in (a, b))
+    radius, once, part = _shell_geometry(np.shape(a), voxel, direction, full)
     nyquist = 0.5 / max(voxel)
     width = 1.0 / max(n * v for n, v in zip(np.shape(a), voxel))
     n_shells = int(nyquist / width) + 1
@@ -204,12 +206,12 @@ def _check_pair(a: Array, b: Array, voxel: tuple[float, ...], mask: Array | None
         raise DataError("the mask of the shell correlation is empty")
 
 
-def _masked(values: Array, mask: Array | None) -> FloatArray:
+def _masked(values: Array, mask: Array | None) -> Array:
     """Take the mean off under the mask, so that the mask's own spectrum does not leak into the correlation."""
-    values = np.asarray(values, np.float64)
+    values = np.asarray(values, np.complex128 if np.iscomplexobj(values) else np.float64)
     if mask is None:
-        return np.asarray(values - values.mean(), np.float64)
-    return np.asarray((values - np.average(values, weights=mask)) * mask, np.float64)
+        return np.asarray(values - values.mean())
+    return np.asarray((values - np.average(values, weights=mask)) * mask)
 
 
 def _fill(mask: Array | None) -> float:
@@ -221,17 +223,21 @@ def _fill(mask: Array | None) -> float:
 
 
 def _shell_geometry(
-    shape: tuple[int, ...], voxel: tuple[float, ...], direction: Direction | None
+    shape: tuple[int, ...], voxel: tuple[float, ...], direction: Direction | None, full: bool
 ) -> tuple[FloatArray, FloatArray, BoolArray]:
-    """Return |q|, the count of each half-spectrum voxel in Friedel-unique units, and whether it lies in the cone."""
+    """Return |q|, the count of each voxel in Friedel-unique units, and whether it lies in the cone.
+
+    The voxels are those of the half spectrum of real data, or of the ``full`` one of complex data.
+    """
     axes = [np.fft.fftfreq(n, v) for n, v in zip(shape[:-1], voxel[:-1])]
-    axes.append(np.fft.rfftfreq(shape[-1], voxel[-1]))
+    axes.append((np.fft.fftfreq if full else np.fft.rfftfreq)(shape[-1], voxel[-1]))
     q = np.meshgrid(*axes, indexing="ij", sparse=True)
     radius = np.sqrt(sum(component**2 for component in q))
     once = np.ones(radius.shape)
-    once[..., 0] = 0.5  # the planes kx = 0 and kx = Nyquist hold both members of each Friedel pair
-    if shape[-1] % 2 == 0:
-        once[..., -1] = 0.5
+    if not full:
+        once[..., 0] = 0.5  # the planes kx = 0 and kx = Nyquist hold both members of each Friedel pair
+        if shape[-1] % 2 == 0:
+            once[..., -1] = 0.5
     if direction is None:
         return radius, once, np.ones(radius.shape, np.bool_)
     along = np.abs(q[{"z": -3, "y": -2, "x": -1}[direction]])

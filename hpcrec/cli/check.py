@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.errors import DeviceError
 from hpcrec.io.base import open_series
+from hpcrec.run.advice import Advice, advise
 from hpcrec.run.config import load_job
 from hpcrec.run.plan import Plan, available_cores, duration, make_plan
 
@@ -20,10 +22,12 @@ def check_job_file(path: Path, overrides: Sequence[str], n_ranks: int) -> None:
     """Print the plan of a job file; faults end with exit code 2 (job), 3 (data) or 5 (memory)."""
     job, _ = load_job(path, overrides)
     with open_series(job.data) as series:
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else 120)
         console.print(data_table(job.data.format, series))
         plan = make_plan(job, series, n_ranks)
+        advice = advise(job, series, n_ranks)
     console.print(plan_table(plan))
+    console.print(advice_table(advice))
     if not plan.fits:
         raise DeviceError(
             f"{path} does not fit: a rank would need {plan.memory_gib_per_rank:.1f} GiB, the limit is "
@@ -69,4 +73,14 @@ def plan_table(plan: Plan) -> Table:
         ("tomography", f"at most {duration(plan.tomography_seconds)}" if plan.tomography_seconds else "none"),
     ):
         table.add_row(name, value)
+    return table
+
+
+def advice_table(advice: Sequence[Advice]) -> Table:
+    """Return what the job says beside what hpcrec would choose."""
+    table = Table(title="Choices", title_justify="left")
+    for name in ("", "this job", "better", "why"):
+        table.add_column(name, overflow="fold")
+    for row in advice:
+        table.add_row(row.name, row.now, row.better or "–", row.why)
     return table

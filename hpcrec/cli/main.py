@@ -84,6 +84,37 @@ def check(
 
 
 @app.command()
+def tune(
+    target: Annotated[Path, typer.Argument(metavar="JOB.toml", help="Job file.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.toml", help="Job file to write, with the best values.")],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            metavar="KEY=RANGE",
+            help="A key to search: KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=A,B,C; give it once for each key.",
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Trials, those of earlier calls included.")] = 20,
+    positions: Annotated[int, typer.Option("--positions", min=1, help="Patterns of a trial, about the middle.")] = 400,
+    sweeps: Annotated[int, typer.Option("--sweeps", min=2, help="Sweeps of a trial.")] = 20,
+    tilt: Annotated[
+        int | None, typer.Option("--tilt", help="Number of the tilt; default: the one nearest to 0°.")
+    ] = None,
+    override: Set = None,
+) -> None:
+    """Search a few keys of a job by trial reconstructions, scored on patterns held out of them.
+
+    The study lies beside --out (.sqlite3): the same command goes on with it, and several may share it at a time.
+    """
+    from hpcrec.cli.tune import tune_job
+    from hpcrec.run.tune import TuneOptions
+
+    options = TuneOptions(tilt=tilt, positions=positions, sweeps=sweeps, trials=trials)
+    tune_job(target, override or [], parameter or [], options, out)
+
+
+@app.command()
 def info() -> None:
     """Say which MPI, cores, memory, libraries and accelerators hpcrec sees here."""
     from hpcrec.cli.info import print_info

@@ -10,13 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hpcrec.errors import ConfigError, HpcrecError
+from hpcrec.errors import ConfigError, HpcrecError, QualityError
 from hpcrec.logs import configure_logging
 from hpcrec.parallel import mpi
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.report.collect import write_report
 from hpcrec.run.config import check_job, load_job
 from hpcrec.run.directory import STAGES, RunDirectory, default_path, find_job, open_directory
+from hpcrec.run.measure import limits_broken
 from hpcrec.run.pipeline import run_pipeline
 
 
@@ -28,11 +29,18 @@ def run_job(target: Path, out: Path | None, overrides: Sequence[str], until: str
     console = Console(quiet=world.rank != 0, width=None if sys.stdout.isatty() else 120)
     if world.rank == 0:
         console.print(f"run directory [bold]{directory.path}[/]", highlight=False)
-    quality = run_pipeline(check_job(raw), raw, directory, world, console, until, write_report)
+    job = check_job(raw)
+    quality = run_pipeline(job, raw, directory, world, console, until, write_report)
     if quality is not None:
         console.print(quality_table(quality))
         if directory.report.exists():
             console.print(f"report: [bold]{directory.report}[/]", highlight=False, soft_wrap=True)
+    broken = limits_broken(job, directory) if world.rank == 0 else []
+    _leave_together(world, _limits_error(broken) if broken else None)
+
+
+def _limits_error(broken: list[str]) -> QualityError:
+    return QualityError("\n  ".join(["the run is done and written, but breaks its limits:", *broken]))
 
 
 def _agree(
@@ -50,14 +58,20 @@ def _agree(
             answer = raw, open_directory((out or default_path(job.name)).absolute(), raw)
         except HpcrecError as error:
             fault = error
-    fault = world.broadcast(fault)
-    if fault is not None:
-        if world.size == 1:
-            raise fault
-        if world.rank == 0:
-            Console(stderr=True).print(f"error: {fault}", highlight=False, soft_wrap=True, markup=False)
-        sys.exit(fault.exit_code)
+    _leave_together(world, fault)
     return world.broadcast(answer)  # type: ignore[no-any-return]
+
+
+def _leave_together(world: Communicator, fault: HpcrecError | None) -> None:
+    """Leave with the exit code of rank 0's fault on all ranks, said once; go on where there is none."""
+    fault = world.broadcast(fault)
+    if fault is None:
+        return
+    if world.size == 1:
+        raise fault
+    if world.rank == 0:
+        Console(stderr=True).print(f"error: {fault}", highlight=False, soft_wrap=True, markup=False)
+    sys.exit(fault.exit_code)
 
 
 def quality_table(quality: dict[str, str]) -> Table:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial import ConvexHull, QhullError, cKDTree
 
-from hpcrec.backend.array import Array, FloatArray, IntArray
+from hpcrec.backend.array import Array, BoolArray, FloatArray, IntArray
 
 _BITS = 20  # cells of the curve along each side: 2^20, finer than any scan, and the index still fits 64 bits
 
@@ -61,3 +62,51 @@ def split_positions(positions: Array, n_shares: int) -> list[IntArray]:
     Returns index arrays; with more shares than positions some are empty.
     """
     return np.array_split(hilbert_order(positions), n_shares)
+
+
+def scan_step(positions: Array) -> float:
+    """Return the median distance (Å) from a position (n, 2) to its nearest neighbour, 0 for a single position."""
+    points = np.asarray(positions, np.float64)
+    if len(points) < 2:
+        return 0.0
+    return float(np.median(cKDTree(points).query(points, k=2)[0][:, 1]))
+
+
+def interior_positions(positions: Array, steps: float = 1.5) -> BoolArray:
+    """Return which positions (n, 2) lie more than ``steps`` scan steps inside the convex hull of all; (n,) bool."""
+    points = np.asarray(positions, np.float64)
+    try:
+        edges = ConvexHull(points).equations
+    except (QhullError, ValueError):
+        return np.zeros(len(points), np.bool_)  # on a line, or fewer than three: all are at the border
+    depth = np.full(len(points), np.inf)
+    for y, x, offset in edges:
+        depth = np.minimum(depth, -(points[:, 0] * y + points[:, 1] * x + offset))
+    inside: BoolArray = depth > steps * scan_step(points)
+    return inside
+
+
+def held_out_positions(positions: Array, share: float) -> IntArray:
+    """Return a share of the positions (n, 2), at least one, evenly spread along the Hilbert curve; sorted indices.
+
+    None is at the border of the scan, where fewer neighbours see the same pixels. Too few inside give none at all;
+    at most a quarter of the inner positions are taken.
+    """
+    inside = interior_positions(positions)
+    order = hilbert_order(positions)
+    order = order[inside[order]]
+    n = min(max(round(share * len(positions)), 1), len(order) // 4) if share > 0 else 0
+    return np.sort(order[((np.arange(n) + 0.5) * len(order) / max(n, 1)).astype(np.int64)])
+
+
+def half_scans(positions: Array, indices: IntArray) -> tuple[IntArray, IntArray]:
+    """Split ``indices`` into positions (n, 2) in two halves that interlock like the fields of a checkerboard; sorted.
+
+    Every other position along the Hilbert curve, which steps from neighbour to neighbour: on a raster of 2ⁿ × 2ⁿ these
+    are the black and the white fields.
+    """
+    kept = np.zeros(len(positions), np.bool_)
+    kept[indices] = True
+    order = hilbert_order(positions)
+    order = order[kept[order]]
+    return np.sort(order[::2]), np.sort(order[1::2])

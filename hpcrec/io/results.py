@@ -12,6 +12,9 @@
     loss, data_error  (iteration,) float64
     refined/          what was refined beside: tilt, position_tilt (rad), thickness (Å), aberrations (Å), variation,
                       coefficients, intensity, background, affine; shapes as in ``models/base.py``
+    quality/          residual (position,) data error of each pattern; moves_angstrom (position, 2) from the given
+                      positions; held_out (n,) indices of patterns no update used, held_out_error (iteration,);
+                      frc (3, ring) frequency 1/Å, correlation, independent pixels of two half scans, where made
 
 ``projections.h5``: all tilts
     attributes  format = "hpcrec-projections", format_version = 1; sampling_angstrom (dy, dx), n_tilts;
@@ -78,6 +81,7 @@ class TiltResult:
     energy_ev: float | None = None
     wavelength: float | None = None
     refined: Mapping[str, Array] = field(default_factory=dict)
+    quality: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +160,7 @@ def _tilt_record(result: TiltResult) -> tuple[dict[str, Array], dict[str, Attrib
         "loss": np.asarray(result.loss, np.float64),
         "data_error": np.asarray(result.data_error, np.float64),
         **{f"refined/{name}": np.asarray(values) for name, values in result.refined.items()},
+        **{f"quality/{name}": np.asarray(values) for name, values in result.quality.items()},
     }
     attributes: dict[str, Attribute] = {
         "format": _TILT,
@@ -192,6 +197,7 @@ def _tilt_result(arrays: dict[str, Array], attributes: Mapping[str, Any], where:
             energy_ev=_optional(attributes.get("energy_ev")),
             wavelength=_optional(attributes.get("wavelength_angstrom")),
             refined={k.removeprefix("refined/"): v for k, v in arrays.items() if k.startswith("refined/")},
+            quality={k.removeprefix("quality/"): v for k, v in arrays.items() if k.startswith("quality/")},
         )
     except KeyError as fault:
         raise DataError(f"{where}: lacks {fault}; it is not a tilt written by this program") from fault

@@ -52,6 +52,16 @@ def photon_energy(wavelength: float) -> float:
     return float(constants.h * constants.c / (wavelength * _ANGSTROM) / constants.e)
 
 
+def depth_of_field(wavelength: float, semiangle: float) -> float:
+    """Return the depth of field λ/θ² in Å of a cone of half angle θ (rad).
+
+    A wave front ±λ/(2θ²) from its focus departs by a quarter of a wave at the edge of the aperture, Rayleigh's limit
+    (Born and Wolf, Principles of Optics, §8.8): what lies within acts like one plane. Structures that scatter to larger
+    angles have less; Tsai et al., Opt. Express 24, 29089 (2016) find 5.2 δ²/λ for slices of a resolution δ.
+    """
+    return wavelength / semiangle**2
+
+
 def _positive(energy_ev: float) -> float:
     if not (np.isfinite(energy_ev) and energy_ev > 0):
         raise ConfigError(f"energy_ev: expected a positive number of electron volts, got {energy_ev!r}")

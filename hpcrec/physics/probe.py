@@ -14,6 +14,7 @@ from hpcrec.geometry.grid import Grid
 
 _NAME = re.compile(r"(C|phi)([0-9])([0-9])")
 _BORDER_POWER = 0.05
+_NODES = 9
 
 
 def aberration_function(
@@ -113,6 +114,34 @@ def orthogonal_start_modes(probe: ComplexArray, n_modes: int, share: float = 0.0
     powers[0] = 1 - share * (n_modes - 1)
     modes = np.sqrt(powers) * basis * np.linalg.norm(probe)
     return ifft2(modes.T.reshape(n_modes, *probe.shape)).astype(probe.dtype, copy=False)
+
+
+def coherent_mode_shares(
+    wavelength: float, semiangle: float, source_sigma: float, focal_spread: float = 0.0, n_pixels: int = 24
+) -> FloatArray:
+    """Return the shares of the power in the coherent modes of a partially coherent probe, largest first.
+
+    A Gaussian source of standard deviation ``source_sigma`` (Å, each direction, at the sample) and a Gaussian spread
+    of focus of ``focal_spread`` (Å) make the mixture ρ = Σ w |ψ_sf⟩⟨ψ_sf| of shifted and defocused probes; its
+    eigenvalues do not depend on the aberrations, which all of them share (Whitehead et al., Phys. Rev. Lett. 103,
+    243902 (2009)). Computed by Gauss–Hermite quadrature on ``n_pixels`` across the aperture of ``semiangle`` (rad).
+    """
+    k = (np.arange(n_pixels) + 0.5) / n_pixels * 2 - 1
+    ky, kx = (a.ravel() * semiangle / wavelength for a in np.meshgrid(k, k, indexing="ij"))
+    inside = np.hypot(ky, kx) <= semiangle / wavelength
+    ky, kx = ky[inside], kx[inside]
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+    weights = weights / weights.sum()
+    one = (np.zeros(1), np.ones(1))
+    shift = (nodes * source_sigma, weights) if source_sigma > 0 else one
+    focus = (nodes * focal_spread, weights) if focal_spread > 0 else one
+    y, x, f = (a.ravel() for a in np.meshgrid(shift[0], shift[0], focus[0], indexing="ij"))
+    w = np.prod(np.meshgrid(shift[1], shift[1], focus[1], indexing="ij"), axis=0).ravel()
+    phase = -2 * np.pi * (np.outer(y, ky) + np.outer(x, kx)) - np.pi * wavelength * np.outer(f, ky**2 + kx**2)
+    mixture = np.sqrt(w)[:, None] * np.exp(1j * phase) / np.sqrt(len(ky))
+    shares = np.linalg.svd(mixture, compute_uv=False) ** 2
+    found: FloatArray = shares / shares.sum()
+    return found
 
 
 def probe_window_fault(

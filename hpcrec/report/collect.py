@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hpcrec.io.atomic import write_bytes
 from hpcrec.io.checkpoint import latest_good
 from hpcrec.io.results import ProjectionStore, TiltResult, VolumeResult, read_volume
 from hpcrec.physics.scattering import chemical_symbols
-from hpcrec.report.content import AlignmentView, ReportContent, ResolutionView, TiltView, VolumeView
+from hpcrec.report.content import AlignmentView, PatternView, ReportContent, ResolutionView, TiltView, VolumeView
 from hpcrec.report.page import render_report
 from hpcrec.run.config import from_plain
 from hpcrec.run.curves import correlations, peaks
@@ -70,6 +71,23 @@ def tilt_view(tilt: TiltResult, has_units: bool) -> TiltView:
         probe=tilt.probe,
         probe_sampling=tilt.sampling if has_units else None,
         data_error=tilt.data_error,
+        patterns=pattern_view(tilt),
+    )
+
+
+def pattern_view(tilt: TiltResult) -> PatternView | None:
+    """Return how well a tilt's patterns are explained; None for results that do not say."""
+    arrays = tilt.quality
+    if "residual" not in arrays:
+        return None
+    nyquist = 0.5 / max(tilt.sampling)
+    return PatternView(
+        positions=tilt.positions,
+        residual=arrays["residual"],
+        moves=arrays["moves_angstrom"],
+        held_out=arrays["held_out"],
+        held_out_error=arrays["held_out_error"],
+        frc=correlations({"fsc/frc": arrays["frc"]}, nyquist)["frc"] if "frc" in arrays else None,
     )
 
 
@@ -77,19 +95,7 @@ def _with_prepared(tilts: list[TiltView], volume: VolumeResult) -> list[TiltView
     """Show the prepared projections in place of the raw sums where there are any."""
     prepared = dict(zip(volume.arrays["projections/number"].tolist(), volume.arrays["projections/prepared"]))
     pixel = (volume.voxel_size, volume.voxel_size)
-    return [
-        TiltView(
-            index=t.index,
-            phase=prepared.get(t.index, t.phase),
-            tilt_deg=t.tilt_deg,
-            slices=t.slices,
-            sampling=pixel,
-            probe=t.probe,
-            probe_sampling=t.probe_sampling,
-            data_error=t.data_error,
-        )
-        for t in tilts
-    ]
+    return [replace(t, phase=prepared.get(t.index, t.phase), sampling=pixel) for t in tilts]
 
 
 def alignment_view(volume: VolumeResult) -> AlignmentView:

@@ -9,7 +9,24 @@ from typing import Any
 from hpcrec.analysis.atoms import AtomTable
 from hpcrec.analysis.quality import QualityReport
 from hpcrec.analysis.resolution import LastPeak, ShellCorrelation
-from hpcrec.backend.array import Array, FloatArray
+from hpcrec.backend.array import Array, FloatArray, IntArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatternView:
+    """How well the patterns of one tilt are explained.
+
+    ``positions`` (n, 2) Å, refined, and their ``moves`` (n, 2) from the given ones; ``residual`` (n,) data error of
+    each pattern; ``held_out`` (k,) indices of patterns that no update used, ``held_out_error`` (iteration,) of these,
+    empty without; ``frc`` of two half scans.
+    """
+
+    positions: FloatArray
+    residual: FloatArray
+    moves: FloatArray
+    held_out: IntArray
+    held_out_error: FloatArray
+    frc: ShellCorrelation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +34,8 @@ class TiltView:
     """One tilt's ptychography; everything but ``index`` and ``phase`` may be missing.
 
     ``phase`` (y, x) rad, summed over slices; ``slices`` (slice, y, x) rad; ``sampling`` (dy, dx) Å, None if the data
-    have pixel units only; ``probe`` (mode, y, x) complex with ``probe_sampling`` Å; ``data_error`` (iteration,).
+    have pixel units only; ``probe`` (mode, y, x) complex with ``probe_sampling`` Å; ``data_error`` (iteration,);
+    ``patterns`` how well they are explained.
     """
 
     index: int
@@ -28,6 +46,7 @@ class TiltView:
     probe: Array | None = None
     probe_sampling: tuple[float, float] | None = None
     data_error: FloatArray | None = None
+    patterns: PatternView | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

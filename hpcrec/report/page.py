@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
-from hpcrec.analysis.quality import AtomQuality, QualityReport, ResolutionQuality
+from hpcrec.analysis.quality import AtomQuality, QualityReport, ResolutionQuality, TiltQuality
 from hpcrec.report.canvas import Picture
 from hpcrec.report.content import ReportContent
 from hpcrec.report.figures import (
@@ -19,6 +19,13 @@ from hpcrec.report.figures import (
     probe_modes,
     sinogram_figure,
     tilt_quality,
+)
+from hpcrec.report.pattern_figures import (
+    drift_figure,
+    held_out_curves,
+    mode_power_figure,
+    residual_maps,
+    ring_correlations,
 )
 from hpcrec.report.volume_figures import (
     atom_histogram,
@@ -65,7 +72,7 @@ def _header(content: ReportContent) -> str:
 
 
 def _warnings(content: ReportContent) -> str:
-    quality = content.quality.warnings if content.quality else ()
+    quality = (*content.quality.broken_limits, *content.quality.warnings) if content.quality else ()
     sentences = list(dict.fromkeys([*content.warnings, *quality]))
     if not sentences:
         return ""
@@ -102,7 +109,8 @@ def _ptychography(content: ReportContent) -> list[str]:
     middle = content.tilts[len(content.tilts) // 2]
     pictures = [phase_montage(content.tilts), probe_modes(middle), error_curves(content.tilts)]
     if content.quality:
-        pictures.append(tilt_quality(content.quality.tilts))
+        pictures += [tilt_quality(content.quality.tilts), mode_power_figure(content.quality.tilts)]
+    pictures += [f(content.tilts) for f in (held_out_curves, residual_maps, drift_figure, ring_correlations)]
     return _pictures(pictures)
 
 
@@ -186,18 +194,24 @@ def _atom_tables(quality: AtomQuality) -> list[str]:
 def _tilt_table(quality: QualityReport | None) -> list[str]:
     if quality is None or not quality.tilts:
         return []
-    head = ["tilt", "angle", "data error", "summed phase (rad·Å²)", "residues", "remark"]
-    body = [
-        [
-            t.index,
-            _number(t.tilt_deg, "+.2f", "°"),
-            _number(t.data_error, ".4g"),
-            _number(t.mass, ".4g"),
-            "–" if t.n_residues is None else t.n_residues,
-            "doubtful unwrapping" if t.doubtful else "",
-        ]
-        for t in quality.tilts
+    columns: list[tuple[str, Callable[[TiltQuality], Any]]] = [
+        ("tilt", lambda t: t.index),
+        ("angle", lambda t: _number(t.tilt_deg, "+.2f", "°")),
+        ("data error", lambda t: _number(t.data_error, ".4g")),
+        ("held out", lambda t: _number(t.held_out_error, ".4g")),
+        ("R factor", lambda t: _number(t.r_factor, ".4g")),
+        ("deviance", lambda t: _number(t.deviance, ".3g")),
+        ("log-likelihood", lambda t: _number(t.log_likelihood, ".4g")),
+        ("drift (Å)", lambda t: _number(t.drift, ".3g")),
+        ("half-bit (Å)", lambda t: _number(t.half_bit, ".2f")),
+        ("summed phase (rad·Å²)", lambda t: _number(t.mass, ".4g")),
+        ("residues", lambda t: "–" if t.n_residues is None else t.n_residues),
+        ("remark", lambda t: "doubtful unwrapping" if t.doubtful else ""),
     ]
+    # A figure that no tilt has is left out
+    shown = [(n, [f(t) for t in quality.tilts]) for n, f in columns]
+    shown = [(n, cells) for n, cells in shown if n == "tilt" or any(c not in ("–", "") for c in cells)]
+    head, body = [n for n, _ in shown], list(zip(*(cells for _, cells in shown)))
     table = _grid(head, body)
     return [table if len(body) <= 8 else f"<details><summary>{len(body)} tilts</summary>{table}</details>"]
 

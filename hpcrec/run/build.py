@@ -16,6 +16,7 @@ from hpcrec.physics.propagation import propagation_rate, tilted_factor
 from hpcrec.refine import refinement_class
 from hpcrec.refine.base import Refinement
 from hpcrec.run.job import Job
+from hpcrec.run.optics import slice_thickness
 
 
 def build_model(
@@ -39,7 +40,7 @@ def build_model(
         window,
         sampling,
         wavelength,
-        section.slice_thickness_angstrom or 0.0,
+        slice_thickness(job),
         detector=detector,
         flight=_flight(chosen.flight_points, chosen.flight_angstrom),
         propagation=section.propagation,

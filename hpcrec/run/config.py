@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -18,16 +19,15 @@ from typing import Any, TypeVar, cast
 import pydantic
 import tomli_w
 
-from hpcrec.engines import engine_class
 from hpcrec.errors import ConfigError
 from hpcrec.io.base import READERS, reader_class
-from hpcrec.run.constrain import constraint_faults
+from hpcrec.run.faults import job_faults
 from hpcrec.run.job import BeamSection, Job
 
 T = TypeVar("T")
 PATH_KEYS = {("data", "path"), ("analysis", "reference")}
 STAGE_SECTIONS = {
-    "ptychography": ("data", "beam", "probe", "detector", "ptychography", "refine", "constraints"),
+    "ptychography": ("data", "beam", "probe", "detector", "ptychography", "refine", "constraints", "quality"),
     "tomography": ("tomography",),
     "analysis": ("analysis",),
 }
@@ -146,7 +146,7 @@ def check_job(raw: Mapping[str, Any]) -> Job:
         options = _validate(reader_class(data["format"]).Options, data, ("data",), faults)
     job = _validate(Job, {**tables, "data": None}, (), faults)
     if job is not None:
-        faults.extend(_cross_checks(job))
+        faults.extend(job_faults(job))
     if faults:
         raise ConfigError(_fault_list("the job file", faults))
     assert job is not None
@@ -208,147 +208,37 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
-def _cross_checks(job: Job) -> list[str]:
-    """Return the faults that only several keys together show."""
-    faults = []
-    p, probe = job.ptychography, job.probe
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", job.name):
-        faults.append("name: use 1 to 64 letters, digits, dots, dashes or underscores")
-    if probe.source == "aperture" and (probe.semiangle_mrad is None or job.beam is None):
-        faults.append("probe: source = 'aperture' needs probe.semiangle_mrad and a [beam] section")
-    if p.slices != 1 and p.slice_thickness_angstrom is None:
-        faults.append("ptychography.slice_thickness_angstrom: missing; more than one slice needs it")
-    if p.slices != 1 and job.beam is None:
-        faults.append("beam: missing; more than one slice needs the wavelength")
-    if p.slices == "auto" and p.sample_thickness_angstrom is None:
-        faults.append("ptychography.sample_thickness_angstrom: missing; slices = 'auto' needs it")
-    numbers = [p.slices] if isinstance(p.slices, int) else p.slices if isinstance(p.slices, list) else []
-    if any(n < 1 for n in numbers):
-        faults.append("ptychography.slices: must be 1 or more")
-    if isinstance(job.parallel.group_size, int) and job.parallel.group_size < 1:
-        faults.append("parallel.group_size: must be 1 or more, or 'auto'")
-    faults.extend(_engine_faults(job))
-    faults.extend(_range_faults(job))
-    faults.extend(_detector_faults(job))
-    faults.extend(_refine_faults(job))
-    faults.extend(constraint_faults(job))
-    if job.analysis and not job.tomography:
-        faults.append("analysis: needs a [tomography] section, whose volume it measures")
-    return faults
-
-
-def _engine_faults(job: Job) -> list[str]:
-    """Return what the engine does not do."""
-    p, faults = job.ptychography, []
-    engine = engine_class(p.engine)
-    numbers = p.slices if isinstance(p.slices, list) else [p.slices]
-    if engine.one_slice_only and any(n != 1 for n in numbers):
-        faults.append(
-            f"ptychography.slices: the engine {p.engine!r} is made for one slice; set it to 1, or use 'lsqml'"
-        )
-    if engine.full_batch and p.batch_size:
-        faults.append(f"ptychography.batch_size: the engine {p.engine!r} takes all patterns at once; leave it at 0")
-    if engine.keeps_waves:
-        faults += [
-            f"constraints.{name}: the exit waves of the engine {p.engine!r} would not follow; leave it out"
-            for name in ("centre", "ramp")
-            if getattr(job.constraints, name) is not None
-        ]
-    return faults
-
-
-def _detector_faults(job: Job) -> list[str]:
-    """Return what of the detector does not go together."""
-    detector, faults = job.detector, []
-    if detector.field == "near" and (detector.distance_angstrom is None or job.beam is None):
-        faults.append("detector: field = 'near' needs detector.distance_angstrom and a [beam] section")
-    if detector.field == "near" and detector.upsampling != 1:
-        faults.append("detector.upsampling: is meant for the far field; leave it at 1 with field = 'near'")
-    if detector.flight_points > 1 and not any(detector.flight_angstrom):
-        faults.append("detector.flight_angstrom: missing; flight_points needs the way of one exposure")
-    if job.ptychography.kernel == "compiled" and (detector.point_spread_pixels or detector.upsampling != 1):
-        faults.append(
-            "ptychography.kernel: the compiled loops know neither point spread nor upsampling; use kernel = 'auto'"
-        )
-    return faults
-
-
-def _refine_faults(job: Job) -> list[str]:
-    """Return what cannot be refined."""
-    refine, faults = job.refine, []
-    if job.ptychography.slices == 1:
-        faults += [
-            f"refine.{name}: needs ptychography.slices of 2 or more"
-            for name in ("tilt", "position_tilt", "thickness")
-            if getattr(refine, name) is not None
-        ]
-    if refine.affine is not None and refine.positions is None and refine.annealing is None:
-        faults.append("refine.affine: draws refined positions together; add [refine.positions] or [refine.annealing]")
-    if refine.annealing is not None and refine.annealing.stop_iteration is None:
-        faults.append("refine.annealing.stop_iteration: missing; the circle of trials shrinks until then")
-    if refine.aberrations is not None and job.beam is None:
-        faults.append("refine.aberrations: needs a [beam] section")
-    for field in dataclasses.fields(refine):
-        options = getattr(refine, field.name)
-        if options is not None and options.start_iteration < 0:
-            faults.append(f"refine.{field.name}.start_iteration: must be 0 or more")
-    return faults
-
-
-def _range_faults(job: Job) -> list[str]:
-    """Return the numbers that lie outside of what makes sense."""
-    p, probe, parallel = job.ptychography, job.probe, job.parallel
-    lowest: list[tuple[str, float, float]] = [
-        ("ptychography.iterations", p.iterations, 1),
-        ("ptychography.batch_size", p.batch_size, 0),
-        ("ptychography.checkpoint_every", p.checkpoint_every, 1),
-        ("ptychography.seed", p.seed, 0),
-        ("ptychography.wasp.groups", p.wasp.groups, 1),
-        ("ptychography.lbfgs.history", p.lbfgs.history, 1),
-        ("ptychography.mpie.patterns_per_kick", p.mpie.patterns_per_kick, 1),
-        ("probe.modes", probe.modes, 1),
-        ("ptychography.object_states", p.object_states, 1),
-        ("detector.upsampling", job.detector.upsampling, 1),
-        ("detector.flight_points", job.detector.flight_points, 1),
-        ("detector.point_spread_pixels", job.detector.point_spread_pixels, 0),
-        ("parallel.workers", parallel.workers, 0),
-        ("parallel.halo_margin_angstrom", parallel.halo_margin_angstrom, 0),
-        ("parallel.memory_gib_per_rank", parallel.memory_gib_per_rank, 0),
-    ]
-    faults = []
-    if job.tomography:
-        t = job.tomography
-        lowest += [
-            ("tomography.binning", t.binning, 1),
-            ("tomography.thickness_angstrom", t.thickness_angstrom, 0),
-            ("tomography.field_angstrom", min(t.field_angstrom), 0),
-            ("tomography.fista.n_iterations", t.fista.n_iterations, 1),
-            ("tomography.fista.sparsity", t.fista.sparsity, 0),
-            ("tomography.resire.n_iterations", t.resire.n_iterations, 1),
-        ]
-        if len(t.alignment.bins) != len(t.alignment.rounds) or min(t.alignment.bins, default=0) < 1:
-            faults.append("tomography.alignment: bins and rounds must have the same number of entries, bins 1 or more")
-        if not 0 < t.resire.relaxation < 2:
-            faults.append(f"tomography.resire.relaxation: must lie between 0 and 2, got {t.resire.relaxation}")
-    faults += [f"{key}: must be {low:g} or more, got {value:g}" for key, value, low in lowest if value < low]
-    positive: list[tuple[str, float | None]] = [
-        ("beam.energy_ev", job.beam.energy_ev if job.beam else None),
-        ("probe.semiangle_mrad", probe.semiangle_mrad),
-        ("detector.saturation_counts", job.detector.saturation_counts),
-        ("ptychography.slice_thickness_angstrom", p.slice_thickness_angstrom),
-    ]
-    faults += [f"{key}: must be positive, got {v:g}" for key, v in positive if v is not None and v <= 0]
-    if probe.modes > 1 and not 0 < probe.mode_share * (probe.modes - 1) < 1:
-        faults.append("probe.mode_share: the extra modes together must start with less than all the power")
-    if p.kernel == "compiled" and p.precision == "double":
-        faults.append("ptychography.kernel: the compiled loops are single precision; use kernel = 'auto' with double")
-    return faults
-
-
 def load_job(path: Path, overrides: Sequence[str] = ()) -> tuple[Job, dict[str, Any]]:
     """Read and check a job file: return the job and its raw tables (for the run directory)."""
     raw = read_job_file(path, overrides)
     return check_job(raw), raw
+
+
+def with_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the raw tables with values by dotted key, as ``--set`` would put them."""
+    changed = copy.deepcopy(dict(raw))
+    for key, value in values.items():
+        *tables, last = key.split(".")
+        table = changed
+        for name in tables:
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{key}: {name} is a value, not a table")
+        table[last] = value
+    return changed
+
+
+def key_type(raw: Mapping[str, Any], key: str) -> type[Any] | None:
+    """Return ``int`` or ``float`` for a dotted key of the job that takes such numbers, None for others."""
+    section, *rest = key.split(".")
+    reads_data = section == "data" and raw.get("data", {}).get("format") in READERS
+    cls: Any = reader_class(raw["data"]["format"]).Options if reads_data else Job
+    hint: Any = cls
+    for part in rest if reads_data else [section, *rest]:
+        cls = next((c for c in (hint, *_members(hint)) if dataclasses.is_dataclass(c)), None)
+        hint = None if cls is None else typing.get_type_hints(cls).get(part)
+    kinds = _members(hint)
+    return float if float in kinds else int if int in kinds else None
 
 
 def job_text(raw: Mapping[str, Any]) -> str:
@@ -363,8 +253,13 @@ def fingerprint(raw: Mapping[str, Any], stage: str) -> str:
         names.extend(sections)
         if name == stage:
             break
-    content = {name: raw.get(name) for name in names}
+    content = {name: _without_limits(raw.get(name)) if name == "quality" else raw.get(name) for name in names}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_limits(quality: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Leave out what judges results and changes none."""
+    return {key: value for key, value in (quality or {}).items() if not key.startswith("max_")}
 
 
 def changed_keys(old: Any, new: Any, where: str = "") -> list[str]:

@@ -22,7 +22,7 @@ from hpcrec.errors import ConfigError, StorageError
 from hpcrec.io.atomic import write_bytes
 from hpcrec.run.config import STAGE_SECTIONS, changed_keys, job_text
 
-FREE_KEYS = ("ptychography.checkpoint_every:", "data.drop_tilts:")
+FREE_KEYS = ("ptychography.checkpoint_every:", "data.drop_tilts:", "quality.max_")
 STAGES = ("ptychography", "tomography", "analysis", "report")
 
 
@@ -144,7 +144,9 @@ def _frozen_job(path: Path) -> dict[str, Any]:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], section: str) -> list[str]:
-    return changed_keys(old.get(section), new.get(section), section)
+    # Limits alone may come and go: their section may be missing altogether
+    empty: dict[str, Any] | None = {} if section == "quality" else None
+    return changed_keys(old.get(section, empty), new.get(section, empty), section)
 
 
 def find_job(target: Path, out: Path | None) -> tuple[Path, Path | None]:

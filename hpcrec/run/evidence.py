@@ -15,7 +15,7 @@ from hpcrec.direct.orientation import turn_from_curl
 from hpcrec.direct.parallax import ShiftFit, bright_field, fit_shifts
 from hpcrec.errors import DataError
 from hpcrec.run.job import Job
-from hpcrec.run.start import beam_of
+from hpcrec.run.optics import beam_of
 
 MOST_POSITIONS: Final = 2500
 MOST_BYTES: Final = 512 << 20

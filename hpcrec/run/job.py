@@ -79,6 +79,8 @@ class ProbeSection:
     spherical_mm : C30
     modes : number of mutually incoherent probe modes
     mode_share : share of the power each extra mode starts with
+    source_sigma_angstrom, focal_spread_angstrom : standard deviations of the source's image on the sample and of the
+        focus, where known; "hpcrec check" counts the modes they make
     """
 
     source: Literal["aperture", "file", "patterns"] = "aperture"
@@ -89,6 +91,8 @@ class ProbeSection:
     spherical_mm: float = 0.0
     modes: int = 1
     mode_share: float = 0.02
+    source_sigma_angstrom: float = 0.0
+    focal_spread_angstrom: float = 0.0
 
 
 @options
@@ -96,11 +100,15 @@ class PtychographySection:
     """How each tilt's patterns become complex object slices.
 
     engine : update rule; its own options stand in the table of the same name below
-    iterations : sweeps over all patterns
+    iterations : sweeps over all patterns, at most
+    coarse_iterations : sweeps before these at half the resolution, on the middle half of the detector: cheap, and far
+        structures find one another sooner
+    early_stop_tolerance : stop where the data error (of held-out patterns, where there are any) falls by less than this
+        share within early_stop_window sweeps; 0 makes all sweeps
     batch_size : patterns in one update, over all ranks of a group; 0 takes the engine's own choice
     batch_kind : "random" scatters a batch over the scan, "compact" takes neighbours
     slices : object slices of every tilt, a list with one number a tilt, or "auto" from the sample's thickness
-    slice_thickness_angstrom : distance between slices
+    slice_thickness_angstrom : distance between slices; "auto" is the depth of field λ/θ² of the aperture
     sample_thickness_angstrom, sample_shape : used by slices = "auto"; a film's path grows with 1/cos, a particle's
         at most by √2
     object_states : mutually incoherent states of the object
@@ -128,10 +136,13 @@ class PtychographySection:
         "gradient",
     ] = "lsqml"
     iterations: int = 50
+    coarse_iterations: int = 0
+    early_stop_tolerance: float = 0.0
+    early_stop_window: int = 10
     batch_size: int = 0
     batch_kind: Literal["random", "compact"] = "random"
     slices: int | list[int] | Literal["auto"] = 1
-    slice_thickness_angstrom: float | None = None
+    slice_thickness_angstrom: float | Literal["auto"] | None = None
     sample_thickness_angstrom: float | None = None
     sample_shape: Literal["film", "particle"] = "particle"
     object_states: int = 1
@@ -299,6 +310,32 @@ class TomographySection:
 
 
 @options
+class QualitySection:
+    """What is measured of each tilt's ptychography, and the limits that a good run keeps.
+
+    A broken limit ends the command with its own exit code, after everything is done and written.
+
+    hold_out : share of the patterns that no update uses, evenly spread inside the scan; their error shows overfitting,
+        chooses parameters and stops early. Their positions and factors are not refined
+    frc : also reconstruct two half scans, for the Fourier ring correlation of each tilt; doubles the work
+    max_data_error, max_held_out_error : Σ(√Î − √I)²/ΣI of the patterns used, and of those held out
+    max_r_factor : Σ|√I − √Î|/Σ√I of the patterns used
+    max_deviance : Poisson deviance per good pixel of the patterns used
+    max_drift_angstrom : rms distance of refined positions from the given ones
+    max_resolution_angstrom : half-bit resolution of the ring correlation; finer is good
+    """
+
+    hold_out: float = 0.0
+    frc: bool = False
+    max_data_error: float | None = None
+    max_held_out_error: float | None = None
+    max_r_factor: float | None = None
+    max_deviance: float | None = None
+    max_drift_angstrom: float | None = None
+    max_resolution_angstrom: float | None = None
+
+
+@options
 class AnalysisSection:
     """What is measured in the volume.
 
@@ -330,5 +367,6 @@ class Job:
     refine: RefineSection = field(default_factory=RefineSection)
     constraints: ConstraintSection = field(default_factory=ConstraintSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
+    quality: QualitySection = field(default_factory=QualitySection)
     tomography: TomographySection | None = None
     analysis: AnalysisSection | None = None

@@ -30,6 +30,7 @@ from hpcrec.run.curves import correlation_arrays, peak_arrays
 from hpcrec.run.directory import RunDirectory
 from hpcrec.run.job import AnalysisSection, Job
 from hpcrec.run.observers import Observer
+from hpcrec.run.record import broken_limits, quality_path, read_quality_record
 from hpcrec.tomography.turn import turn_rotation, turn_vectors
 
 COARSEST_ANGSTROM = 5.0
@@ -52,6 +53,7 @@ def measure(job: Job, directory: RunDirectory, observer: Observer) -> None:
             comparison = _alignment_errors(volume, truth)
             if comparison is not None:
                 record["alignment"] = _alignment_figures(comparison, _axis(volume))
+    parts["broken_limits"] = limits_broken(job, directory)
     quality = QualityReport(tilts=tilts, data_error=data_error, warnings=warnings, **parts)
     for text in warnings:
         observer({"event": "warning", "text": text})
@@ -72,9 +74,32 @@ def tilt_qualities(directory: RunDirectory, volume: VolumeResult | None) -> list
                 mass=found["mass"].get(tilt.tilt_index),
                 n_residues=_whole(found["residues"].get(tilt.tilt_index)),
                 doubtful=bool(found["doubtful"].get(tilt.tilt_index)),
+                **_recorded(read_quality_record(quality_path(directory.checkpoints, tilt.tilt_index)) or {}),
             )
             for tilt in store
         ]
+
+
+def _recorded(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a tilt's record that the summary repeats."""
+    used, held_out = record.get("used") or {}, record.get("held_out") or {}
+    return {
+        "held_out_error": held_out.get("data_error"),
+        "r_factor": used.get("r_factor"),
+        "deviance": used.get("deviance"),
+        "log_likelihood": used.get("log_likelihood"),
+        "mode_powers": record.get("mode_powers", ()),
+        "drift": (record.get("drift") or {}).get("rms_angstrom"),
+        "half_bit": (record.get("frc") or {}).get("half_bit_angstrom"),
+    }
+
+
+def limits_broken(job: Job, directory: RunDirectory) -> list[str]:
+    """Return a sentence for each limit that one of the run's tilts breaks."""
+    with ProjectionStore(directory.projections) as store:
+        numbers = store.tilt_indices.tolist()
+    records = ((n, read_quality_record(quality_path(directory.checkpoints, n))) for n in numbers)
+    return [text for n, record in records for text in broken_limits(job.quality, n, record)]
 
 
 def _by_number(volume: VolumeResult, name: str) -> dict[int, float]:
@@ -198,6 +223,7 @@ def summary(directory: RunDirectory) -> dict[str, str]:
     rows: dict[str, str] = {}
     if quality.get("data_error") is not None:
         rows["data error Σ(|F|−√I)²/ΣI"] = f"{quality['data_error']:.4f} over {len(quality['tilts'])} tilt(s)"
+    rows |= _tilt_rows(quality.get("tilts") or [])
     if quality.get("projection_error") is not None:
         r1 = quality["projection_error"]
         # An empty volume has R1 = 1
@@ -210,6 +236,20 @@ def summary(directory: RunDirectory) -> dict[str, str]:
         rows["shift errors (rms y, x)"] = f"{y:.3f}, {x:.3f} Å"
         rows["angle errors (rms)"] = ", ".join(f"{k} {v:.3f}°" for k, v in alignment["angle_rms_deg"].items())
     return rows | _atom_rows(quality.get("atoms") or {})
+
+
+def _tilt_rows(tilts: list[dict[str, Any]]) -> dict[str, str]:
+    rows = {}
+    names = {
+        "r_factor": ("R factor Σ|√Î−√I|/Σ√I", ""),
+        "held_out_error": ("data error of held-out patterns", ""),
+        "half_bit": ("resolution, FRC half-bit (half scans)", " Å"),
+    }
+    for key, (name, unit) in names.items():
+        values = [t[key] for t in tilts if t.get(key) is not None]
+        if values:
+            rows[name] = f"{np.median(values):.4g}{unit}, at worst {max(values):.4g}{unit}"
+    return rows
 
 
 def _resolution_rows(resolution: dict[str, Any]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Who listens to a run: the event log and the progress display. Events are flat dicts with an ``event`` name.
 
 Events of the ptychography stage: ``tilt_started`` (tilt, iterations, n_positions, group), ``sweep`` (tilt, iteration,
-loss, data_error, seconds, patterns_per_s), ``tilt_done`` (tilt, data_error, seconds). Of all stages: ``stage_started``,
+loss, data_error, held_out_error where there are such patterns, seconds, patterns_per_s), ``part_sweep`` (the same and
+part: of a coarse start or a half scan), ``tilt_done`` (tilt, data_error, seconds). Of all stages: ``stage_started``,
 ``stage_progress`` (stage, done, total, text), ``stage_done`` (stage, seconds), ``warning`` (text), ``note`` (text).
 """
 
@@ -85,7 +86,7 @@ class PlainProgress:
                 f"tilt {event['tilt']} done ({self.done}/{self.n_tilts}): data error {event['data_error']:.4f}, "
                 f"{event['patterns_per_s']:.0f} patterns/s, about {left:.0f} s left"
             )
-        if name in ("sweep", "stage_progress"):
+        if name in ("sweep", "part_sweep", "stage_progress"):
             if time.monotonic() - self.last < self.interval:
                 return ""
             self.last = time.monotonic()
@@ -109,6 +110,8 @@ def describe(event: Event) -> str:
                 f"   tilt {event['tilt']} sweep {event['iteration']}: loss {event['loss']:.4g}, "
                 f"data error {event['data_error']:.4f}, {event['patterns_per_s']:.0f} patterns/s"
             )
+        case "part_sweep":
+            return f"   tilt {event['tilt']}, {event['part']}, sweep {event['iteration']}: loss {event['loss']:.4g}"
         case "warning":
             return f"warning: {event['text']}"
         case "note":
@@ -146,6 +149,8 @@ class BarProgress:
         elif name == "tilt_done":
             self._remove(f"tilt {event['tilt']}")
             self.progress.advance(self._bar("tilts", self.n_tilts))
+        elif name == "part_sweep":
+            return
         elif name == "stage_progress":
             self._bar(event["stage"], event["total"])
             self._move(event["stage"], event["done"], event["text"])

@@ -11,6 +11,7 @@ import psutil
 
 from hpcrec.backend.array import complex_dtype
 from hpcrec.data.dataset import TiltSeries
+from hpcrec.data.views import half_resolution
 from hpcrec.engines import engine_class
 from hpcrec.engines.base import visit
 from hpcrec.errors import DeviceError
@@ -24,7 +25,7 @@ from hpcrec.parallel.exchange import make_exchange
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.constrain import whole_copies
 from hpcrec.run.job import Job
-from hpcrec.run.start import TiltSetup, common_grid, probe_window, slice_count, start_state, tilt_setup
+from hpcrec.run.start import TiltSetup, common_grid, probe_window, slice_count, start_state, starting_probe, tilt_setup
 
 GIB = 2**30
 BASE_GIB = 0.5
@@ -150,6 +151,10 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     counts = [len(p) for p in series.facts.positions]
     slices = [slice_count(job, i, float(a)) for i, a in enumerate(series.tilt_angles)]
     work = sum(n * s for n, s in zip(counts, slices)) / setup.n_slices * job.ptychography.iterations
+    if job.ptychography.coarse_iterations:
+        starting_probe(job, half_resolution(series), 1)  # a fault now is better than one in the run
+        work *= 1 + job.ptychography.coarse_iterations / (4 * job.ptychography.iterations)
+    work *= 2 if job.quality.frc else 1
     busy = min(n_ranks, available_cores(), max(n_ranks // size, 1) * size)
     return Plan(
         n_ranks=n_ranks,

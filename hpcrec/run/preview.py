@@ -20,7 +20,8 @@ from hpcrec.errors import ConfigError
 from hpcrec.io.base import open_series
 from hpcrec.run.evidence import compact_subset, widest_probe
 from hpcrec.run.job import Job
-from hpcrec.run.start import beam_of, starting_probe
+from hpcrec.run.optics import beam_of
+from hpcrec.run.start import starting_probe
 
 PATTERN_BYTES: Final = 1 << 30
 _READ: Final = 1024

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray
 from hpcrec.data.batches import BatchReader, global_batches
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.engines import engine_class
@@ -20,12 +20,15 @@ from hpcrec.geometry.scan import hilbert_order
 from hpcrec.geometry.tiles import Box, window_corners
 from hpcrec.io.checkpoint import latest_good, save_checkpoint
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.operators.resample import probe_like
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.exchange import Exchange, make_exchange
 from hpcrec.parallel.patterns import gather_patterns, hand_out_patterns
+from hpcrec.run.assess import Assessor, held_out
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.constrain import Constraints
 from hpcrec.run.job import Job
+from hpcrec.run.monitor import Monitor
 from hpcrec.run.observers import Observer
 from hpcrec.run.plan import PATTERN_CACHE_BYTES
 from hpcrec.run.start import TiltSetup, moving_margin, start_state, tilt_setup
@@ -36,7 +39,9 @@ class TiltOutcome:
     """One reconstructed tilt, complete on the group's first rank.
 
     obj (slice, y, x) and illumination (y, x) on ``grid``; probe (mode, y, x); positions (position, 2) Å;
-    loss and data_error, one number a sweep; ``seconds`` of this attempt.
+    loss and data_error, one number a sweep, held_out_error too where patterns (``held_out``, their indices) are;
+    ``patterns`` (position, column) the figures of each pattern, see ``analysis/patterns.py``; ``seconds`` of this
+    attempt.
     """
 
     setup: TiltSetup
@@ -47,8 +52,31 @@ class TiltOutcome:
     refined: dict[str, Array]
     loss: FloatArray
     data_error: FloatArray
+    held_out: IntArray
+    held_out_error: FloatArray
+    patterns: FloatArray
+    stopped_early: bool
     seconds: float
     peak_memory_gib: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a tilt begins with instead of an empty object: found at another resolution.
+
+    obj (slice, y, x) on the whole grid, on the group's first rank, None elsewhere; probe (mode, y, x) on the pixels it
+    was found on; positions (position, 2) Å; ``refined`` as in the state.
+    """
+
+    obj: ComplexArray | None
+    probe: ComplexArray
+    positions: FloatArray
+    refined: dict[str, Array]
+
+
+def checkpoint_prefix(part: str, number: int) -> str:
+    """Return the name of the checkpoints of one part of a tilt."""
+    return f"{part}_{number:04d}"
 
 
 def batch_size(job: Job, n_positions: int) -> int:
@@ -68,8 +96,11 @@ class TiltRun:
         group: Communicator,
         checkpoints: Path,
         report: Observer,
+        part: str = "sweeps",
+        start: Start | None = None,
     ) -> None:
         self.job, self.group, self.report, self.checkpoints = job, group, report, checkpoints
+        self.prefix = checkpoint_prefix(part, int(series.tilt_numbers[i_tilt]))
         self.setup: TiltSetup = group.broadcast(tilt_setup(job, series, i_tilt, grid) if group.rank == 0 else None)
         setup = self.setup
         self.model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask)
@@ -80,19 +111,22 @@ class TiltRun:
         self.exchange: Exchange = make_exchange(kind, group, setup.positions, grid, setup.window, margin)
         self.scan = scan = series.tilt(i_tilt)
         self.n_positions = scan.n_positions
-        self.own = np.sort(self.exchange.share(np.arange(scan.n_positions)))
-        self.reader = BatchReader(scan, self.own, memory_limit=PATTERN_CACHE_BYTES)
+        mine = self.exchange.share(np.arange(scan.n_positions))
+        self.reader = BatchReader(scan, mine, memory_limit=PATTERN_CACHE_BYTES)
+        self.held_out = held_out(job.quality, setup)
+        self.used = np.setdiff1d(np.arange(scan.n_positions), self.held_out)
+        self.own = np.intersect1d(mine, self.used)
+        # Arrays of single patterns go by their places among the used ones
+        self.places = np.searchsorted(self.used, self.own)
+        self.monitor = Monitor(job, setup, group)
+        self.assessor = Assessor(self.model, scan, self.reader, self.exchange)
         self.loss: list[float] = []
         self.data_error: list[float] = []
-        self.state = self._start()
+        self.held_out_error: list[float] = []
+        self.state = self._start(start)
 
-    @property
-    def prefix(self) -> str:
-        """Name of this tilt's checkpoints."""
-        return f"sweeps_{self.setup.number:04d}"
-
-    def _start(self) -> PtychographyState:
-        """Return the state of the last good checkpoint, or an empty object under the starting probe."""
+    def _start(self, start: Start | None) -> PtychographyState:
+        """Return the state of the last good checkpoint, or ``start``, or an empty object under the starting probe."""
         setup = self.setup
         found = latest_good(self.checkpoints, self.prefix) if self.group.rank == 0 else None
         # What belongs to single patterns goes to their ranks only
@@ -100,17 +134,29 @@ class TiltRun:
         found, names = self.group.broadcast((found, list(waves)))
         if found is None:
             state = start_state(self.job, setup, self.exchange.held)
+            if start is not None:
+                self._begin_from(state, start)
         else:
             state = self._resume(found.arrays, found.attributes)
             for name in names:
-                values = hand_out_patterns(self.group, self.own, waves.get(name))
+                values = hand_out_patterns(self.group, self.places, waves.get(name))
                 state.pattern_memory[name.removeprefix("patterns:")] = values
-        state.own, state.core = self.own, self.exchange.core
+        state.own, state.core, state.visited = self.own, self.exchange.core, len(self.used)
         self.engine.prepare(state)
         return state
 
+    def _begin_from(self, state: PtychographyState, start: Start) -> None:
+        """Put what was found at another resolution into a fresh state; moves still count from the given positions."""
+        state.memory["start_positions"] = state.positions
+        state.obj = self.exchange.place(start.obj)
+        state.probe = probe_like(start.probe, state.probe)
+        state.positions = start.positions.copy()
+        state.refined = {name: values.copy() for name, values in start.refined.items()}
+        self.exchange.update_positions(state.positions)
+
     def _resume(self, arrays: dict[str, Array], attributes: dict[str, Any]) -> PtychographyState:
         self.loss, self.data_error = list(arrays["loss"]), list(arrays["data_error"])
+        self.held_out_error = list(arrays.get("held_out_error", ()))
 
         def group(name: str) -> dict[str, Array]:
             return {k.removeprefix(name): v for k, v in arrays.items() if k.startswith(name)}
@@ -134,10 +180,10 @@ class TiltRun:
         arrays = {"obj": self.exchange.whole(state.obj)}
         arrays |= {f"object_memory:{k}": self.exchange.whole(v) for k, v in sorted(state.object_memory.items())}
         for key, values in sorted(state.pattern_memory.items()):
-            arrays[f"patterns:{key}"] = gather_patterns(self.group, self.own, values)
+            arrays[f"patterns:{key}"] = gather_patterns(self.group, self.places, values)
         if self.group.rank == 0:
             arrays |= {"probe": state.probe, "positions": state.positions}
-            arrays |= {"loss": np.array(self.loss), "data_error": np.array(self.data_error)}
+            arrays |= {name: np.array(getattr(self, name)) for name in ("loss", "data_error", "held_out_error")}
             arrays |= {f"memory:{k}": v for k, v in state.memory.items()}
             arrays |= {f"refined:{k}": v for k, v in state.refined.items()}
             path = self.checkpoints / f"{self.prefix}_{state.iteration:06d}.h5"
@@ -148,14 +194,15 @@ class TiltRun:
         job = self.job.ptychography
         sums = np.zeros(3)
         batches = global_batches(
-            self.n_positions,
-            batch_size(self.job, self.n_positions),
+            len(self.used),
+            batch_size(self.job, len(self.used)),
             seed=job.seed,
             tilt=self.setup.number,
             iteration=self.state.iteration,
             kind=job.batch_kind,
-            order=hilbert_order(self.setup.positions) if job.batch_kind == "compact" else None,
+            order=hilbert_order(self.setup.positions[self.used]) if job.batch_kind == "compact" else None,
         )
+        batches = [self.used[indices] for indices in batches]
         shares = [self.exchange.share(indices) for indices in batches]
         for step, (own, patterns) in enumerate(zip(shares, self.reader.iterate(shares))):
             good = self.scan.read_good(own)
@@ -164,15 +211,15 @@ class TiltRun:
             sums += [float(total.sums[name][0]) for name in ("loss", "error", "counts")]
         self.constraints.free_scale(self.state)
         self.engine.finish_iteration(self.state)
-        if not np.isfinite(sums).all():
-            raise DivergedError(
-                f"tilt {self.setup.number}: the loss is not finite after sweep {self.state.iteration}; "
-                f"take smaller steps in [ptychography.{job.engine}] or check the data's units"
-            )
-        self.exchange.update_positions(self.state.positions)
-        self.constraints.apply(self.state, self.exchange)
         self.loss.append(float(sums[0]))
         self.data_error.append(float(sums[1] / sums[2]))
+        warning = self.monitor.check(self.state, self.loss, self.data_error)
+        if warning:
+            self._tell({"event": "warning", "text": warning})
+        self.exchange.update_positions(self.state.positions)
+        self.constraints.apply(self.state, self.exchange)
+        if len(self.held_out):
+            self.held_out_error.append(self.assessor.quality(self.state, self.held_out).data_error)
 
     def run(self) -> TiltOutcome | None:
         """Sweep until done, with checkpoints; return the outcome on the group's first rank, None elsewhere."""
@@ -181,7 +228,7 @@ class TiltRun:
         first = self.state.iteration
         event = {"tilt": setup.number, "iterations": job.iterations, "n_positions": self.n_positions}
         self._tell({"event": "tilt_started", **event, "resumed_at": first, "slices": setup.n_slices})
-        while self.state.iteration < job.iterations:
+        while not self.monitor.done(self.state.iteration, self.data_error, self.held_out_error):
             before = time.perf_counter()
             self.sweep()
             seconds = time.perf_counter() - before
@@ -192,12 +239,15 @@ class TiltRun:
                     "iteration": self.state.iteration,
                     "loss": self.loss[-1],
                     "data_error": self.data_error[-1],
+                    **({"held_out_error": self.held_out_error[-1]} if self.held_out_error else {}),
                     "seconds": seconds,
                     "patterns_per_s": self.n_positions / seconds,
                 }
             )
             if self.state.iteration % job.checkpoint_every == 0 and self.state.iteration < job.iterations:
                 self.save()
+        if self.state.iteration < job.iterations:
+            self._tell({"event": "note", "text": f"tilt {setup.number}: converged after {self.state.iteration} sweeps"})
         return self._outcome(time.perf_counter() - started, self.state.iteration - first)
 
     def close(self) -> None:
@@ -209,6 +259,7 @@ class TiltRun:
             self.report(event)
 
     def _outcome(self, seconds: float, sweeps: int) -> TiltOutcome | None:
+        patterns = self.assessor.table(self.state, np.arange(self.n_positions))
         obj = self.exchange.whole(self.state.obj)
         memory = self.group.gather(peak_memory_gib())
         if obj is None or memory is None:
@@ -236,6 +287,10 @@ class TiltRun:
             refined=dict(self.state.refined),
             loss=np.array(self.loss),
             data_error=np.array(self.data_error),
+            held_out=self.held_out,
+            held_out_error=np.array(self.held_out_error),
+            patterns=patterns,
+            stopped_early=len(self.loss) < self.job.ptychography.iterations,
             seconds=seconds,
             peak_memory_gib=max(memory),
         )

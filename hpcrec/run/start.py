@@ -14,11 +14,11 @@ from hpcrec.errors import ConfigError, DataError
 from hpcrec.geometry.grid import Grid, object_grid
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import PtychographyState
-from hpcrec.physics.beam import Beam, electron_beam, photon_beam
 from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes, probe_window_fault
 from hpcrec.physics.propagation import propagation_rate
 from hpcrec.run.build import near_field_factor
 from hpcrec.run.job import Job
+from hpcrec.run.optics import beam_of, slice_thickness
 
 N_POWER_SAMPLES = 64
 GRID_MARGIN = 4
@@ -46,13 +46,6 @@ class TiltSetup:
     wavelength: float
     mask: BoolArray | None
     probe: ComplexArray
-
-
-def beam_of(job: Job) -> Beam | None:
-    """Return the beam of a job, None where the data have pixel units only."""
-    if job.beam is None:
-        return None
-    return (electron_beam if job.beam.kind == "electron" else photon_beam)(job.beam.energy_ev)
 
 
 def common_grid(job: Job, series: TiltSeries) -> Grid:
@@ -88,10 +81,9 @@ def slice_count(job: Job, i_tilt: int, angle: float) -> int:
             )
         return section.slices[i_tilt]
     assert section.sample_thickness_angstrom is not None
-    assert section.slice_thickness_angstrom is not None
     cos, sin = math.cos(angle), abs(math.sin(angle))
     path = 1 / max(cos, 0.1) if section.sample_shape == "film" else cos + sin
-    return max(1, math.ceil(section.sample_thickness_angstrom * path / section.slice_thickness_angstrom - 0.25))
+    return max(1, math.ceil(section.sample_thickness_angstrom * path / slice_thickness(job) - 0.25))
 
 
 def starting_probe(job: Job, series: TiltSeries, n_slices: int) -> ComplexArray:
@@ -122,7 +114,7 @@ def starting_probe(job: Job, series: TiltSeries, n_slices: int) -> ComplexArray:
     beam = beam_of(job)
     assert beam is not None
     assert probe.semiangle_mrad is not None
-    depth = 0.5 * (n_slices - 1) * (job.ptychography.slice_thickness_angstrom or 0.0)
+    depth = 0.5 * (n_slices - 1) * slice_thickness(job)
     aberrations = {
         "C10": -probe.defocus_angstrom - depth,
         "C12": probe.astigmatism_angstrom,
@@ -172,7 +164,7 @@ def tilt_setup(job: Job, series: TiltSeries, i_tilt: int, grid: Grid) -> TiltSet
         sampling=series.sampling,
         positions=scan.positions,
         n_slices=n_slices,
-        slice_thickness=job.ptychography.slice_thickness_angstrom or 0.0,
+        slice_thickness=slice_thickness(job),
         wavelength=beam.wavelength if beam else 1.0,
         mask=scan.mask,
         probe=probe.astype(complex_dtype(job.ptychography.precision)),

@@ -6,21 +6,23 @@ import logging
 import math
 import os
 import platform
-from contextlib import closing
 from pathlib import Path
 
+from hpcrec.analysis.resolution import ShellCorrelation
 from hpcrec.backend.fft import plan_wisdom, use_wisdom
 from hpcrec.data.dataset import TiltSeries
+from hpcrec.data.views import half_resolution
 from hpcrec.errors import DataError, StorageError
 from hpcrec.io.atomic import write_bytes
-from hpcrec.io.checkpoint import remove_checkpoints
 from hpcrec.io.results import TiltResult, read_tilt_result, tilt_path, write_tilt_result
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.queue import Master
 from hpcrec.run.job import Job
 from hpcrec.run.observers import Observer
+from hpcrec.run.parts import TiltTask, reconstruct_tilt, remove_parts
 from hpcrec.run.plan import group_size
-from hpcrec.run.runner import TiltOutcome, TiltRun
+from hpcrec.run.record import quality_arrays, quality_path, quality_record, write_quality_record
+from hpcrec.run.runner import TiltOutcome
 from hpcrec.run.start import common_grid, probe_window
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,9 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     ``observer`` hears the events of all groups, on rank 0. Results are ``checkpoints/tilt_0017.h5``, numbered as in
     the input file.
     """
-    _same_plans(job, series, world, checkpoints)
+    _same_plans(job, probe_window(job, series), world, checkpoints, "fftw_wisdom")
+    if job.ptychography.coarse_iterations:
+        _same_plans(job, probe_window(job, half_resolution(series)), world, checkpoints, "fftw_wisdom_coarse")
     grid = common_grid(job, series)
     size = world.broadcast(group_size(job, series, grid, world.size) if world.rank == 0 else None)
     group = world.split(min(world.rank // size, max(world.size // size, 1) - 1))
@@ -40,24 +44,34 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     hardest_first = sorted(todo, key=lambda i: -abs(series.tilt_angles[i]))
     with Master(world, hardest_first, observer, group) as master:
         while (i_tilt := master.next()) is not None:
-            with closing(TiltRun(job, series, grid, i_tilt, group, checkpoints, master.report)) as run:
-                outcome = run.run()
+            outcome, frc = reconstruct_tilt(
+                TiltTask(
+                    job=job,
+                    series=series,
+                    grid=grid,
+                    i_tilt=i_tilt,
+                    group=group,
+                    checkpoints=checkpoints,
+                    report=master.report,
+                )
+            )
             if outcome is not None:
                 number = int(series.tilt_numbers[i_tilt])
-                write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number))
-                remove_checkpoints(checkpoints, run.prefix)
+                write_quality_record(quality_path(checkpoints, number), quality_record(outcome, frc))
+                write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number, frc))
+                remove_parts(checkpoints, number)
 
 
-def _same_plans(job: Job, series: TiltSeries, world: Communicator, checkpoints: Path) -> None:
+def _same_plans(job: Job, window: tuple[int, int], world: Communicator, checkpoints: Path, name: str) -> None:
     """Let all ranks, now and after an interruption, use the same FFTW plans: other plans round differently.
 
-    The plans are kept as ``checkpoints/fftw_wisdom``, and for further runs on this machine in the user's cache.
+    The plans are kept as ``checkpoints/NAME``, and for further runs on this machine in the user's cache.
     """
     if job.ptychography.precision != "single" or job.ptychography.kernel == "numpy":
         return
-    wisdom, window = b"", probe_window(job, series)
+    wisdom = b""
     if world.rank == 0:
-        kept, cached = checkpoints / "fftw_wisdom", wisdom_cache(window)
+        kept, cached = checkpoints / name, wisdom_cache(window)
         known = next((path for path in (kept, cached) if path.exists()), None)
         wisdom = plan_wisdom(*window) if known is None else known.read_bytes()
         if known != kept:
@@ -95,7 +109,7 @@ def unfinished_tilts(series: TiltSeries, checkpoints: Path) -> list[int]:
     return [i for i, number in enumerate(series.tilt_numbers) if not sound(int(number))]
 
 
-def tilt_result(job: Job, outcome: TiltOutcome, number: int) -> TiltResult:
+def tilt_result(job: Job, outcome: TiltOutcome, number: int, frc: ShellCorrelation | None = None) -> TiltResult:
     """Return an outcome in the form the store writes; ``number`` is the tilt's index in the input file."""
     setup = outcome.setup
     return TiltResult(
@@ -116,4 +130,5 @@ def tilt_result(job: Job, outcome: TiltOutcome, number: int) -> TiltResult:
         energy_ev=job.beam.energy_ev if job.beam else None,
         wavelength=setup.wavelength if job.beam else None,
         refined=outcome.refined,
+        quality=quality_arrays(outcome, frc),
     )

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcrec.geometry.scan import hilbert_index, hilbert_order, raster_positions, split_positions
+from hpcrec.geometry.scan import (
+    half_scans,
+    held_out_positions,
+    hilbert_index,
+    hilbert_order,
+    interior_positions,
+    raster_positions,
+    split_positions,
+)
 
 
 def test_raster_is_centred_with_x_fastest():
@@ -47,3 +55,49 @@ def test_split_owns_each_position_once_and_evenly(n_positions, n_shares, seed):
 def test_equal_positions_keep_their_order():
     assert hilbert_order(np.zeros((5, 2))).tolist() == [0, 1, 2, 3, 4]
     assert hilbert_order(np.zeros((0, 2))).shape == (0,)
+
+
+def test_held_out_positions_lie_inside_and_spread():
+    positions = raster_positions((30, 40), (1.0, 1.0)) + np.random.default_rng(0).uniform(-0.2, 0.2, (1200, 2))
+    chosen = held_out_positions(positions, 0.02)
+    assert len(chosen) == 24
+    assert (np.diff(chosen) > 0).all()
+    y, x = np.abs(positions[chosen]).T
+    assert y.max() < 14.0
+    assert x.max() < 19.0
+    # Some in each quarter of the scan
+    quarters = set(map(tuple, (positions[chosen] > 0).tolist()))
+    assert len(quarters) == 4
+    np.testing.assert_array_equal(chosen, held_out_positions(positions, 0.02))
+
+
+@pytest.mark.parametrize(
+    "positions", [np.zeros((0, 2)), np.zeros((1, 2)), np.stack([np.arange(9.0), np.arange(9.0)], 1), np.zeros((5, 2))]
+)
+def test_scans_without_inside_have_nothing_to_hold_out(positions):
+    assert len(held_out_positions(positions, 0.1)) == 0
+    assert not interior_positions(positions).any()
+
+
+def test_nothing_is_held_out_unless_asked():
+    assert len(held_out_positions(raster_positions((20, 20), (1.0, 1.0)), 0.0)) == 0
+
+
+def test_half_scans_of_a_raster_are_a_checkerboard():
+    positions = raster_positions((16, 16), (1.0, 1.0))
+    first, second = half_scans(positions, np.arange(256))
+    y, x = np.divmod(first, 16)
+    assert len(set(((y + x) % 2).tolist())) == 1
+    assert sorted([*first, *second]) == list(range(256))
+
+
+def test_half_scans_split_what_they_are_given():
+    positions = raster_positions((9, 11), (1.0, 1.3))
+    given = np.setdiff1d(np.arange(99), [3, 50])
+    first, second = half_scans(positions, given)
+    assert sorted([*first, *second]) == given.tolist()
+    assert abs(len(first) - len(second)) <= 1
+    # Neither half has a hole: from each position the nearest one of the half is at most two steps away
+    for half in (first, second):
+        distance = np.linalg.norm(positions[:, None] - positions[None, half], axis=2).min(axis=1)
+        assert distance.max() < 2.7

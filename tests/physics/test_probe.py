@@ -1,9 +1,16 @@
 import numpy as np
 import pytest
+from scipy.special import j1
 
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.errors import ConfigError
-from hpcrec.physics.probe import aberrated_probe, aberration_function, orthogonal_start_modes, probe_window_fault
+from hpcrec.physics.probe import (
+    aberrated_probe,
+    aberration_function,
+    coherent_mode_shares,
+    orthogonal_start_modes,
+    probe_window_fault,
+)
 from hpcrec.physics.propagation import fresnel_factor
 
 SHAPE, SAMPLING, WAVELENGTH, SEMIANGLE = (64, 48), (0.2, 0.25), 0.02508, 0.03
@@ -59,3 +66,24 @@ def test_window_faults():
     assert probe_window_fault(probe(), SAMPLING, WAVELENGTH, SEMIANGLE) is None
     assert "larger than its window" in probe_window_fault(probe(C10=-600.0), SAMPLING, WAVELENGTH, SEMIANGLE)
     assert "Nyquist" in probe_window_fault(probe(), SAMPLING, WAVELENGTH, 0.08)
+
+
+def test_a_coherent_probe_has_one_mode():
+    np.testing.assert_allclose(coherent_mode_shares(0.025, 0.03, 0.0)[0], 1.0)
+    assert coherent_mode_shares(0.025, 0.03, 0.01)[0] > 0.98
+
+
+def test_mode_shares_are_those_of_shifted_probes():
+    """The purity Σ shares² is the mean of |⟨ψ_s|ψ_t⟩|² over source points, here by their Airy overlap and sampling."""
+    wavelength, semiangle, sigma = 0.025, 0.03, 0.15
+    shares = coherent_mode_shares(wavelength, semiangle, sigma, n_pixels=48)
+    rng = np.random.default_rng(0)
+    distance = np.hypot(*(rng.normal(0, sigma, (2, 40_000)) - rng.normal(0, sigma, (2, 40_000))))
+    z = 2 * np.pi * semiangle / wavelength * distance
+    overlap = 2 * j1(z) / z
+    # Standard error of the mean of 40 000 samples: 0.002; pixels of the aperture's edge: 0.005
+    assert np.sum(shares**2) == pytest.approx(np.mean(overlap**2), abs=0.01)
+
+
+def test_a_spread_of_focus_makes_modes():
+    assert coherent_mode_shares(0.025, 0.03, 0.0, 30.0)[0] < coherent_mode_shares(0.025, 0.03, 0.0, 10.0)[0] < 1

@@ -1,6 +1,7 @@
 """The report page: complete without any part, self-contained, every text escaped, well-formed."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,7 +11,7 @@ from hpcrec.analysis.atoms import AtomTable
 from hpcrec.analysis.compare import compare_atoms
 from hpcrec.analysis.quality import QualityReport, TiltQuality, atom_quality, resolution_quality
 from hpcrec.analysis.resolution import crystal_resolution, directional_correlations, fourier_shell_correlation
-from hpcrec.report.content import AlignmentView, ReportContent, ResolutionView, TiltView, VolumeView
+from hpcrec.report.content import AlignmentView, PatternView, ReportContent, ResolutionView, TiltView, VolumeView
 from hpcrec.report.page import render_report
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -190,3 +191,36 @@ def test_text_is_escaped():
     )
     page, _ = check(content)
     assert "&lt;script&gt;" in page
+
+
+def pattern_view(n, held_out=True):
+    rng = np.random.default_rng(3)
+    a = rng.standard_normal((2, 64, 64))
+    return PatternView(
+        positions=rng.uniform(0, 20, (n, 2)),
+        residual=rng.uniform(0.01, 0.02, n),
+        moves=rng.normal(0, 0.1, (n, 2)),
+        held_out=np.array([3, 17] if held_out else [], np.int64),
+        held_out_error=np.geomspace(0.4, 0.05, 12) if held_out else np.zeros(0),
+        frc=fourier_shell_correlation(a[0] + a[1], a[0] - 0.2 * a[1], (0.2, 0.2)),
+    )
+
+
+@pytest.mark.parametrize("n_tilts", [1, 5])
+def test_how_well_patterns_are_explained_is_drawn(n_tilts):
+    """Residual maps, held-out errors, moves, mode powers and ring correlations: five figures more than without."""
+    plain = ReportContent(title="plain", tilts=tilts(n_tilts))
+    figures = [TiltQuality(index=i, tilt_deg=10.0 * i, r_factor=0.1, mode_powers=[0.9, 0.1]) for i in range(n_tilts)]
+    quality = QualityReport(tilts=figures, broken_limits=["tilt 0: the R factor of 0.1 is above 0.05"])
+    rich = ReportContent(title="rich", tilts=tilts(n_tilts, patterns=pattern_view(100)), quality=quality)
+    page, checker = check(rich)
+    assert len(checker.sources) == len(check(plain)[1].sources) + 5
+    assert "is above 0.05" in page
+    assert "R factor" in page
+    assert "held out" not in page.split("Quality by tilt")[1], "a figure that no tilt has is no column"
+
+
+def test_patterns_that_were_all_used_and_did_not_move():
+    still = replace(pattern_view(30, held_out=False), moves=np.zeros((30, 2)), frc=None)
+    _, checker = check(ReportContent(title="still", tilts=tilts(1, patterns=still)))
+    assert len(checker.sources) == len(check(ReportContent(title="x", tilts=tilts(1)))[1].sources) + 1

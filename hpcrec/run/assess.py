@@ -1,0 +1,58 @@
+"""One pass over the patterns of a tilt: how well a state explains them, and which of them no update uses."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+
+from hpcrec.analysis.patterns import COLUMNS, PatternQuality, pattern_figures, pattern_quality
+from hpcrec.backend.array import FloatArray, IntArray
+from hpcrec.data.batches import BatchReader
+from hpcrec.data.dataset import TiltScan
+from hpcrec.errors import DataError
+from hpcrec.geometry.scan import held_out_positions
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.chain import good_pixels
+from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.parallel.exchange import Exchange
+from hpcrec.run.job import QualitySection
+from hpcrec.run.start import TiltSetup
+
+_CHUNK_PIXELS: Final = 1 << 22
+
+
+class Assessor:
+    """Measures how well a state explains patterns; each rank looks at its own."""
+
+    def __init__(self, model: PtychographyModel, scan: TiltScan, reader: BatchReader, exchange: Exchange) -> None:
+        self._model, self._scan, self._reader, self._exchange = model, scan, reader, exchange
+
+    def table(self, state: PtychographyState, indices: IntArray) -> FloatArray:
+        """Return the table (position, column) of all positions, zero but at ``indices``; collective, same on all."""
+        own = self._exchange.share(indices)
+        table = np.zeros((len(state.positions), len(COLUMNS)))
+        size = max(_CHUNK_PIXELS // math.prod(self._model.pattern_shape), 1)
+        chunks = [own[i : i + size] for i in range(0, len(own), size)]
+        for chunk, patterns in zip(chunks, self._reader.iterate(chunks)):
+            batch = Batch(chunk, patterns, good=self._scan.read_good(chunk))
+            modelled = self._model.simulate(state, chunk)
+            good = good_pixels(self._model.detector, patterns, batch.good)
+            table[chunk] = pattern_figures(modelled, self._model.clean(batch), good)
+        return self._exchange.communicator.sum(table)  # type: ignore[no-any-return]
+
+    def quality(self, state: PtychographyState, indices: IntArray) -> PatternQuality:
+        """Return the figures of the patterns at ``indices`` together; collective."""
+        return pattern_quality(self.table(state, indices), indices)
+
+
+def held_out(section: QualitySection, setup: TiltSetup) -> IntArray:
+    """Return the positions that no update uses; raises DataError where a scan has no inner positions to spare."""
+    chosen = held_out_positions(setup.positions, section.hold_out)
+    if section.hold_out and len(chosen) == 0:
+        raise DataError(
+            f"tilt {setup.number}: none of its {len(setup.positions)} positions lies deep enough inside the scan to "
+            "be held out; set quality.hold_out = 0"
+        )
+    return chosen

@@ -1,0 +1,147 @@
+"""Tuning: the defocus of a simulated scan is found again, a study goes on, and mistakes are told in one sentence."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpcrec.errors import ConfigError
+from hpcrec.run.config import key_type, load_job, with_values
+from hpcrec.run.tune import Parameter, Study, TuneOptions, central_positions, parse_parameter, trial_job
+
+pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
+
+
+def options(**more: Any) -> TuneOptions:
+    return TuneOptions(**{"positions": 36, "sweeps": 4, "trials": 8, **more})
+
+
+def study(raw: dict[str, Any], path: Path, **more: Any) -> Study:
+    return Study(raw, [Parameter(key="probe.defocus_angstrom", low=20.0, high=90.0)], options(**more), path)
+
+
+def test_the_defocus_is_found_again(tiny_job: Path, tmp_path: Path) -> None:
+    """Simulated at 50 Å; the job says 30. Half the depth of focus λ/α² = 28 Å is what one cell can tell."""
+    raw = load_job(tiny_job, ["probe.defocus_angstrom=30"])[1]
+    tuned = study(raw, tmp_path / "a.sqlite3", trials=10).run(lambda *_: None)
+    assert tuned.values["probe.defocus_angstrom"] == pytest.approx(50, abs=14)
+    first = next(t for t in tuned.trials if t.number == 0)
+    assert first.values["probe.defocus_angstrom"] == 30, "the job as it is comes first"
+    assert first.error is not None
+    assert tuned.error < first.error
+
+
+def test_a_study_goes_on_where_it_ended(tiny_job: Path, tmp_path: Path) -> None:
+    raw, path = load_job(tiny_job)[1], tmp_path / "a.sqlite3"
+    heard: list[int] = []
+    study(raw, path, trials=2).run(lambda trial, n: heard.append(n))
+    found = study(raw, path, trials=4).run(lambda trial, n: heard.append(n))
+    assert heard == [1, 2, 3, 4]
+    assert sorted(t.number for t in found.trials) == [0, 1, 2, 3]
+    assert len({t.values["probe.defocus_angstrom"] for t in found.trials}) == 4, "no proposal comes twice"
+
+
+def test_a_study_of_something_else_is_refused(tiny_job: Path, tmp_path: Path) -> None:
+    raw, path = load_job(tiny_job)[1], tmp_path / "a.sqlite3"
+    study(raw, path, trials=1).run(lambda *_: None)
+    with pytest.raises(ConfigError, match="holds a study of another job"):
+        study(raw, path, sweeps=5)
+    path.write_bytes(b"not a data base, but long enough to be taken for one" * 40)
+    with pytest.raises(ConfigError, match="cannot be used as a study"):
+        study(raw, path)
+
+
+def test_values_the_job_cannot_take_are_given_up_not_fatal(tiny_job: Path, tmp_path: Path) -> None:
+    """A probe larger than its window of 6.4 Å is a fault of some values only; where all are, the first is told."""
+    raw = load_job(tiny_job)[1]
+    far = [Parameter(key="probe.defocus_angstrom", choices=(50.0, 900.0))]
+    found = Study(raw, far, options(trials=4), tmp_path / "a.sqlite3").run(lambda *_: None)
+    assert found.values == {"probe.defocus_angstrom": 50.0}
+    assert any("larger than its window" in t.reason for t in found.trials)
+    worse = [Parameter(key="probe.defocus_angstrom", choices=(800.0, 900.0))]
+    with pytest.raises(ConfigError, match="no trial gave a result .*larger than its window"):
+        Study(raw, worse, options(trials=2), tmp_path / "b.sqlite3").run(lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("probe.defocus_angstrom", "expected key=low:high"),
+        ("probe.defocus_angstrom=9:3", "low below high"),
+        ("probe.defocus_angstrom=a:b", "expected key=low:high"),
+        ("probe.defocus_angstrom=1:9:linear", "low below high"),
+        ("probe.defocus_angstrom=0:9:log", "must begin above 0"),
+        ("probe.defokus_angstrom=1:9", "did you mean 'defocus_angstrom'"),
+        ("prob.defocus_angstrom=1:9", "did you mean 'probe'"),
+        ("probe.modes=0:4", "probe.modes: must be 1 or more"),
+        ("probe.source=aperture,magic", "probe.source"),
+    ],
+)
+def test_parameters_are_checked_before_the_work(tiny_job: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_parameter(load_job(tiny_job)[1], text)
+
+
+def test_whole_numbers_stay_whole(tiny_job: Path) -> None:
+    raw = load_job(tiny_job)[1]
+    assert parse_parameter(raw, "probe.modes=1:4").whole
+    assert not parse_parameter(raw, "probe.defocus_angstrom=50:150").whole
+    assert parse_parameter(raw, "ptychography.lsqml.step_share=0.1:1:log").log
+    assert parse_parameter(raw, "ptychography.slices=1").choices == (1,)
+    assert parse_parameter(raw, "probe.source=aperture").choices == ("aperture",)
+    assert key_type(raw, "data.scan_rotation_deg") is float
+    assert key_type(raw, "ptychography.engine") is None
+
+
+def test_values_are_put_into_a_copy(tiny_job: Path) -> None:
+    raw = load_job(tiny_job)[1]
+    changed = with_values(raw, {"refine.positions.step": 0.2, "probe.modes": 2})
+    assert changed["refine"] == {"positions": {"step": 0.2}}
+    assert "refine" not in raw
+    with pytest.raises(ConfigError, match="name is a value"):
+        with_values(raw, {"name.x": 1})
+
+
+def test_central_positions_are_a_block() -> None:
+    y, x = np.divmod(np.arange(100), 10)
+    chosen = central_positions(np.stack([y, x], 1).astype(float), 36)
+    np.testing.assert_array_equal(np.unique(y[chosen]), np.arange(2, 8))
+    np.testing.assert_array_equal(np.unique(x[chosen]), np.arange(2, 8))
+
+
+def test_too_few_positions_and_unknown_tilts(tiny_job: Path, tmp_path: Path) -> None:
+    raw = load_job(tiny_job)[1]
+    with pytest.raises(ConfigError, match="16 positions are too few"):
+        study(raw, tmp_path / "a.sqlite3", positions=16)
+    with pytest.raises(ConfigError, match=r"--tilt 7: the job has the tilts \[0, 1, 2\]"):
+        study(raw, tmp_path / "a.sqlite3", tilt=7)
+
+
+def test_a_trial_takes_the_slices_of_its_tilt(tiny_job: Path) -> None:
+    change = ["ptychography.slices=[1, 2, 3]", "ptychography.slice_thickness_angstrom=4"]
+    job = trial_job(load_job(tiny_job, change)[0], 2, 7)
+    assert (job.ptychography.slices, job.ptychography.iterations) == (3, 7)
+
+
+def test_the_command_writes_a_job_that_can_run(
+    tiny_job: Path, tmp_path: Path, hpcrec: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tuned.toml"
+    search = ("--parameter", "probe.defocus_angstrom=40:60", "--trials", 2, "--sweeps", 2)
+    assert hpcrec("tune", tiny_job, "--out", out, *search, "--set", "probe.modes=2") == 0
+    said = capsys.readouterr().out
+    assert "trial 2 of 2" in said
+    assert "Best trials" in said
+    job = load_job(out)[0]
+    assert 40 <= job.probe.defocus_angstrom <= 60
+    assert job.probe.modes == 2
+    assert tomllib.loads(out.read_text())["ptychography"]["iterations"] == 4, "only what was searched has changed"
+    assert (tmp_path / "tuned.sqlite3").exists()
+    assert hpcrec("tune", tiny_job, "--out", tiny_job, *search) == 2
+    assert hpcrec("tune", tiny_job, "--out", out) == 2
+    assert hpcrec("tune", tiny_job, "--out", tmp_path / "no" / "where.toml", *search) == 2
