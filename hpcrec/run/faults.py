@@ -37,6 +37,8 @@ def job_faults(job: Job) -> list[str]:
     faults.extend(_refine_faults(job))
     faults.extend(constraint_faults(job))
     faults.extend(_quality_faults(job))
+    if p.object_states > 1 and job.tomography:
+        faults.append("ptychography.object_states: a volume needs one object state; leave [tomography] out, or take 1")
     if job.analysis and not job.tomography:
         faults.append("analysis: needs a [tomography] section, whose volume it measures")
     return faults

@@ -184,3 +184,9 @@ def test_every_engine_can_be_chosen() -> None:
     assert set(typing.get_args(hints["engine"])) == set(ENGINES)
     for name in ENGINES:
         assert hints[name] is engine_class(name).Options
+
+
+def test_a_volume_needs_one_object_state(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a volume needs one object state"):
+        load_job(write(tmp_path, GOOD + "[tomography]\n"), ["ptychography.object_states=2"])
+    assert load_job(write(tmp_path, GOOD), ["ptychography.object_states=2"])[0].ptychography.object_states == 2
