@@ -45,7 +45,7 @@ def residual_maps(tilts: Sequence[TiltView]) -> Picture | None:
         for axes in np.ravel(grid)[len(picks) :]:
             axes.set_visible(False)
         for axes, (tilt, patterns) in zip(np.ravel(grid), picks):
-            drawn = _residual_map(axes, patterns, low, high)
+            drawn = _residual_map(axes, patterns, _unit(tilt), low, high)
             axes.set_title(_label(tilt))
         figure.colorbar(drawn, ax=grid, shrink=0.7, pad=0.02, label="data error").outline.set_visible(False)
         caption = "Data error of each pattern, at its place in the scan"
@@ -53,7 +53,7 @@ def residual_maps(tilts: Sequence[TiltView]) -> Picture | None:
         return finish(figure, caption, "Residual maps")
 
 
-def _residual_map(axes: Any, patterns: PatternView, low: float, high: float) -> Any:
+def _residual_map(axes: Any, patterns: PatternView, unit: str, low: float, high: float) -> Any:
     every = max(-(-len(patterns.residual) // _MAX_DOTS), 1)
     y, x = patterns.positions[::every].T
     size = float(np.clip(15_000 / max(len(y), 1), 0.6, 60.0))
@@ -62,16 +62,21 @@ def _residual_map(axes: Any, patterns: PatternView, low: float, high: float) -> 
     held_out = patterns.held_out[:: max(-(-len(patterns.held_out) // _MAX_RINGS), 1)]
     y, x = patterns.positions[held_out].T
     axes.scatter(x, y, s=1.6 * size, marker="o", facecolors="none", edgecolors="#d1602b", lw=0.9)
-    _map_axes(axes)
+    _map_axes(axes, unit)
     return drawn
 
 
-def _map_axes(axes: Any) -> None:
+def _unit(tilt: TiltView) -> str:
+    """Return the unit of length: pixels where the data have no other."""
+    return "Å" if tilt.sampling else "px"
+
+
+def _map_axes(axes: Any, unit: str) -> None:
     axes.set_aspect("equal")
     axes.invert_yaxis()
     axes.grid(False)
-    axes.set_xlabel("x (Å)")
-    axes.set_ylabel("y (Å)")
+    axes.set_xlabel(f"x ({unit})")
+    axes.set_ylabel(f"y ({unit})")
 
 
 def held_out_curves(tilts: Sequence[TiltView]) -> Picture | None:
@@ -110,19 +115,19 @@ def drift_figure(tilts: Sequence[TiltView]) -> Picture | None:
     with style():
         figure = new_figure(9.2 if len(moved) > 1 else 5.0, 3.6)
         panels = np.ravel(figure.subplots(1, 2 if len(moved) > 1 else 1, squeeze=False))
-        _moves_panel(panels[0], patterns)
+        _moves_panel(panels[0], patterns, _unit(tilt))
         panels[0].set_title(_label(tilt))
         if len(moved) > 1:
             x = [t.index if t.tilt_deg is None else t.tilt_deg for t, _ in moved]
             rms = [float(np.sqrt(np.mean(np.sum(p.moves**2, axis=1)))) for _, p in moved]
             panels[1].plot(x, rms, "o-", ms=3.5, lw=0.8, color=SERIES[0])
             panels[1].set_ylim(bottom=0)
-            panels[1].set_title("rms move (Å)")
+            panels[1].set_title(f"rms move ({_unit(tilt)})")
             panels[1].set_xlabel("tilt number" if tilt.tilt_deg is None else "tilt (°)")
         return finish(figure, "How refined positions moved from the given ones.", "Moves of the positions")
 
 
-def _moves_panel(axes: Any, patterns: PatternView) -> None:
+def _moves_panel(axes: Any, patterns: PatternView, unit: str) -> None:
     every = max(-(-len(patterns.moves) // _MAX_ARROWS), 1)
     start = (patterns.positions - patterns.moves)[::every]
     moves = patterns.moves[::every]
@@ -134,8 +139,9 @@ def _moves_panel(axes: Any, patterns: PatternView) -> None:
         width=0.003,
     )  # fmt: skip
     length = nice_length(longest)
-    axes.quiverkey(arrows, 0.86, 1.04, length, length_text(length), labelpos="E", coordinates="axes")
-    _map_axes(axes)
+    text = length_text(length) if unit == "Å" else f"{length:g} {unit}"
+    axes.quiverkey(arrows, 0.86, 1.04, length, text, labelpos="E", coordinates="axes")
+    _map_axes(axes, unit)
 
 
 def mode_power_figure(tilts: Sequence[TiltQuality]) -> Picture | None:
@@ -174,14 +180,15 @@ def ring_correlations(tilts: Sequence[TiltView]) -> Picture | None:
         for i, (tilt, curve) in enumerate(known):
             crossing = curve.crossing("half_bit")
             mark = "≤ " if crossing.at_nyquist else ""
-            label = f"{_label(tilt)}: {mark}{crossing.resolution:.2f} Å" if len(known) <= len(SERIES) else None
+            text = f"{_label(tilt)}: {mark}{crossing.resolution:.2f} {_unit(tilt)}"
+            label = text if len(known) <= len(SERIES) else None
             colour = SERIES[i] if label else mpl.colormaps["viridis"](i / len(known))
             axes.plot(curve.frequency[1:], curve.correlation[1:], color=colour, lw=1.0, label=label)
         axes.plot(curve.frequency[1:], curve.threshold("half_bit")[1:], color=MUTED, lw=1.0, ls="--", label="half-bit")
         axes.axhline(0, color=MUTED, lw=0.8)
         axes.set_ylim(-0.1, 1.05)
         axes.set_xlim(left=0)
-        axes.set_xlabel("spatial frequency (1/Å)")
+        axes.set_xlabel(f"spatial frequency (1/{_unit(known[0][0])})")
         axes.set_ylabel("Fourier ring correlation")
         axes.legend()
         caption = (

@@ -1,5 +1,6 @@
 """The report page: complete without any part, self-contained, every text escaped, well-formed."""
 
+import base64
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from hpcrec.analysis.quality import QualityReport, TiltQuality, atom_quality, re
 from hpcrec.analysis.resolution import crystal_resolution, directional_correlations, fourier_shell_correlation
 from hpcrec.report.content import AlignmentView, PatternView, ReportContent, ResolutionView, TiltView, VolumeView
 from hpcrec.report.page import render_report
+from hpcrec.report.pattern_figures import ring_correlations
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -224,3 +226,15 @@ def test_patterns_that_were_all_used_and_did_not_move():
     still = replace(pattern_view(30, held_out=False), moves=np.zeros((30, 2)), frc=None)
     _, checker = check(ReportContent(title="still", tilts=tilts(1, patterns=still)))
     assert len(checker.sources) == len(check(ReportContent(title="x", tilts=tilts(1)))[1].sources) + 1
+
+
+def test_data_without_a_unit_of_length_are_drawn_in_pixels():
+    """The curve is an SVG, whose text is searched."""
+    drawn = {}
+    for sampling in (None, (0.2, 0.2)):
+        view = replace(tilts(1, patterns=pattern_view(30))[0], sampling=sampling)
+        data = ring_correlations([view]).data
+        drawn[sampling] = base64.b64decode(data.partition("base64,")[2]).decode()
+    assert "(1/px)" in drawn[None]
+    assert "Å" not in drawn[None]
+    assert "(1/Å)" in drawn[0.2, 0.2]
