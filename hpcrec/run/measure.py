@@ -41,7 +41,8 @@ def measure(job: Job, directory: RunDirectory, observer: Observer) -> None:
     volume = read_volume(directory.volume) if job.tomography and directory.volume.exists() else None
     tilts = tilt_qualities(directory, volume)
     data_error, warnings = summarise_tilts(tilts)
-    record: dict[str, Any] = {}
+    # Without a beam the data have pixel units only
+    record: dict[str, Any] = {"length_unit": "Å" if job.beam else "px"}
     arrays: dict[str, Array] = {}
     parts: dict[str, Any] = {}
     if volume is not None:
@@ -223,7 +224,7 @@ def summary(directory: RunDirectory) -> dict[str, str]:
     rows: dict[str, str] = {}
     if quality.get("data_error") is not None:
         rows["data error Σ(|F|−√I)²/ΣI"] = f"{quality['data_error']:.4f} over {len(quality['tilts'])} tilt(s)"
-    rows |= _tilt_rows(quality.get("tilts") or [])
+    rows |= _tilt_rows(quality.get("tilts") or [], quality.get("length_unit", "Å"))
     if quality.get("projection_error") is not None:
         r1 = quality["projection_error"]
         # An empty volume has R1 = 1
@@ -238,12 +239,12 @@ def summary(directory: RunDirectory) -> dict[str, str]:
     return rows | _atom_rows(quality.get("atoms") or {})
 
 
-def _tilt_rows(tilts: list[dict[str, Any]]) -> dict[str, str]:
+def _tilt_rows(tilts: list[dict[str, Any]], length_unit: str) -> dict[str, str]:
     rows = {}
     names = {
         "r_factor": ("R factor Σ|√Î−√I|/Σ√I", ""),
         "held_out_error": ("data error of held-out patterns", ""),
-        "half_bit": ("resolution, FRC half-bit (half scans)", " Å"),
+        "half_bit": ("resolution, FRC half-bit (half scans)", f" {length_unit}"),
     }
     for key, (name, unit) in names.items():
         values = [t[key] for t in tilts if t.get(key) is not None]
