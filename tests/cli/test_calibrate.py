@@ -10,27 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hpcrec.cli import main as command
-
 Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def hpcrec(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call the command line in this process: return its exit code and all that it wrote."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["hpcrec", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            command.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        seen = capsys.readouterr()
-        return code, seen.out + seen.err
-
-    return call
 
 
 @pytest.fixture

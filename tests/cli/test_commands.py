@@ -9,7 +9,6 @@ import h5py
 import pytest
 
 import hpcrec as package
-from hpcrec.cli import main as command
 
 Run = Callable[..., tuple[int, str]]
 
@@ -28,23 +27,6 @@ n_tilts = 2
 grid_pixels = 48
 n_phonons = 0
 """
-
-
-@pytest.fixture
-def hpcrec(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call the command line in this process: return its exit code and what it wrote to standard output."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["hpcrec", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            command.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        return code, capsys.readouterr().out
-
-    return call
 
 
 def test_help_names_every_command(hpcrec: Run) -> None:
