@@ -25,7 +25,7 @@ def check_job_file(path: Path, overrides: Sequence[str], n_ranks: int) -> None:
         console = Console(width=None if sys.stdout.isatty() else 120)
         console.print(data_table(job.data.format, series))
         plan = make_plan(job, series, n_ranks)
-        advice = advise(job, series, n_ranks)
+        advice = advise(job, series)
     console.print(plan_table(plan))
     console.print(advice_table(advice))
     if not plan.fits:

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from hpcrec.backend.array import ComplexArray, complex_dtype
+from hpcrec.backend.array import ComplexArray
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.errors import ConfigError
 from hpcrec.geometry.scan import scan_step
-from hpcrec.physics.probe import coherent_mode_shares
 from hpcrec.run.job import Job
-from hpcrec.run.optics import beam_of, focus_depth, slice_thickness
-from hpcrec.run.plan import GIB, memory_limit, rank_memory
+from hpcrec.run.optics import beam_of, focus_depth, mode_count, mode_shares, slice_count, slice_thickness
 from hpcrec.run.runner import batch_size
-from hpcrec.run.start import common_grid, mean_power, probe_window, slice_count, starting_probe
+from hpcrec.run.start import mean_power, starting_probe
 
 FEWEST_COUNTS: Final = 50.0
 FEWEST_TO_HOLD_OUT: Final = 500
 _LEAST_OVERLAP: Final = 0.6
-_WORTH_A_MODE: Final = 0.01
 _BRIGHT_SHARE: Final = 0.8
 _WORTH_HALVING: Final = 96
-_WAVES_A_SLICE: Final = 2
-_SPARE_WAVES: Final = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,9 +34,9 @@ class Advice:
     why: str
 
 
-def advise(job: Job, series: TiltSeries, n_ranks: int) -> list[Advice]:
-    """Return what the data, the optics and the memory of ``n_ranks`` ranks say about a job's choices."""
-    found = [_slices(job, series), _modes(job, series), _batch(job, series, n_ranks)]
+def advise(job: Job, series: TiltSeries) -> list[Advice]:
+    """Return what the data and the optics say about a job's choices."""
+    found = [_slices(job, series), _modes(job, series), _batch(job, series)]
     found += [_coarse(job, series), _overlap(job, series), _counts(series), _hold_out(job, series)]
     return [advice for advice in found if advice is not None]
 
@@ -63,39 +58,33 @@ def _slices(job: Job, series: TiltSeries) -> Advice | None:
         return Advice(
             name="slices", now="1", why=f"{why}: a thicker sample needs slices; say sample_thickness_angstrom"
         )
-    better = f"{math.ceil(thick / depth)}, slice_thickness_angstrom = 'auto'" if thick > depth else ""
+    better = "'auto'" if thick > depth else ""
     return Advice(name="slices", now="1", better=better, why=f"{why}, the sample {thick:g} Å")
 
 
 def _modes(job: Job, series: TiltSeries) -> Advice | None:
     """The probe modes that hold more than a hundredth of the power under the given partial coherence."""
-    probe, beam = job.probe, beam_of(job)
-    if beam is None or not probe.semiangle_mrad:
+    probe, now, shares = job.probe, mode_count(job), mode_shares(job)
+    if beam_of(job) is None or not probe.semiangle_mrad:
         return None
-    if not probe.source_sigma_angstrom and not probe.focal_spread_angstrom:
-        why = "say probe.source_sigma_angstrom or probe.focal_spread_angstrom, and the modes they make are counted"
-        return Advice(name="probe.modes", now=f"{probe.modes}", why=why)
-    shares = coherent_mode_shares(
-        beam.wavelength, probe.semiangle_mrad * 1e-3, probe.source_sigma_angstrom, probe.focal_spread_angstrom
-    )
-    n = int((shares > _WORTH_A_MODE).sum())
+    if shares is None:
+        why = "say probe.source_sigma_angstrom or probe.focal_spread_angstrom, and the modes they make are taken"
+        return Advice(name="probe.modes", now=f"{now}", why=why)
+    n = mode_count(replace(job, probe=replace(probe, modes="auto")))
     why = f"a source of {probe.source_sigma_angstrom:g} Å and a focal spread of {probe.focal_spread_angstrom:g} Å "
     why += f"make {n} modes of more than 1 %, {shares[:n].sum():.0%} of the power together"
-    return Advice(name="probe.modes", now=f"{probe.modes}", better=f"{n}" if n > probe.modes else "", why=why)
+    return Advice(name="probe.modes", now=f"{now}", better=f"{n}" if n > now else "", why=why)
 
 
-def _batch(job: Job, series: TiltSeries, n_ranks: int) -> Advice:
-    """The batch against the memory that object and patterns leave; compiled loops need less than is counted here."""
-    size, limit = batch_size(job, max(len(p) for p in series.facts.positions)), memory_limit(job, n_ranks)
-    free = limit - rank_memory(job, series, common_grid(job, series), 1)
-    slices = max(slice_count(job, i, float(a)) for i, a in enumerate(series.tilt_angles))
-    parts = job.probe.modes * job.detector.flight_points * job.ptychography.object_states
-    wave = math.prod(probe_window(job, series)) * complex_dtype(job.ptychography.precision).itemsize
-    most = int(max(free, 0.0) * GIB / (wave * parts * (_WAVES_A_SLICE * slices + _SPARE_WAVES)))
+def _batch(job: Job, series: TiltSeries) -> Advice:
+    """The batch decides how a sweep converges; memory does not bound it."""
+    n_positions = max(len(p) for p in series.facts.positions)
+    size = min(batch_size(job, n_positions), n_positions)
     whose = "the job's" if job.ptychography.batch_size else f"{job.ptychography.engine}'s own"
-    better = f"{most}, or more memory" if most < size else ""
-    why = f"{whose}; {most if most < 1e5 else '100000 or more'} would fit into the memory that a rank has left"
-    return Advice(name="batch_size", now=f"{size}", better=better, why=why)
+    why = (
+        f"{whose}: {math.ceil(n_positions / size)} updates a sweep; memory does not bound it, as waves are made a few "
+    )
+    return Advice(name="batch_size", now=f"{size}", why=f"{why}patterns at a time")
 
 
 def _coarse(job: Job, series: TiltSeries) -> Advice | None:

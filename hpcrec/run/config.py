@@ -205,7 +205,7 @@ def _keys_at(cls: Any, location: Sequence[Any]) -> list[str]:
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> tuple[Job, dict[str, Any]]:

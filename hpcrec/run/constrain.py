@@ -26,6 +26,7 @@ from hpcrec.objectives.constraints import (
 )
 from hpcrec.parallel.exchange import Exchange
 from hpcrec.run.job import Job
+from hpcrec.run.optics import chosen_slices
 
 OF_SLICES = ("kz_filter", "layer_tv", "z_smoothing", "identical_slices")
 LOWEST = {"every": 1, "start_iteration": 0, "n_iterations": 1, "order": 1}
@@ -178,7 +179,7 @@ def constraint_faults(job: Job) -> list[str]:
     faults = []
     for name, options in chosen_constraints(job).items():
         faults += [f"constraints.{name}.{fault}" for fault in _number_faults(options)]
-        if name in OF_SLICES and job.ptychography.slices == 1:
+        if name in OF_SLICES and chosen_slices(job) == 1:
             faults.append(f"constraints.{name}: needs ptychography.slices of 2 or more")
         if name in ("centre", "ramp") and job.detector.field == "near":
             faults.append(f"constraints.{name}: would move near-field patterns; leave it out")

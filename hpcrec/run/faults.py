@@ -8,6 +8,7 @@ import re
 from hpcrec.engines import engine_class
 from hpcrec.run.constrain import constraint_faults
 from hpcrec.run.job import Job
+from hpcrec.run.optics import chosen_slices
 
 
 def job_faults(job: Job) -> list[str]:
@@ -18,15 +19,17 @@ def job_faults(job: Job) -> list[str]:
         faults.append("name: use 1 to 64 letters, digits, dots, dashes or underscores")
     if probe.source == "aperture" and (probe.semiangle_mrad is None or job.beam is None):
         faults.append("probe: source = 'aperture' needs probe.semiangle_mrad and a [beam] section")
-    if p.slices != 1 and p.slice_thickness_angstrom is None:
+    slices, auto_thickness = chosen_slices(job), p.slice_thickness_angstrom == "auto"
+    if slices not in (1, "auto") and p.slice_thickness_angstrom is None:
         faults.append("ptychography.slice_thickness_angstrom: missing; more than one slice needs it")
-    if p.slice_thickness_angstrom == "auto" and (probe.semiangle_mrad is None or job.beam is None):
+    auto_thickness |= slices == "auto" and p.slice_thickness_angstrom is None
+    if auto_thickness and (probe.semiangle_mrad is None or job.beam is None):
         faults.append("ptychography.slice_thickness_angstrom: 'auto' needs probe.semiangle_mrad and a [beam] section")
-    if p.slices != 1 and job.beam is None:
+    if slices != 1 and job.beam is None:
         faults.append("beam: missing; more than one slice needs the wavelength")
-    if p.slices == "auto" and p.sample_thickness_angstrom is None:
+    if slices == "auto" and p.sample_thickness_angstrom is None:
         faults.append("ptychography.sample_thickness_angstrom: missing; slices = 'auto' needs it")
-    numbers = [p.slices] if isinstance(p.slices, int) else p.slices if isinstance(p.slices, list) else []
+    numbers = [slices] if isinstance(slices, int) else slices if isinstance(slices, list) else []
     if any(n < 1 for n in numbers):
         faults.append("ptychography.slices: must be 1 or more")
     if isinstance(job.parallel.group_size, int) and job.parallel.group_size < 1:
@@ -48,7 +51,8 @@ def _engine_faults(job: Job) -> list[str]:
     """Return what the engine does not do."""
     p, faults = job.ptychography, []
     engine = engine_class(p.engine)
-    numbers = p.slices if isinstance(p.slices, list) else [p.slices]
+    slices = chosen_slices(job)
+    numbers = slices if isinstance(slices, list) else [slices]
     if engine.one_slice_only and any(n != 1 for n in numbers):
         faults.append(
             f"ptychography.slices: the engine {p.engine!r} is made for one slice; set it to 1, or use 'lsqml'"
@@ -85,7 +89,7 @@ def _detector_faults(job: Job) -> list[str]:
 def _refine_faults(job: Job) -> list[str]:
     """Return what cannot be refined."""
     refine, faults = job.refine, []
-    if job.ptychography.slices == 1:
+    if chosen_slices(job) == 1:
         faults += [
             f"refine.{name}: needs ptychography.slices of 2 or more"
             for name in ("tilt", "position_tilt", "thickness")
@@ -131,7 +135,7 @@ def _range_faults(job: Job) -> list[str]:
         ("ptychography.wasp.groups", p.wasp.groups, 1),
         ("ptychography.lbfgs.history", p.lbfgs.history, 1),
         ("ptychography.mpie.patterns_per_kick", p.mpie.patterns_per_kick, 1),
-        ("probe.modes", probe.modes, 1),
+        ("probe.modes", 1 if probe.modes == "auto" else probe.modes, 1),
         ("probe.source_sigma_angstrom", probe.source_sigma_angstrom, 0),
         ("probe.focal_spread_angstrom", probe.focal_spread_angstrom, 0),
         ("ptychography.object_states", p.object_states, 1),
@@ -168,7 +172,8 @@ def _range_faults(job: Job) -> list[str]:
         ),
     ]
     faults += [f"{key}: must be positive, got {v:g}" for key, v in positive if v is not None and v <= 0]
-    if probe.modes > 1 and not 0 < probe.mode_share * (probe.modes - 1) < 1:
+    n_modes = 1 if probe.modes == "auto" else probe.modes
+    if n_modes > 1 and not 0 < probe.mode_share * (n_modes - 1) < 1:
         faults.append("probe.mode_share: the extra modes together must start with less than all the power")
     if p.kernel == "compiled" and p.precision == "double":
         faults.append("ptychography.kernel: the compiled loops are single precision; use kernel = 'auto' with double")

@@ -77,10 +77,11 @@ class ProbeSection:
     defocus_angstrom : positive is underfocus, counted from the middle of the sample
     astigmatism_angstrom, astigmatism_angle_deg : two-fold astigmatism C12 and its direction
     spherical_mm : C30
-    modes : number of mutually incoherent probe modes
+    modes : number of mutually incoherent probe modes; "auto", or left out: those of more than 1 % of the power under
+        source_sigma_angstrom and focal_spread_angstrom, one where neither is given
     mode_share : share of the power each extra mode starts with
     source_sigma_angstrom, focal_spread_angstrom : standard deviations of the source's image on the sample and of the
-        focus, where known; "hpcrec check" counts the modes they make
+        focus, where known
     """
 
     source: Literal["aperture", "file", "patterns"] = "aperture"
@@ -89,7 +90,7 @@ class ProbeSection:
     astigmatism_angstrom: float = 0.0
     astigmatism_angle_deg: float = 0.0
     spherical_mm: float = 0.0
-    modes: int = 1
+    modes: int | Literal["auto"] = "auto"
     mode_share: float = 0.02
     source_sigma_angstrom: float = 0.0
     focal_spread_angstrom: float = 0.0
@@ -107,8 +108,10 @@ class PtychographySection:
         share within early_stop_window sweeps; 0 makes all sweeps
     batch_size : patterns in one update, over all ranks of a group; 0 takes the engine's own choice
     batch_kind : "random" scatters a batch over the scan, "compact" takes neighbours
-    slices : object slices of every tilt, a list with one number a tilt, or "auto" from the sample's thickness
-    slice_thickness_angstrom : distance between slices; "auto" is the depth of field λ/θ² of the aperture
+    slices : object slices of every tilt, a list with one number a tilt, or "auto": the sample's thickness over
+        that of a slice. Left out, it is "auto" where sample_thickness_angstrom is given, else 1
+    slice_thickness_angstrom : distance between slices; "auto" is the depth of field λ/θ² of the aperture, and what
+        slices = "auto" takes where this is left out
     sample_thickness_angstrom, sample_shape : used by slices = "auto"; a film's path grows with 1/cos, a particle's
         at most by √2
     object_states : mutually incoherent states of the object
@@ -141,7 +144,7 @@ class PtychographySection:
     early_stop_window: int = 10
     batch_size: int = 0
     batch_kind: Literal["random", "compact"] = "random"
-    slices: int | list[int] | Literal["auto"] = 1
+    slices: int | list[int] | Literal["auto"] | None = None
     slice_thickness_angstrom: float | Literal["auto"] | None = None
     sample_thickness_angstrom: float | None = None
     sample_shape: Literal["film", "particle"] = "particle"

@@ -23,6 +23,7 @@ from hpcrec.io.base import open_series
 from hpcrec.run.config import check_job
 from hpcrec.run.evidence import FieldEvidence, compact_subset, field_evidence
 from hpcrec.run.job import Job
+from hpcrec.run.optics import chosen_slices
 from hpcrec.run.trial import Trial, held_out, try_job
 
 logger = logging.getLogger(__name__)
@@ -283,7 +284,7 @@ def _judge(given: Job, side: Side, number: int, evidence: FieldEvidence, tried: 
             notes[-1] += "the one with bright atoms (positive phase) was taken: give the sign of the defocus"
         else:
             notes[-1] += "one of the two was taken: give the sign of the defocus"
-    elif given.detector.field == "far" and given.probe.defocus_angstrom and given.ptychography.slices == 1:
+    elif given.detector.field == "far" and given.probe.defocus_angstrom and chosen_slices(given) == 1:
         notes.append(
             "the sign of probe.defocus_angstrom decides between an orientation and its half turn: be sure of it"
         )

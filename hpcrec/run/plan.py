@@ -25,7 +25,8 @@ from hpcrec.parallel.exchange import make_exchange
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.constrain import whole_copies
 from hpcrec.run.job import Job
-from hpcrec.run.start import TiltSetup, common_grid, probe_window, slice_count, start_state, starting_probe, tilt_setup
+from hpcrec.run.optics import mode_count, slice_count
+from hpcrec.run.start import TiltSetup, common_grid, probe_window, start_state, starting_probe, tilt_setup
 
 GIB = 2**30
 BASE_GIB = 0.5
@@ -114,7 +115,7 @@ def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
 def waves_bytes(job: Job, series: TiltSeries) -> int:
     """Return the bytes of the exit waves of a whole tilt, all its incoherent parts."""
     window, section = probe_window(job, series), job.ptychography
-    parts = job.detector.flight_points * section.object_states * job.probe.modes
+    parts = job.detector.flight_points * section.object_states * mode_count(job)
     itemsize = complex_dtype(section.precision).itemsize
     return max(len(p) for p in series.facts.positions) * parts * window[0] * window[1] * itemsize
 

@@ -18,7 +18,7 @@ from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes, probe_
 from hpcrec.physics.propagation import propagation_rate
 from hpcrec.run.build import near_field_factor
 from hpcrec.run.job import Job
-from hpcrec.run.optics import beam_of, slice_thickness
+from hpcrec.run.optics import beam_of, mode_count, slice_count, slice_thickness
 
 N_POWER_SAMPLES = 64
 GRID_MARGIN = 4
@@ -69,23 +69,6 @@ def moving_margin(job: Job, series: TiltSeries) -> int:
     return math.ceil(reach / min(series.sampling))
 
 
-def slice_count(job: Job, i_tilt: int, angle: float) -> int:
-    """Return the number of slices of one tilt; ``"auto"`` follows the sample's path length along the beam."""
-    section = job.ptychography
-    if isinstance(section.slices, int):
-        return section.slices
-    if isinstance(section.slices, list):
-        if i_tilt >= len(section.slices):
-            raise ConfigError(
-                f"ptychography.slices: {len(section.slices)} numbers for more tilts; give one for each tilt"
-            )
-        return section.slices[i_tilt]
-    assert section.sample_thickness_angstrom is not None
-    cos, sin = math.cos(angle), abs(math.sin(angle))
-    path = 1 / max(cos, 0.1) if section.sample_shape == "film" else cos + sin
-    return max(1, math.ceil(section.sample_thickness_angstrom * path / slice_thickness(job) - 0.25))
-
-
 def starting_probe(job: Job, series: TiltSeries, n_slices: int) -> ComplexArray:
     """Return the probe modes (mode, y, x) in front of the first slice, unit total power.
 
@@ -93,7 +76,7 @@ def starting_probe(job: Job, series: TiltSeries, n_slices: int) -> ComplexArray:
     ------
     ConfigError : the probe does not fit its window, or the file has none.
     """
-    probe = job.probe
+    probe, n_modes = job.probe, mode_count(job)
     if probe.source == "file":
         if series.probe is None:
             raise ConfigError(
@@ -105,12 +88,12 @@ def starting_probe(job: Job, series: TiltSeries, n_slices: int) -> ComplexArray:
                 f"{series.identity.path}: the probe is {modes.shape[-2:]} pixels, "
                 f"its window is {probe_window(job, series)}; cut or pad one of them"
             )
-        if len(modes) < probe.modes:
-            modes = orthogonal_start_modes(modes[0], probe.modes, probe.mode_share)
-        modes = modes[: probe.modes]
+        if len(modes) < n_modes:
+            modes = orthogonal_start_modes(modes[0], n_modes, probe.mode_share)
+        modes = modes[:n_modes]
         return np.asarray(modes / np.sqrt((np.abs(modes) ** 2).sum()))
     if probe.source == "patterns":
-        return orthogonal_start_modes(_carried_back(job, series), probe.modes, probe.mode_share)
+        return orthogonal_start_modes(_carried_back(job, series), n_modes, probe.mode_share)
     beam = beam_of(job)
     assert beam is not None
     assert probe.semiangle_mrad is not None
@@ -127,7 +110,7 @@ def starting_probe(job: Job, series: TiltSeries, n_slices: int) -> ComplexArray:
     fault = probe_window_fault(wave, series.sampling, beam.wavelength, probe.semiangle_mrad * 1e-3)
     if fault:
         raise ConfigError(f"impossible geometry: {fault}")
-    return orthogonal_start_modes(wave, probe.modes, probe.mode_share)
+    return orthogonal_start_modes(wave, n_modes, probe.mode_share)
 
 
 def _carried_back(job: Job, series: TiltSeries) -> ComplexArray:

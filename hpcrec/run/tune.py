@@ -25,6 +25,7 @@ from hpcrec.io.base import open_series
 from hpcrec.parallel.communicator import SerialCommunicator
 from hpcrec.run.config import check_job, fingerprint, key_type, with_values
 from hpcrec.run.job import Job
+from hpcrec.run.optics import chosen_slices, mode_count, slice_thickness
 from hpcrec.run.runner import TiltRun
 from hpcrec.run.start import common_grid
 
@@ -301,9 +302,18 @@ def _tilt(numbers: IntArray, angles: FloatArray, wanted: int | None) -> int:
     return int(np.flatnonzero(numbers == wanted)[0])
 
 
+_COUNTED: Final[dict[str, Callable[[Job], Any]]] = {
+    "probe.modes": mode_count,
+    "ptychography.slices": chosen_slices,
+    "ptychography.slice_thickness_angstrom": slice_thickness,
+}
+
+
 def _value(job: Job, key: str) -> Any:
-    """Return the value of a key of the job; None where one of its tables is left out."""
+    """Return the value of a key of the job; None where one of its tables is left out, a number for "auto"."""
     found: Any = job
+    if key in _COUNTED:
+        return _COUNTED[key](job)
     for part in key.split("."):
         found = getattr(found, part, None)
     return found
