@@ -13,8 +13,8 @@ from hpcrec.errors import ConfigError
 from hpcrec.geometry.grid import Grid
 
 _NAME = re.compile(r"(C|phi)([0-9])([0-9])")
+_TERM = re.compile(r"C([0-9])([0-9])([ab]?)")
 _BORDER_POWER = 0.05
-_NODES = 9
 
 
 def aberration_function(
@@ -40,9 +40,13 @@ def aberration_function(
 def _parse(name: str) -> tuple[str, int, int]:
     match = _NAME.fullmatch(name)
     n, m = (int(match[2]), int(match[3])) if match else (0, 0)
-    if match is None or (n + m) % 2 == 0 or m > n + 1 or (match[1] == "phi" and m == 0):
+    if match is None or not _exists(n, m) or (match[1] == "phi" and m == 0):
         raise ConfigError(f"aberrations: {name!r} is not an aberration; expected names such as C10, C12, phi12, C30")
     return match[1], n, m
+
+
+def _exists(n: int, m: int) -> bool:
+    return (n + m) % 2 == 1 and m <= n + 1
 
 
 def aberration_basis(
@@ -55,8 +59,9 @@ def aberration_basis(
     ky, kx = Grid(shape=shape, sampling=sampling).frequencies()
     found = []
     for name in names:
-        n, m = _parse(name[:3])[1:]
-        if name[3:] not in ("a", "b") if m else name[3:] != "":
+        match = _TERM.fullmatch(name)
+        n, m = (int(match[1]), int(match[2])) if match else (0, 0)
+        if match is None or not _exists(n, m) or bool(m) != bool(match[3]):
             raise ConfigError(
                 f"aberrations: {name!r} is not an aberration; expected names such as C10, C12a, C12b, C30"
             )
@@ -122,25 +127,19 @@ def coherent_mode_shares(
     """Return the shares of the power in the coherent modes of a partially coherent probe, largest first.
 
     A Gaussian source of standard deviation ``source_sigma`` (Å, each direction, at the sample) and a Gaussian spread
-    of focus of ``focal_spread`` (Å) make the mixture ρ = Σ w |ψ_sf⟩⟨ψ_sf| of shifted and defocused probes; its
-    eigenvalues do not depend on the aberrations, which all of them share (Whitehead et al., Phys. Rev. Lett. 103,
-    243902 (2009)). Computed by Gauss–Hermite quadrature on ``n_pixels`` across the aperture of ``semiangle`` (rad).
+    of focus of ``focal_spread`` Δ (Å) mix shifted and defocused probes, with the coherence between two points of the
+    aperture ρ(k, k') ∝ exp(−2π²σ²|k − k'|² − π²λ²Δ²(k² − k'²)²/2) times phases of the aberrations, which do not change
+    its eigenvalues, the shares (coherent modes: Whitehead et al., Phys. Rev. Lett. 103, 243902 (2009)). Computed on
+    ``n_pixels`` across the aperture of ``semiangle`` (rad).
     """
-    k = (np.arange(n_pixels) + 0.5) / n_pixels * 2 - 1
-    ky, kx = (a.ravel() * semiangle / wavelength for a in np.meshgrid(k, k, indexing="ij"))
-    inside = np.hypot(ky, kx) <= semiangle / wavelength
-    ky, kx = ky[inside], kx[inside]
-    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
-    weights = weights / weights.sum()
-    one = (np.zeros(1), np.ones(1))
-    shift = (nodes * source_sigma, weights) if source_sigma > 0 else one
-    focus = (nodes * focal_spread, weights) if focal_spread > 0 else one
-    y, x, f = (a.ravel() for a in np.meshgrid(shift[0], shift[0], focus[0], indexing="ij"))
-    w = np.prod(np.meshgrid(shift[1], shift[1], focus[1], indexing="ij"), axis=0).ravel()
-    phase = -2 * np.pi * (np.outer(y, ky) + np.outer(x, kx)) - np.pi * wavelength * np.outer(f, ky**2 + kx**2)
-    mixture = np.sqrt(w)[:, None] * np.exp(1j * phase) / np.sqrt(len(ky))
-    shares = np.linalg.svd(mixture, compute_uv=False) ** 2
-    found: FloatArray = shares / shares.sum()
+    k = ((np.arange(n_pixels) + 0.5) / n_pixels * 2 - 1) * semiangle / wavelength
+    ky, kx = np.meshgrid(k, k, indexing="ij")
+    points = np.stack([ky, kx], axis=-1)[np.hypot(ky, kx) <= semiangle / wavelength]
+    squared = np.sum(points**2, axis=1)
+    distance = squared[:, None] + squared - 2 * points @ points.T
+    of_focus = wavelength * focal_spread * (squared[:, None] - squared)
+    coherence = np.exp(-2 * (np.pi * source_sigma) ** 2 * distance - 0.5 * (np.pi * of_focus) ** 2)
+    found: FloatArray = np.maximum(np.linalg.eigvalsh(coherence)[::-1] / len(points), 0)
     return found
 
 

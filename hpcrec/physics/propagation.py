@@ -34,7 +34,7 @@ def fresnel_factor(
 ) -> ComplexArray:
     """Return H(ky, kx) = h(ky)·h(kx), the spectrum's factor for a step Δz > 0 downstream, zero frequency at [0, 0].
 
-    Paraxial (Fresnel) form, Goodman, Introduction to Fourier Optics, eq. 4-20, without the constant phase exp(2πiΔz/λ).
+    Paraxial (Fresnel) form, Goodman, Introduction to Fourier Optics, §4.2, without the constant phase exp(2πiΔz/λ).
     ``band_limit`` (fraction of Nyquist, square) guards against wrap-around of products of waves; None keeps all, and
     then H is unitary.
     """
@@ -53,7 +53,7 @@ def propagation_rate(
     """Return r(ky, kx) in rad/Å, the phase of a wave's spectrum a step downstream: H = exp(i r Δz); zero at [0, 0].
 
     "fresnel": −πλk², as :func:`fresnel_factor`; "exact": 2π(√(λ⁻² − k²) − λ⁻¹), the angular spectrum (Goodman,
-    Introduction to Fourier Optics, eq. 3-66) without the constant phase; where waves are evanescent it is not a
+    Introduction to Fourier Optics, §3.10) without the constant phase; where waves are evanescent it is not a
     number. All in Å and 1/Å.
     """
     ky, kx = (np.fft.fftfreq(n, d) for n, d in zip(grid_shape, sampling, strict=True))

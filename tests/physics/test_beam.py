@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 
 from hpcrec.errors import ConfigError
-from hpcrec.physics.beam import electron_beam, electron_energy, photon_beam, photon_energy
+from hpcrec.physics.beam import depth_of_field, electron_beam, electron_energy, photon_beam, photon_energy
+from hpcrec.physics.probe import aberration_function
 
 
 # Kirkland (2010) tables of wavelength and interaction parameter, given to the printed digits
@@ -29,3 +31,10 @@ def test_energies_come_back_from_wavelengths(energy):
     assert photon_energy(photon_beam(energy).wavelength) == pytest.approx(energy, rel=1e-12)
     with pytest.raises(ConfigError, match="positive wavelength"):
         electron_energy(0.0)
+
+
+def test_at_the_ends_of_the_depth_of_field_the_edge_is_a_quarter_wave_off():
+    wavelength, semiangle = 0.025, 0.03
+    end = 0.5 * depth_of_field(wavelength, semiangle)
+    edge = aberration_function(np.zeros(1), np.array([semiangle / wavelength]), wavelength, {"C10": end})
+    assert edge[0] == pytest.approx(np.pi / 2)

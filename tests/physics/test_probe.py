@@ -6,6 +6,7 @@ from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.errors import ConfigError
 from hpcrec.physics.probe import (
     aberrated_probe,
+    aberration_basis,
     aberration_function,
     coherent_mode_shares,
     orthogonal_start_modes,
@@ -38,6 +39,41 @@ def test_aberration_function_of_astigmatism():
         np.array(k * np.sin(angle)), np.array(k * np.cos(angle)), WAVELENGTH, {"C12": 30.0, "phi12": angle}
     )
     assert chi == pytest.approx(np.pi * WAVELENGTH * 30.0 * k**2, rel=1e-12)
+
+
+ORDERS = [(n, m) for n in range(1, 6) for m in range(n + 2) if (n + m) % 2]
+
+
+@pytest.mark.parametrize(("n", "m"), ORDERS)
+def test_aberrations_are_polynomials_of_the_complex_angle(n, m):
+    """χ = (2π/λ) Re[C e^(imφ_nm) ω^a ω̄^b] / (n+1), ω = λ(kx + i ky), a + b = n + 1, b − a = m: no cosines."""
+    ky, kx = np.random.default_rng(5).uniform(-1, 1, (2, 7))
+    value, angle = 25.0, 0.3
+    omega = WAVELENGTH * (kx + 1j * ky)
+    b = (n + 1 + m) // 2
+    wave = value * np.exp(1j * m * angle) * omega ** (n + 1 - b) * omega.conj() ** b
+    given = {f"C{n}{m}": value} | ({f"phi{n}{m}": angle} if m else {})
+    chi = aberration_function(ky, kx, WAVELENGTH, given)
+    np.testing.assert_allclose(chi, 2 * np.pi / WAVELENGTH * wave.real / (n + 1), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(("n", "m"), ORDERS)
+def test_the_basis_adds_up_to_the_aberration(n, m):
+    """C cos m(φ − φ_nm) = C cos(mφ_nm) cos mφ + C sin(mφ_nm) sin mφ."""
+    value, angle = 25.0, 0.3
+    names = [f"C{n}{m}a", f"C{n}{m}b"] if m else [f"C{n}{m}"]
+    weights = [value * np.cos(m * angle), value * np.sin(m * angle)][: len(names)]
+    ky, kx = np.fft.fftfreq(SHAPE[0], SAMPLING[0])[:, None], np.fft.fftfreq(SHAPE[1], SAMPLING[1])
+    given = {f"C{n}{m}": value} | ({f"phi{n}{m}": angle} if m else {})
+    wanted = aberration_function(ky, kx, WAVELENGTH, given)
+    basis = aberration_basis(SHAPE, SAMPLING, WAVELENGTH, names)
+    np.testing.assert_allclose(np.tensordot(weights, basis, 1), wanted, atol=1e-12 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", ["C12", "C10a", "C12c", "C11a", "defocus"])
+def test_unknown_terms_of_the_basis_are_named(name):
+    with pytest.raises(ConfigError, match=f"'{name}' is not an aberration"):
+        aberration_basis(SHAPE, SAMPLING, WAVELENGTH, [name])
 
 
 @pytest.mark.parametrize("name", ["C11", "C14", "phi10", "defocus"])
@@ -73,10 +109,13 @@ def test_a_coherent_probe_has_one_mode():
     assert coherent_mode_shares(0.025, 0.03, 0.01)[0] > 0.98
 
 
-def test_mode_shares_are_those_of_shifted_probes():
+@pytest.mark.parametrize("sigma", [0.15, 0.5, 1.0])
+def test_mode_shares_are_those_of_shifted_probes(sigma):
     """The purity Σ shares² is the mean of |⟨ψ_s|ψ_t⟩|² over source points, here by their Airy overlap and sampling."""
-    wavelength, semiangle, sigma = 0.025, 0.03, 0.15
-    shares = coherent_mode_shares(wavelength, semiangle, sigma, n_pixels=48)
+    wavelength, semiangle = 0.025, 0.03
+    shares = coherent_mode_shares(wavelength, semiangle, sigma)
+    assert shares.sum() == pytest.approx(1)
+    assert (np.diff(shares) <= 0).all()
     rng = np.random.default_rng(0)
     distance = np.hypot(*(rng.normal(0, sigma, (2, 40_000)) - rng.normal(0, sigma, (2, 40_000))))
     z = 2 * np.pi * semiangle / wavelength * distance
@@ -85,5 +124,12 @@ def test_mode_shares_are_those_of_shifted_probes():
     assert np.sum(shares**2) == pytest.approx(np.mean(overlap**2), abs=0.01)
 
 
-def test_a_spread_of_focus_makes_modes():
-    assert coherent_mode_shares(0.025, 0.03, 0.0, 30.0)[0] < coherent_mode_shares(0.025, 0.03, 0.0, 10.0)[0] < 1
+@pytest.mark.parametrize("spread", [10.0, 30.0, 100.0, 300.0])
+def test_mode_shares_are_those_of_defocused_probes(spread):
+    """As above: over a round aperture, uniform in k², probes Δf apart overlap by sinc(λ Δf k_α²/2)."""
+    wavelength, semiangle = 0.025, 0.03
+    shares = coherent_mode_shares(wavelength, semiangle, 0.0, spread)
+    rng = np.random.default_rng(1)
+    apart = rng.normal(0, spread, 40_000) - rng.normal(0, spread, 40_000)
+    overlap = np.sinc(apart * semiangle**2 / wavelength / 2)
+    assert np.sum(shares**2) == pytest.approx(np.mean(overlap**2), abs=0.01)
