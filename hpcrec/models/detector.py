@@ -42,7 +42,8 @@ def weigh(
 def _spread(detector: Detector, power: FloatArray) -> FloatArray:
     """Apply B: the point spread, then the sum over the model pixels of each detector pixel."""
     if detector.blur is not None:
-        power = _filtered(power, detector.blur)
+        # Round-off makes dark pixels negative, whose roots are not numbers
+        power = np.maximum(_filtered(power, detector.blur), 0)
     for axis in (-2, -1):
         power = _bin(power, detector.binning, axis)
     return power

@@ -170,8 +170,9 @@ class PtychographyModel:
 
     def pattern_errors(self, state: PtychographyState, batch: Batch) -> FloatArray:
         """Return Σ(√Î − √I)² over the good pixels of each pattern of a batch, (n,) float64."""
-        difference = np.sqrt(self.simulate(state, batch.indices)) - np.sqrt(self.clean(batch))
-        good = self._good(batch)
+        modelled, good = self.simulate(state, batch.indices), self._good(batch)
+        # Roots of 8-bit counts would be of half precision
+        difference = np.sqrt(modelled) - np.sqrt(np.asarray(self.clean(batch), modelled.dtype))
         squares = difference**2 if good is None else difference**2 * good
         return np.sum(squares, axis=(1, 2), dtype=np.float64)  # type: ignore[no-any-return]
 

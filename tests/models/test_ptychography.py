@@ -195,15 +195,49 @@ def test_a_detector_pixel_is_centred_on_its_frequency(binning, k):
     assert binned @ frequencies == nearest
 
 
-def test_pixels_of_a_patterns_own_mask_do_not_count():
-    model, state, batch = case(2, 1)
+def test_dark_pixels_of_a_blurred_detector_have_counts():
+    """In single precision the filter leaves −1e-8 of the brightest pixel, whose root is not a number."""
+    flat = np.ones((1, *SHAPE))
+    model, state, batch = case(1, 1, precision="single", blur=spread_factor().astype(np.complex64))
+    state = replace(state, obj=np.ones_like(state.obj), probe=1e3 * flat)
+    assert model.simulate(state, np.arange(5)).min() >= 0
+    found = model.gradients(state, batch, WANTED)
+    assert np.isfinite([found.loss, found.error, *model.pattern_errors(state, batch)]).all()
+    assert np.isfinite(found.obj).all()
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+def test_pixels_of_a_patterns_own_mask_and_saturated_ones_do_not_count(loss, kernel):
+    """Whatever a masked pixel holds, nothing changes; a saturated one is as if it were masked."""
+    precision = "single" if kernel == "compiled" else "double"
+    model, state, batch = case(2, 1, loss, kernel=kernel, precision=precision, saturation=9.0)
     good = np.random.default_rng(3).random(batch.patterns.shape) > 0.3
     spoiled = np.where(good, batch.patterns, 60000).astype(np.uint16)
-    found = model.gradients(state, replace(batch, patterns=spoiled, good=good))
-    wanted = model.gradients(state, replace(batch, good=good))
-    np.testing.assert_array_equal(found.obj, wanted.obj)
-    assert found.counts == batch.patterns[good].sum()
+    wanted = model.gradients(state, replace(batch, good=good), WANTED)
+    counted = good & (batch.patterns < 9)
+    assert counted.sum() < good.sum()
+    assert wanted.counts == batch.patterns[counted].sum()
+    for patterns, own in ((spoiled, good), (np.where(counted, batch.patterns, 8).astype(np.uint16), counted)):
+        found = model.gradients(state, replace(batch, patterns=patterns, good=own), WANTED)
+        np.testing.assert_array_equal(found.obj, wanted.obj)
+        np.testing.assert_array_equal(found.probe, wanted.probe)
+        assert (found.loss, found.error, found.counts) == (wanted.loss, wanted.error, wanted.counts)
+        np.testing.assert_array_equal(
+            model.pattern_errors(state, replace(batch, patterns=patterns, good=own)),
+            model.pattern_errors(state, replace(batch, good=good)),
+        )
     assert not np.allclose(wanted.obj, model.gradients(state, batch).obj)
+
+
+def test_errors_of_eight_bit_counts_are_those_of_wider_ones():
+    model, state, batch = case(1, 1, precision="double")
+    state = replace(state, refined={"intensity": np.full(5, 0.05)})
+    small = np.minimum(batch.patterns // 20, 255)
+    found, wanted = (
+        model.pattern_errors(state, replace(batch, patterns=small.astype(t))) for t in (np.uint8, np.float64)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
 
 def test_a_tilted_sample_is_a_sheared_one():
