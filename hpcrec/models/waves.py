@@ -53,6 +53,8 @@ def with_measured_moduli(
         power = multislice._power(far)
         of_part = multislice._good(good, part)
         weight = weigh(chain, part, power, patterns[part], of_part, unused)
+        if chain.scale is not None:
+            weight /= chain.scale[part, None, None].astype(weight.dtype)  # ∂L/∂Î, the scaling of moduli
         if noise_share > 0:
             modelled = detected(chain, part, power)
             weight *= _share_of_way(modelled, patterns[part], of_part, noise_share)[:, None, None]

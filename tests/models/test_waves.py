@@ -110,6 +110,22 @@ def test_moduli_become_the_measured_ones(near):
     np.testing.assert_allclose(power(found)[:, ~mask], power(waves)[:, ~mask], rtol=1e-10)
 
 
+def test_moduli_are_reached_whatever_the_intensity_of_a_pattern():
+    """Counts are c times the power: it is the power that must come to I/c."""
+    model, state, rng = problem()
+    patterns = rng.uniform(50, 100, (3, *SHAPE))
+    intensity = np.array([1.0, 0.5, 1.0, 2.0, 1.0, 0.7])
+    state.refined["intensity"] = intensity
+    waves = exit_waves(model, state, INDICES)
+    found = with_measured_moduli(model, state, Batch(INDICES, patterns), waves)
+    before, after = (
+        intensity[INDICES, None, None] * np.sum(np.abs(np.fft.fft2(w, norm="ortho")) ** 2, axis=1)
+        for w in (waves, found)
+    )
+    wanted = before * (patterns + AMPLITUDE_FLOOR) / (before + AMPLITUDE_FLOOR)
+    np.testing.assert_allclose(after, wanted, rtol=1e-9)
+
+
 def test_patterns_within_the_noise_stay():
     """One pattern fits better than its noise, one is far off and goes 1 − √(p/e) of the way."""
     model, state, rng = problem()
