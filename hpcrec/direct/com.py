@@ -88,7 +88,7 @@ def field_gradients(positions: FloatArray, field: FloatArray) -> FloatArray:
     offsets = positions[near] - positions[near].mean(axis=1, keepdims=True)
     values = field[near] - field[near].mean(axis=1, keepdims=True)
     normal = np.einsum("nib,nic->nbc", offsets, offsets)
-    flat = np.abs(np.linalg.det(normal)) < 1e-6 * np.trace(normal, axis1=1, axis2=2) ** 2
+    flat = np.abs(np.linalg.det(normal)) <= 1e-6 * np.trace(normal, axis1=1, axis2=2) ** 2
     normal[flat] = np.eye(2)
     found = np.einsum("nia,nib,nbc->nac", values, offsets, np.linalg.inv(normal))
     found[flat] = 0

@@ -126,7 +126,8 @@ def strongest_frequencies(positions: FloatArray, seen: BrightField, limit: float
     """Return the frequencies (q, 2) in 1/Å that carry most of the signal, and the spectra G (q, pixel) there.
 
     Half of the plane (the signals are real) up to ``limit`` and to twice what the scan resolves; positions may lie
-    anywhere, the field's edges are tapered.
+    anywhere, the field's edges are tapered. Raises :class:`DataError` where there are too few positions for one
+    frequency, or the bright field is the same at all of them.
     """
     low, high = positions.min(axis=0), positions.max(axis=0)
     extent = np.maximum(high - low, 1e-6)
@@ -139,6 +140,11 @@ def strongest_frequencies(positions: FloatArray, seen: BrightField, limit: float
     half = (grid[:, 0] > 0) | ((grid[:, 0] == 0) & (grid[:, 1] > 0))
     q = grid[half] * spacing
     q = q[np.linalg.norm(q, axis=1) <= limit]
+    if len(q) == 0:
+        raise DataError(
+            f"{len(positions)} positions, {step:.3g} Å apart, are too few to compare pictures of the bright field; "
+            "take more positions, or closer ones"
+        )
     inside = (positions - low) / extent
     edge = np.clip(np.minimum(inside, 1 - inside) / _TAPER, 0, 1)
     taper = np.prod(np.sin(0.5 * np.pi * np.maximum(edge, 0.05)) ** 2, axis=1)
@@ -148,6 +154,8 @@ def strongest_frequencies(positions: FloatArray, seen: BrightField, limit: float
          for part in np.array_split(q, max(len(q) // 256, 1))]
     )  # fmt: skip
     power = np.sum(np.abs(spectrum) ** 2, axis=1)
+    if not power.any():
+        raise DataError(f"the bright field is the same at all {len(positions)} positions: it shows no sample")
     kept = np.sort(np.argsort(power)[::-1][:_FREQUENCIES])
     return q[kept], spectrum[kept]
 

@@ -15,6 +15,7 @@ import numpy as np
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray
 from hpcrec.backend.fft import fft2, fftn, ifftn
 from hpcrec.direct.raster import Raster
+from hpcrec.errors import ConfigError, DataError
 
 _LIT: Final = 1e-3  # of the brightest pixel's intensity: a pixel of the bright field
 _UNKNOWNS: Final = 50_000
@@ -43,14 +44,19 @@ def ssb_phase(
     With ``upsampling`` u the picture has u times the rows and columns: frequencies that the scan cannot tell apart are
     still told apart by the detector, G(q, k) = i Σ_g φ̂(q + g) Γ(q + g, k), which is solved for each q by least squares
     with the same floor ("wiener" only). Good for scans with steps beyond half the resolution.
+
+    Raises :class:`ConfigError` for a probe of another window than the patterns', :class:`DataError` where no good pixel
+    of the bright field holds counts.
     """
-    modes = probe.reshape(-1, *probe.shape[-2:])
+    modes = probe_modes(probe, patterns)
     spectra = fft2(np.fft.ifftshift(modes, axes=(-2, -1)))
     power = np.sum(np.abs(spectra) ** 2, axis=0)
     lit = power > _LIT * power.max()
     if mask is not None:
         lit &= mask
     signals = patterns[:, :, lit].astype(np.float32)
+    if not signals.any():
+        raise DataError("no good pixel of the bright field holds counts; check the mask and where the beam's centre is")
     scale = float(np.sqrt(signals.mean(axis=(0, 1), dtype=np.float64).sum() / power[lit].sum()))
     spectrum = fftn(signals, axes=(0, 1)).reshape(-1, int(lit.sum()))
 
@@ -73,6 +79,16 @@ def ssb_phase(
         found = numerator / (scale**2 * (weight + floor * peak))
     found[0] = 0
     return np.asarray(ifftn(found.reshape(raster.shape)).real, np.float32)
+
+
+def probe_modes(probe: ComplexArray, patterns: Array) -> ComplexArray:
+    """Return a probe (y, x) or (mode, y, x) as modes; raises ConfigError unless its window is the patterns'."""
+    if probe.shape[-2:] != patterns.shape[-2:]:
+        raise ConfigError(
+            f"the probe's window has {probe.shape[-2]} × {probe.shape[-1]} pixels, a pattern {patterns.shape[-2]} × "
+            f"{patterns.shape[-1]}: direct methods need the same; set detector.upsampling to 1"
+        )
+    return probe.reshape(-1, *probe.shape[-2:])
 
 
 def useful_upsampling(probe: ComplexArray, raster: Raster, sampling: tuple[float, float]) -> int:

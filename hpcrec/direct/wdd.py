@@ -13,7 +13,7 @@ import numpy as np
 from hpcrec.backend.array import Array, ComplexArray, FloatArray
 from hpcrec.backend.fft import fftn, ifft2, ifftn
 from hpcrec.direct.raster import Raster
-from hpcrec.direct.ssb import frequency_parts, shifted_spectra
+from hpcrec.direct.ssb import frequency_parts, probe_modes, shifted_spectra
 from hpcrec.errors import DeviceError
 
 MEMORY_LIMIT: Final = 4 << 30
@@ -33,8 +33,9 @@ def wdd_object(
     For each q: h = F⁻¹_k G(q, ·), x = F⁻¹_k[A(k) A*(k + q)], d = h x* / (|x|² + ε max|x_0|²); then
     D_q(κ) = Ô(κ) Ô*(κ − q) read at κ = q gives Ô(q) Ô*(0). ``patterns`` (rows, columns, ky, kx) of any real type, zero
     frequency at [0, 0], widened a strip of the detector at a time; ``probe`` (y, x) or (mode, y, x), centred at n//2,
-    ``sampling`` (dy, dx) in Å. A larger ε bears more noise and weakens low
-    frequencies. Raises :class:`DeviceError` if the spectrum is larger than ``memory_limit`` bytes.
+    ``sampling`` (dy, dx) in Å. A larger ε bears more noise and weakens low frequencies. A deconvolution cannot leave
+    pixels out: bad ones count as what ``patterns`` hold there. Raises :class:`ConfigError` for a probe of another
+    window than the patterns', :class:`DeviceError` if the spectrum is larger than ``memory_limit`` bytes.
     """
     rows, columns, ny, nx = patterns.shape
     half = rows // 2 + 1  # the others are conjugate: the intensity is real
@@ -45,7 +46,7 @@ def wdd_object(
             "bin the detector or take fewer positions"
         )
     spectrum = _scan_spectrum(patterns, half)
-    modes = probe.reshape(-1, ny, nx)
+    modes = probe_modes(probe, patterns)
     frequencies = raster.frequencies()[:half].reshape(-1, 2)
     own, _ = shifted_spectra(modes, np.zeros((1, 2)), sampling)
     bound = epsilon * float(np.max(np.abs(ifft2(np.sum(np.abs(own[0]) ** 2, axis=0))) ** 2))

@@ -87,13 +87,13 @@ def field_evidence(job: Job, series: TiltSeries, i_tilt: int) -> FieldEvidence:
     curl = {False: least_curl(positions, mean), True: least_curl(positions, mean[:, ::-1])}
     if beam is None or job.probe.source != "aperture" or job.probe.semiangle_mrad is None:
         return FieldEvidence(curl=curl, notes=("no aperture is given: no parallax",))
-    try:
-        seen = bright_field(patterns, series.detector_sampling, scan.mask)
-    except DataError as fault:
-        return FieldEvidence(curl=curl, notes=(f"no parallax: {fault}",))
     reach = widest_probe(series, positions)
     radius = job.probe.semiangle_mrad * 1e-3 / beam.wavelength
-    shifts = fit_shifts(positions, seen, reach)
+    try:
+        seen = bright_field(patterns, series.detector_sampling, scan.mask)
+        shifts = fit_shifts(positions, seen, reach)
+    except DataError as fault:
+        return FieldEvidence(curl=curl, notes=(f"no parallax: {fault}",))
     largest = reach / (radius * beam.wavelength)
     lens = {h: fit_lens(positions, seen, beam.wavelength, shifts[h], largest, radius=radius) for h in (False, True)}
     return FieldEvidence(curl=curl, shifts=shifts, lens=lens)

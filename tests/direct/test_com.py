@@ -71,6 +71,13 @@ def test_gradients_at_scattered_positions_are_exact_for_planes():
     assert np.allclose(field_gradients(positions, positions @ slopes.T), slopes, atol=1e-9)
 
 
+@pytest.mark.parametrize("positions", [np.zeros((1, 2)), np.ones((5, 2)), np.outer(np.arange(4.0), (1, 2))])
+def test_positions_on_a_point_or_a_line_have_no_gradients(positions):
+    field = np.random.default_rng(0).standard_normal(positions.shape)
+    assert not field_gradients(positions, field).any()
+    assert least_curl(positions, field).curl_share == 0.5
+
+
 @pytest.mark.parametrize("turn_deg", [0.0, 25.0, -70.0, 170.0])
 @pytest.mark.parametrize("handed", [False, True])
 def test_least_curl_finds_the_rotation_and_the_handedness(turn_deg, handed):

@@ -77,6 +77,21 @@ def test_groups_have_unit_poisson_noise():
     assert seen.signals.std(axis=0) == pytest.approx(1, abs=0.1)  # 1296 samples: 2 % each, 64 groups
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_too_few_positions_are_refused(count):
+    data = ThinObject(0.1, 60.0)
+    seen = bright_field(data.patterns.reshape(-1, N, N)[:count], data.detector_sampling)
+    with pytest.raises(DataError, match=f"{count} positions.* too few"):
+        fit_shifts(data.positions[:count], seen, 2.0)
+
+
+def test_patterns_that_are_all_the_same_are_refused():
+    data = ThinObject(0.1, 60.0)
+    seen = bright_field(np.repeat(data.patterns[:1, 0], 400, axis=0), data.detector_sampling)
+    with pytest.raises(DataError, match="the same at all 400 positions"):
+        fit_shifts(data.positions[:400], seen, 2.0)
+
+
 def test_without_a_disc_there_is_no_parallax():
     patterns = np.zeros((9, 8, 8))
     patterns[:, 0, 0] = 5

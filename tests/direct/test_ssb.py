@@ -6,6 +6,8 @@ from thin_object import SAMPLING, N, ThinObject, correlation
 
 from hpcrec.direct.raster import find_raster
 from hpcrec.direct.ssb import shifted_spectra, ssb_phase, useful_upsampling
+from hpcrec.direct.wdd import wdd_object
+from hpcrec.errors import ConfigError, DataError
 
 
 def reconstruct(data, **kwargs):
@@ -55,6 +57,23 @@ def test_shifted_spectra_move_by_whole_pixels_exactly():
     below, above = shifted_spectra(data.probe[None], np.array([[2 * pixel, -3 * pixel]]), data.window)
     assert np.allclose(below[0, 0], np.roll(spectrum, (2, -3), (0, 1)), atol=1e-6)
     assert np.allclose(above[0, 0], np.roll(spectrum, (-2, 3), (0, 1)), atol=1e-6)
+
+
+def test_a_bright_field_without_counts_is_refused():
+    data = ThinObject(0.02)
+    with pytest.raises(DataError, match="no good pixel of the bright field"):
+        reconstruct(data, mask=np.zeros((N, N), bool))
+    data.patterns[:] = 0
+    with pytest.raises(DataError, match="no good pixel of the bright field"):
+        reconstruct(data)
+
+
+@pytest.mark.parametrize("method", [ssb_phase, wdd_object])
+def test_a_probe_of_another_window_is_refused(method):
+    data = ThinObject(0.02)
+    wide = np.pad(data.probe, N // 2)[None]
+    with pytest.raises(ConfigError, match="set detector.upsampling to 1"):
+        method(data.patterns, wide, data.raster, data.window)
 
 
 @pytest.mark.parametrize("defocus", [0.0, 60.0])
