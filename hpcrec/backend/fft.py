@@ -17,16 +17,22 @@ _FFTW = ctypes.CDLL(pyfftw.pyfftw.__file__)
 _PATIENT, _FORWARD, _BACKWARD = 32, -1, 1
 _PLANNING_SECONDS = 2.0
 _ALIGNMENT = 64
+# A kept plan holds an array; for larger ones a new plan is made each time, which takes under a millisecond
+_KEPT_BYTES = 1 << 22
 
 
 @lru_cache(maxsize=256)
-def _plan(shape: tuple[int, ...], dtype: str, axes: tuple[int, ...], forward: bool, thread: int) -> Any:
-    """Plan one in-place transform; one plan a thread, because a plan owns its buffer."""
+def _kept_plan(shape: tuple[int, ...], dtype: str, axes: tuple[int, ...], forward: bool, thread: int) -> Any:
+    """Return one plan a thread, because a plan holds the array that it worked on last."""
+    return _plan(pyfftw.empty_aligned(shape, dtype=dtype, n=_ALIGNMENT), axes, forward)
+
+
+def _plan(a: ComplexArray, axes: tuple[int, ...], forward: bool) -> Any:
+    """Plan one transform in place; what ``a`` holds stays."""
     with _PLANNING:
-        buffer = pyfftw.empty_aligned(shape, dtype=dtype, n=_ALIGNMENT)
         return pyfftw.FFTW(
-            buffer,
-            buffer,
+            a,
+            a,
             axes=axes,
             direction="FFTW_FORWARD" if forward else "FFTW_BACKWARD",
             flags=("FFTW_ESTIMATE",),  # a measured plan, and so the last digit, would change from run to run
@@ -36,6 +42,14 @@ def _plan(shape: tuple[int, ...], dtype: str, axes: tuple[int, ...], forward: bo
         )
 
 
+def _run(a: ComplexArray, axes: tuple[int, ...], forward: bool) -> None:
+    """Transform an aligned host array in place."""
+    if a.nbytes > _KEPT_BYTES:
+        _plan(a, axes, forward)()
+    else:
+        _kept_plan(a.shape, a.dtype.name, axes, forward, threading.get_ident())(input_array=a, output_array=a)
+
+
 def _transform(a: Array, axes: tuple[int, ...], forward: bool) -> ComplexArray:
     xp = array_module(a)
     if xp is not np:
@@ -43,10 +57,9 @@ def _transform(a: Array, axes: tuple[int, ...], forward: bool) -> ComplexArray:
     if a.size == 0:
         return np.array(a)
     dtype = np.result_type(a.dtype, np.complex64)
-    plan = _plan(a.shape, dtype.name, axes, forward, threading.get_ident())
     out = pyfftw.empty_aligned(a.shape, dtype=dtype, n=_ALIGNMENT)
     out[...] = a
-    plan(input_array=out, output_array=out)
+    _run(out, axes, forward)
     return out  # type: ignore[no-any-return]
 
 
@@ -69,7 +82,7 @@ def _transform_inplace(a: ComplexArray, forward: bool) -> ComplexArray:
     if array_module(a) is not np:
         a[...] = _transform(a, (-2, -1), forward)
     elif a.size:
-        _plan(a.shape, a.dtype.name, (-2, -1), forward, threading.get_ident())(input_array=a, output_array=a)
+        _run(a, (-2, -1), forward)
     return a
 
 
@@ -132,7 +145,7 @@ def use_wisdom(wisdom: bytes) -> bool:
     with _PLANNING:
         pyfftw.forget_wisdom()
         known = bool(pyfftw.import_wisdom((b"", wisdom, b""))[1])
-        _plan.cache_clear()
+        _kept_plan.cache_clear()
         inplace_plan_addresses.cache_clear()
     return known
 

@@ -3,6 +3,7 @@
 import ctypes
 import subprocess
 import sys
+import tracemalloc
 from hashlib import sha256
 
 import numpy as np
@@ -49,6 +50,29 @@ def test_all_processes_round_as_the_one_that_planned(monkeypatch: pytest.MonkeyP
     assert told(wisdom) == here
     assert fft.use_wisdom(wisdom)
     assert transformed() == here
+
+
+@pytest.mark.parametrize("transform", [fft.fft2, fft.ifft2, fft.fftn, fft.ifftn])
+def test_arrays_of_any_size_are_transformed_alike(transform, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = np.random.default_rng(1).standard_normal((3, 20, 18, 2)).view(np.complex128)[..., 0]
+    small = transform(a)
+    monkeypatch.setattr(fft, "_KEPT_BYTES", 0)
+    np.testing.assert_array_equal(transform(a), small)
+    name = {"fft2": "fftn", "ifft2": "ifftn"}.get(transform.__name__, transform.__name__)
+    axes = (-2, -1) if transform.__name__.endswith("2") else None
+    np.testing.assert_allclose(small, getattr(np.fft, name)(a, axes=axes, norm="ortho"), atol=1e-13)
+
+
+def test_no_large_array_is_kept() -> None:
+    """A plan holds the array that it worked on last: volumes and whole scans must not stay in memory."""
+    tracemalloc.start()
+    try:
+        for rows in (300, 301, 302):
+            fft.fftn(np.ones((rows, 64, 64), np.complex64), axes=(0,))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 300 * 64 * 64 * 8
 
 
 def test_what_is_no_wisdom_is_refused() -> None:
