@@ -135,9 +135,14 @@ class Contest:
 
 
 def contest(first: FloatArray, second: FloatArray) -> Contest:
-    """Compare the errors Σ(|F| − √I)² (pattern,) of two reconstructions on the same patterns."""
+    """Compare the errors Σ(|F| − √I)² (pattern,) of two reconstructions on the same patterns.
+
+    A single pattern has no standard error: it says nothing, 0 sigmas.
+    """
     difference = np.asarray(second, np.float64) - first
-    noise = float(difference.std(ddof=1)) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    if len(difference) < 2:
+        return Contest(ratio=float(np.sum(second) / max(float(np.sum(first)), 1e-30)), sigmas=0.0)
+    noise = float(difference.std(ddof=1)) / np.sqrt(len(difference))
     mean = float(difference.mean())
     return Contest(
         ratio=float(np.sum(second) / max(float(np.sum(first)), 1e-30)),

@@ -43,8 +43,8 @@ class BrightField:
 
 def bright_disc(mean_pattern: FloatArray) -> BoolArray:
     """Return the pixels (ky, kx) of the bright disc: above half the level that its upper half has in the middle."""
-    level = np.median(mean_pattern[mean_pattern > 0.5 * np.percentile(mean_pattern, 99.9)])
-    found: BoolArray = mean_pattern > 0.5 * level
+    bright = mean_pattern > 0.5 * np.percentile(mean_pattern, 99.9)
+    found: BoolArray = bright if not bright.any() else mean_pattern > 0.5 * np.median(mean_pattern[bright])
     return found
 
 

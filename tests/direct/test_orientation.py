@@ -91,3 +91,4 @@ def test_a_contest_is_decided_by_paired_errors():
     assert certainty(Contest(ratio=1.03, sigmas=4.0)) == "likely"
     assert certainty(Contest(ratio=1.01, sigmas=9.0)) == "cannot tell"
     assert contest(better, better).sigmas == 0
+    assert certainty(contest(better[:1], worse[:1])) == "cannot tell"

@@ -92,8 +92,10 @@ def test_patterns_that_are_all_the_same_are_refused():
         fit_shifts(data.positions[:400], seen, 2.0)
 
 
-def test_without_a_disc_there_is_no_parallax():
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n_bright", [0, 1])
+def test_without_a_disc_there_is_no_parallax(n_bright):
     patterns = np.zeros((9, 8, 8))
-    patterns[:, 0, 0] = 5
-    with pytest.raises(DataError, match="bright field covers 1 pixels"):
+    patterns[:, 0, :n_bright] = 5
+    with pytest.raises(DataError, match=f"bright field covers {n_bright} pixels"):
         bright_field(patterns, (0.1, 0.1))
