@@ -58,7 +58,8 @@ def add_responses(
     """Return how the waves at the detector answer to a change of object and probe: (n, 5) float64.
 
     ``obj`` (state, slice, y, x), from pixel ``origin`` of the chain's object, and ``spectrum`` (mode, ky, kx) are the
-    directions; A and B the changes of Ψ to first order along each, χ = −wΨ/curvature the change wanted.
+    directions; A and B the changes of √c Ψ to first order along each, c the pattern's factor, χ = −w √c Ψ/curvature
+    with w = ∂L/∂(c|Ψ|²) the change wanted.
     Columns: Σ|A|², Re Σ A B*, Σ|B|², Re Σ A* χ, Re Σ B* χ. Only ``sums.totals`` is added to.
     """
     out = np.empty((len(chain.corners), 5))
@@ -70,6 +71,8 @@ def add_responses(
         products = ((a, a), (a, b), (b, b), (a, chi), (b, chi))
         for column, (u, v) in enumerate(products):
             out[part, column] = _inner(u, v)
+        if chain.scale is not None:
+            out[part, :3] *= chain.scale[part, None]  # the weights in χ hold it already
     return out
 
 

@@ -345,6 +345,20 @@ def test_response_norms_of_one_slice():
     np.testing.assert_allclose(terms[:, :3].T, expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+def test_responses_know_the_intensity_of_a_pattern(kernel):
+    """A factor c is the same as a probe, and a change of it, √c times as strong."""
+    precision, c = ("single", 4.0) if kernel == "compiled" else ("double", 1.7)
+    model, state, batch = case(2, 2, kernel=kernel, precision=precision)
+    rng = np.random.default_rng(11)
+    d_obj, d_probe = Field(state.box, random_like(state.obj, rng)), random_like(state.probe, rng)
+    bright = replace(state, probe=np.sqrt(c) * state.probe)
+    scaled = replace(state, refined={"intensity": np.full(5, c)})
+    wanted = model.responses(bright, batch, d_obj, np.sqrt(c) * d_probe).terms
+    found = model.responses(scaled, batch, d_obj, d_probe).terms
+    np.testing.assert_allclose(found, wanted, rtol=1e-4 if kernel == "compiled" else 1e-12)
+
+
 def test_an_empty_share_gives_zeros():
     model, state, batch = case(2, 2)
     empty = Batch(np.arange(0), batch.patterns[:0], n_global=5)

@@ -103,7 +103,7 @@ def _tangent(
 def intensities(plans: Any, waves: Any, scale: Any, background: Any, room: Any, out: Any) -> None:
     """Fill ``out`` (n, ny·nx) with modelled counts; ``room`` (mode + 2, …) to work in.
 
-    plans: addresses; waves: what :func:`hpcrec.models.compiled.waves_arguments` gives; scale (n,); background (ny·nx).
+    plans: addresses; waves: as :mod:`hpcrec.models.compiled` lays them out; scale (n,); background (ny·nx).
     """
     obj, corners, spectrum, variation, coefficients, ramps, gaps, near = waves
     ny, nx, n_modes = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2, len(spectrum)
@@ -259,9 +259,9 @@ def responses(
         for c in range(n_parts):
             chi, a, b = room[0, c], room[1, c], room[2, c]
             scale_wave(chi, weight, minus_inverse_curvature * scales[j], pixels)
-            terms[j, 0] += unit * real_dot(a, a, pixels)
+            terms[j, 0] += unit * scales[j] * real_dot(a, a, pixels)
             terms[j, 3] += unit * real_dot(a, chi, pixels)
             if with_probe:
-                terms[j, 1] += unit * real_dot(a, b, pixels)
-                terms[j, 2] += unit * real_dot(b, b, pixels)
+                terms[j, 1] += unit * scales[j] * real_dot(a, b, pixels)
+                terms[j, 2] += unit * scales[j] * real_dot(b, b, pixels)
                 terms[j, 4] += unit * real_dot(b, chi, pixels)
