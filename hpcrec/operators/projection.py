@@ -40,7 +40,7 @@ class Projector(LinearOperator):
         are taken as zero and get zero from the adjoint. Default all
     threads : threads of one call
 
-    Literature: Long, Fessler, Balter, IEEE TMI 29 (2010) 1839 (footprints); Momey et al., IEEE TIP 24 (2015) 5172
+    Literature: Long, Fessler, Balter, IEEE TMI 29 (2010) 1839 (footprints); Momey et al., IEEE TIP 24 (2015)
     (B-spline footprints).
     """
 
