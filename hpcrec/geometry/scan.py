@@ -75,10 +75,13 @@ def scan_step(positions: Array) -> float:
 def interior_positions(positions: Array, steps: float = 1.5) -> BoolArray:
     """Return which positions (n, 2) lie more than ``steps`` scan steps inside the convex hull of all; (n,) bool."""
     points = np.asarray(positions, np.float64)
+    none: BoolArray = np.zeros(len(points), np.bool_)
+    if len(points) < 3:
+        return none
     try:
         edges = ConvexHull(points).equations
-    except (QhullError, ValueError):
-        return np.zeros(len(points), np.bool_)  # on a line, or fewer than three: all are at the border
+    except QhullError:
+        return none  # on a line: all are at the border
     depth = np.full(len(points), np.inf)
     for y, x, offset in edges:
         depth = np.minimum(depth, -(points[:, 0] * y + points[:, 1] * x + offset))

@@ -222,8 +222,8 @@ class PtychographyModel:
         box = bounding_box(corners.reshape(-1, 2), self.shape)
         if not state.box.contains(box):
             raise DataError(
-                f"probe windows reach {box}, outside of the object's {state.box}: positions moved further than the "
-                "margin allows; raise the margin of the object or limit how far positions may move"
+                f"probe windows reach pixels {_ends(box)}, outside of the object's {_ends(state.box)}: positions moved "
+                "further than parallel.halo_margin_angstrom; raise it, or limit how far refined positions may move"
             )
         refined = state.refined
         variation = refined.get("variation")
@@ -294,6 +294,10 @@ class PtychographyModel:
             scale=np.zeros((n, 2)) if "intensity" in wanted else None,
             background=np.zeros((2, *self.pattern_shape), real) if "background" in wanted else None,
         )
+
+
+def _ends(box: Box) -> str:
+    return f"{box.y0}…{box.y1 - 1} × {box.x0}…{box.x1 - 1}"
 
 
 def _pattern_shape(shape: tuple[int, int], detector: Detector) -> tuple[int, int]:

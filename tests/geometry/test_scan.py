@@ -79,6 +79,13 @@ def test_scans_without_inside_have_nothing_to_hold_out(positions):
     assert not interior_positions(positions).any()
 
 
+def test_positions_that_are_not_numbers_are_not_taken_for_a_line():
+    positions = raster_positions((5, 5), (1.0, 1.0))
+    positions[7] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        interior_positions(positions)
+
+
 def test_nothing_is_held_out_unless_asked():
     assert len(held_out_positions(raster_positions((20, 20), (1.0, 1.0)), 0.0)) == 0
 

@@ -412,7 +412,7 @@ def test_faults_are_told():
         PtychographyModel(SHAPE, SAMPLING, WAVELENGTH, 1e4)
     model, state, batch = case(1, 1)
     state.positions = state.positions + 100
-    with pytest.raises(DataError, match="outside of the object"):
+    with pytest.raises(DataError, match=r"pixels \d+…\d+ × \d+…\d+, outside of the object's .*halo_margin_angstrom"):
         model.gradients(state, batch)
 
 
