@@ -37,17 +37,19 @@ def refined_gradients(
     """Return what ``sums`` holds beside object and probe; ``sampling`` and the gaps' ``distances`` in Å."""
     found = RefinedGradients()
     mine, added = found.of_patterns, found.added
+    # A pattern's factor scales the power of its waves, and so both gradient and weight
+    scale = 1.0 if chain.scale is None else chain.scale[:, None]
     if sums.shifts is not None:
         mine["positions"] = sums.shifts.sum(axis=1) / sampling
     if sums.shifts is not None or sums.moments is not None:
-        mine["positions_weight"] = position_weight(state, chain, box, sampling)
+        mine["positions_weight"] = scale * position_weight(state, chain, box, sampling)
     if sums.moments is not None:
         _add_gaps(chain, sums.moments, sampling, distances, found)
     if sums.variation is not None and sums.coefficients is not None:
         assert chain.variation is not None
         assert chain.coefficients is not None
         mine["coefficients"] = sums.coefficients
-        mine["coefficients_weight"] = coefficient_weight(chain)
+        mine["coefficients_weight"] = scale * coefficient_weight(chain)
         added["variation"] = ifft2(sums.variation)
         added["variation_weight"] = np.sum(chain.coefficients**2, axis=0)
     if sums.scale is not None:

@@ -359,6 +359,19 @@ def test_responses_know_the_intensity_of_a_pattern(kernel):
     np.testing.assert_allclose(found, wanted, rtol=1e-4 if kernel == "compiled" else 1e-12)
 
 
+def test_weights_know_the_intensity_of_a_pattern():
+    """As above: gradients and weights of what each pattern refines stay in proportion."""
+    c = 1.7
+    model, state, batch = case(2, 2, more=("variation", "coefficients", "position_tilt"))
+    refined = state.refined | {"variation": np.sqrt(c) * state.refined["variation"]}
+    bright = replace(state, probe=np.sqrt(c) * state.probe, refined=refined)
+    scaled = replace(state, refined=state.refined | {"intensity": np.full(5, c)})
+    wanted, found = (model.gradients(s, batch, WANTED).of_patterns for s in (bright, scaled))
+    for name in ("positions", "coefficients", "tilt"):
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-9)
+        np.testing.assert_allclose(found[f"{name}_weight"], wanted[f"{name}_weight"], rtol=1e-12)
+
+
 def test_an_empty_share_gives_zeros():
     model, state, batch = case(2, 2)
     empty = Batch(np.arange(0), batch.patterns[:0], n_global=5)
