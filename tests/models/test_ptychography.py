@@ -255,6 +255,37 @@ def test_a_tilted_sample_is_a_sheared_one():
     assert np.abs(a - b).sum() < 0.1 * np.abs(untilted - b).sum()
 
 
+def test_a_tilt_of_every_position_is_a_tilt_of_the_sample():
+    model, state, _ = case(3, 2)
+    tilt = np.array([0.02, -0.03])
+    one, each = (
+        model.simulate(replace(state, refined=refined), np.arange(5))
+        for refined in ({"tilt": tilt}, {"position_tilt": np.tile(tilt, (5, 1))})
+    )
+    np.testing.assert_allclose(each, one, rtol=1e-9)
+    assert not np.allclose(one, model.simulate(state, np.arange(5)), rtol=1e-3)
+
+
+def test_the_variation_is_added_to_the_first_mode():
+    model, state, _ = case(2, 2, more=("variation", "coefficients"))
+    found = model.simulate(state, np.arange(5))
+    for j, coefficients in enumerate(state.refined["coefficients"]):
+        probe = state.probe.copy()
+        probe[0] += np.tensordot(coefficients, state.refined["variation"], 1)
+        alone = model.simulate(replace(state, probe=probe, refined={}), np.array([j]))
+        np.testing.assert_allclose(found[j], alone[0], rtol=1e-9)
+
+
+def test_gaps_have_the_thickness_that_was_refined():
+    model, state, _ = case(3, 1)
+    thicker = PtychographyModel(SHAPE, SAMPLING, WAVELENGTH, 15.0, precision="double", kernel="numpy")
+    refined = {"thickness": np.full(2, 15.0)}
+    found = model.simulate(replace(state, refined=refined), np.arange(5))
+    np.testing.assert_allclose(found, thicker.simulate(state, np.arange(5)), rtol=1e-12)
+    # The factors of a gap are kept: they must not outlive a change
+    np.testing.assert_array_equal(model.simulate(state, np.arange(5)), case(3, 1)[0].simulate(state, np.arange(5)))
+
+
 def test_a_flight_is_the_mean_over_its_points():
     model, state, _ = case(1, 2, flight=FLIGHT)
     plain = case(1, 2)[0]
