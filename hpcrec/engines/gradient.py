@@ -15,6 +15,7 @@ from hpcrec.engines.sweeps import (
     change_object,
     change_refined,
     constrain_object,
+    darken_round_off,
     finish_sweep,
     gradient_partial,
     prepare_state,
@@ -51,8 +52,8 @@ class GradientOptions(SweepOptions):
 class GradientEngine(Engine):
     """Descends the loss on object, probe and positions.
 
-    The object's gradient is divided by √(((1−a)W)² + (a W_max)²), W the batch's illumination of the slice (Chen et
-    al., Science 372, 826 (2021) use the like), the probe's by the largest Σ|O|². Nesterov (1983) momentum in the form
+    The object's gradient is divided by √(((1−a)W)² + (a W_max)²), W the batch's illumination of the slice (py4DSTEM
+    has the like: Varnavides et al., arXiv:2309.05250), the probe's by the largest Σ|O|². Nesterov (1983) momentum in the form
     v ← μv + u, z ← z + u + μv with the preconditioned step u; Adam (Kingma and Ba, arXiv:1412.6980) with |g|² as second
     moment. Momenta move only on pixels that the batch illuminates, so ranks' boxes do not change the result.
     """
@@ -98,6 +99,8 @@ class GradientEngine(Engine):
 
     def _step_object(self, state: PtychographyState, total: Total) -> None:
         field, weight = total.fields["object_gradient"], total.fields["illumination"].values
+        peak = total.peaks["illumination"]
+        darken_round_off(weight, peak)
         state.memory["updates"][0] += 1
         if self._options.method == "adam":
             self._adam_object(state, field, weight > 0)
@@ -105,7 +108,6 @@ class GradientEngine(Engine):
             floor = self._options.weight_floor
             # All slices move at once and to first order alike, so each takes its share of the step
             scale = -self._object_step / (self._model.curvature * state.n_slices)
-            peak = total.peaks["illumination"]
             change = precondition(field.values, weight, 1 - floor, floor * peak, scale, quadratic=True)
             rows, columns = field.box.slices(state.box)
             velocity = state.object_memory["velocity"]

@@ -17,6 +17,7 @@ from hpcrec.engines.sweeps import (
     change_object,
     change_refined,
     constrain_object,
+    darken_round_off,
     finish_sweep,
     gradient_partial,
     loss_sums,
@@ -145,7 +146,9 @@ class LsqMl(Engine):
 
     def _keep_directions(self, total: Total) -> None:
         field, weight = total.fields["object_gradient"], total.fields["illumination"].values
-        floor = self._options.weight_floor * total.peaks["illumination"]
+        peak = total.peaks["illumination"]
+        darken_round_off(weight, peak)
+        floor = self._options.weight_floor * peak
         direction = precondition(field.values, weight, 1.0, floor, -1.0, quadratic=True)
         self._directions = total
         self._touched = Field(field.box, weight > 0)

@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcrec.engines.base import Engine
 from hpcrec.engines.sweeps import (
+    NEVER,
     SweepOptions,
     change_object,
     change_refined,
@@ -22,8 +23,6 @@ from hpcrec.models.partial import Partial, Total
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement
-
-_NEVER = 1 << 40
 
 
 @options
@@ -53,7 +52,7 @@ class Pie(Engine):
 
     def __init__(self, model: PtychographyModel, options: PieOptions, refinements: Sequence[Refinement] = ()) -> None:
         self._model, self._refinements = model, refinements
-        self._options = replace(options, probe_start=_NEVER)
+        self._options = replace(options, probe_start=NEVER)
 
     def prepare(self, state: PtychographyState) -> None:
         """Let refinements begin."""

@@ -11,6 +11,7 @@ import numpy as np
 from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray
 from hpcrec.engines.base import Engine
 from hpcrec.engines.sweeps import (
+    NEVER,
     SweepOptions,
     change_object,
     change_refined,
@@ -28,7 +29,6 @@ from hpcrec.refine.base import Refinement
 from hpcrec.refine.modes import orthogonal_rotation
 
 _CHUNK = 32
-_NEVER = 1 << 40
 
 
 @options
@@ -95,7 +95,7 @@ class ProjectionEngine(Engine):
             return Partial({}, {"probe": found, "object_weight": light})
         self._pending += [(state.rows(b.indices), self._stepped(state, b)) for b in _chunks(batch)]
         # The probe's gradient is not needed
-        told = replace(self._options, probe_start=_NEVER)
+        told = replace(self._options, probe_start=NEVER)
         return Partial({}, gradient_partial(self._model, state, batch, told, self._refinements).sums)
 
     def apply(self, name: str, state: PtychographyState, total: Total) -> str | None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from hpcrec.backend.array import BoolArray, ComplexArray, array_module, real_dtype
+from hpcrec.backend.array import BoolArray, ComplexArray, FloatArray, array_module, real_dtype
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Field, Partial, Total
@@ -16,6 +16,9 @@ from hpcrec.objectives.constraints import CONSTRAINTS
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement
 from hpcrec.refine.modes import orthogonal_rotation, rotate_modes
+
+NEVER = 1 << 40
+"""A sweep that does not come: ``probe_start`` of engines whose gradients leave the probe out."""
 
 
 @options
@@ -73,6 +76,16 @@ def gradient_partial(
 def loss_sums(found: Gradients | Responses) -> dict[str, np.ndarray]:
     """Return the sums ``loss``, ``error``, ``counts``, each (1,) float64."""
     return {name: np.array([getattr(found, name)]) for name in ("loss", "error", "counts")}
+
+
+def darken_round_off(weight: FloatArray, peak: float) -> None:
+    """Set to zero, in place, what of a weight Σ|ψ|² is round-off of ``peak``, its largest value over the whole object.
+
+    Where a probe ends, transforms leave ψ = O(ε) or zero by chance, another chance on other numbers of ranks: a step
+    that asks whether a pixel was lit must not depend on it. Noise of ψ makes weights of some ε² of the peak; the limit
+    ε^1.5 (4e-11 of the peak in single precision) lies well above them, and below any light that can be counted.
+    """
+    weight[weight <= float(np.finfo(weight.dtype).eps) ** 1.5 * peak] = 0
 
 
 def change_object(state: PtychographyState, box: Box, change: ComplexArray) -> None:

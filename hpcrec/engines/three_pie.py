@@ -8,15 +8,13 @@ from dataclasses import replace
 from hpcrec.backend.array import Array
 from hpcrec.engines.base import Engine
 from hpcrec.engines.epie import EpieOptions, step_object, step_probe
-from hpcrec.engines.sweeps import change_refined, finish_sweep, gradient_partial, loss_sums, prepare_state
+from hpcrec.engines.sweeps import NEVER, change_refined, finish_sweep, gradient_partial, loss_sums, prepare_state
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Field, Partial, Total
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.models.revised import revised_gradients
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement
-
-_NEVER = 1 << 40
 
 
 @options
@@ -64,7 +62,7 @@ class ThreePie(Engine):
         }
         sums: dict[str, Array] = {}
         if any(r.due(state) for r in self._refinements):
-            told = replace(chosen, probe_start=_NEVER)
+            told = replace(chosen, probe_start=NEVER)
             sums |= gradient_partial(self._model, state, batch, told, self._refinements).sums
         sums |= loss_sums(found)
         if chosen.probe_due(state):

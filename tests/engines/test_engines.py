@@ -276,6 +276,29 @@ def test_gauges_change_no_pattern(name):
     np.testing.assert_allclose(after, before, atol=1e-4 * before.max())
 
 
+@pytest.mark.parametrize(
+    ("name", "options"), [("gradient", {}), ("gradient", {"method": "adam"}), ("lsqml", {"momentum": 0.5})]
+)
+def test_round_off_is_no_light(name, options):
+    """Where a probe ends, weights are zero or some 1e-32 of the peak by chance: neither moves a momentum."""
+    found = []
+    for faint in (0.0, 1e-31):
+        phantom = Phantom(precision="double")
+        engine = build(phantom, name, probe_start=9, **options)
+        sweep(engine, phantom.start, phantom.batches(16, 0))
+
+        def dimmed(partial, peaks, faint=faint):
+            total = total_of(partial, peaks)
+            if "illumination" in total.fields:
+                light, gradient = (total.fields[key].values for key in ("illumination", "object_gradient"))
+                light[:, 10:20], gradient[:, 10:20] = faint * light.max(), np.sqrt(faint) * gradient[:, 10:20]
+            return total
+
+        visit(engine, phantom.start, next(phantom.batches(16, 1)), dimmed)
+        found.append(phantom.start.obj)
+    assert np.abs(found[0] - found[1]).max() < 1e-14
+
+
 @pytest.mark.parametrize(("name", "options"), [("gradient", {}), ("lsqml", {"momentum": 0.5}), ("mpie", {})])
 def test_momenta_turn_with_the_modes(name, options):
     phantom = Phantom(1, 2)
