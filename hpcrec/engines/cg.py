@@ -71,6 +71,8 @@ class ConjugateGradient(DescentEngine):
     def judge(self, steps: Sequence[float], changes: Sequence[float], slope: float) -> tuple[float, list[float]]:
         """Return the polynomial's minimum, or the nodes of a wider or narrower interval."""
         end = steps[-1]
+        if not np.isfinite([*changes, slope]).all():
+            return 0.0, [s * _NARROWER for s in steps]
         best, lowest = polynomial_minimum(np.array(steps), np.array(changes), slope)
         if lowest >= 0:
             return 0.0, [s * _NARROWER for s in steps]

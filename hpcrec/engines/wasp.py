@@ -65,6 +65,9 @@ class Wasp(Engine):
     def apply(self, name: str, state: PtychographyState, total: Total) -> None:
         """Add the revised waves to the sums, and take the steps of rPIE; at the end of a group go back to the start."""
         curvature = self._model.curvature
+        if state.memory["patterns_seen"][0] == 0:
+            # Constraints may have changed both since the last sweep was finished
+            self._keep_start(state)
         self._collect(state, total)
         step_object(state, total, self._options, curvature)
         step_probe(state, total, self._options, curvature)
@@ -93,12 +96,15 @@ class Wasp(Engine):
             state.probe = averaged.astype(state.probe.dtype, copy=False)
 
     def _begin_sweep(self, state: PtychographyState) -> None:
+        self._keep_start(state)
         memory, small = state.object_memory, state.memory
-        memory["start"], small["probe_start"] = state.obj.copy(), state.probe.copy()
         memory["waves"], memory["weight"] = np.zeros_like(state.obj), np.zeros(state.obj.shape, state.obj.real.dtype)
         small["probe_waves"] = np.zeros_like(state.probe)
         small["probe_weight"] = np.zeros(state.probe.shape[1:], state.probe.real.dtype)
         small["patterns_seen"], small["peaks"] = np.zeros(1), np.zeros(1)
+
+    def _keep_start(self, state: PtychographyState) -> None:
+        state.object_memory["start"], state.memory["probe_start"] = state.obj.copy(), state.probe.copy()
 
     def _group(self, state: PtychographyState) -> int:
         """Return the group that the next pattern belongs to; the last one lasts to the end of the sweep."""

@@ -100,6 +100,15 @@ def test_a_step_that_is_too_long_is_shortened():
 
 
 @pytest.mark.parametrize("cls", [ConjugateGradient, Lbfgs])
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_step_beyond_the_finite_numbers_is_shortened(cls, bad):
+    engine = prepared(Phantom(), cls)
+    step, more = engine.judge([0.5, 1.0], [-0.1, bad] if cls is ConjugateGradient else [bad, bad], -1.0)
+    assert step == 0
+    assert 0 < more[-1] <= 0.5
+
+
+@pytest.mark.parametrize("cls", [ConjugateGradient, Lbfgs])
 def test_the_loss_never_grows(cls):
     """The gauge at the end of a sweep leaves the loss as it is."""
     phantom = Phantom(1, 2, precision="double", counts=1e4, noise=True)

@@ -72,6 +72,20 @@ def test_groups_start_alike():
     assert phantom.start.object_memory["weight"].max() == 0
 
 
+def test_groups_start_from_what_constraints_left():
+    """Between two sweeps a constraint changes object and probe: no group goes back behind it."""
+    phantom = Phantom()
+    engine, state = Wasp(phantom.model, Wasp.Options(groups=2, probe_start=0)), phantom.start
+    engine.prepare(state)
+    sweep(engine, state, phantom.batches(16, 0))
+    state.obj, state.probe = state.obj / np.abs(state.obj), 0.5 * state.probe
+    obj, probe = state.obj.copy(), state.probe.copy()
+    for batch in list(phantom.batches(16, 1))[:2]:
+        visit(engine, state, batch, total_of)
+    np.testing.assert_array_equal(state.obj, obj)
+    np.testing.assert_array_equal(state.probe, probe)
+
+
 def test_the_rim_stays_still():
     """Pixels with 1e-8 of the peak's light would follow the noise; their old value holds them."""
     largest = []
