@@ -148,13 +148,10 @@ class DescentEngine(Engine):
         if self._options.probe_due(state) and self._options.object_constraint == "none":
             power = float(np.sum(abs(state.probe) ** 2, dtype=np.float64))
             factor = float(np.sqrt(state.memory["probe_power"][0] / power)) if power > 0 else 1.0
-            for name in self.step_names():
-                state.object_memory[name] *= factor ** (-1 / state.n_slices)
-                state.memory[f"probe_{name}"] = state.memory[f"probe_{name}"] * factor
             for name in self.gradient_names():
                 state.object_memory[name] *= factor ** (1 / state.n_slices)
                 state.memory[f"probe_{name}"] = state.memory[f"probe_{name}"] / factor
-        finish_sweep(state, self._options, self._refinements, momenta=tuple(names))
+        finish_sweep(state, self._options, self._refinements, tuple(names), scaled=self.step_names())
 
     def vector(self, state: PtychographyState, name: str) -> tuple[ComplexArray, ComplexArray]:
         """Return the parts on object and probe of a vector."""

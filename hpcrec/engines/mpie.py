@@ -73,7 +73,8 @@ class Mpie(Engine):
 
     def finish_iteration(self, state: PtychographyState) -> None:
         """Orthogonalise the modes, fix scale and drift."""
-        finish_sweep(state, self._options, self._refinements, momenta=("probe_velocity", "probe_before"))
+        momenta = ("probe_velocity", "probe_before")
+        finish_sweep(state, self._options, self._refinements, momenta, scaled=("velocity", "before"))
 
     def _kick(self, state: PtychographyState) -> None:
         momentum, kick = self._options.momentum, self._options.kick

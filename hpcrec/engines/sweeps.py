@@ -116,12 +116,14 @@ def finish_sweep(
     options: SweepOptions,
     refinements: Sequence[Refinement],
     momenta: tuple[str, ...] = (),
+    scaled: tuple[str, ...] = (),
 ) -> None:
     """Fix what the data leave open, and count the sweep.
 
     Modes are made orthogonal (``momenta`` names arrays of ``state.memory`` that turn with them); unless a constraint
-    ties the object's amplitude, the probe gets its starting power back and the object takes the factor up; refinements
-    end their sweep.
+    ties the object's amplitude, the probe gets its starting power back and the object takes the factor up (``scaled``
+    names what does so too: arrays of ``state.object_memory`` and, with "probe_" in front, of ``state.memory``);
+    refinements end their sweep.
     """
     if options.probe_due(state):
         if len(state.probe) > 1:
@@ -130,19 +132,23 @@ def finish_sweep(
             for name in momenta:
                 state.memory[name] = rotate_modes(rotation, state.memory[name])
         if options.object_constraint == "none":
-            _fix_scale(state)
+            _fix_scale(state, scaled)
     for refinement in refinements:
         if refinement.due(state):
             refinement.finish(state)
     state.iteration += 1
 
 
-def _fix_scale(state: PtychographyState) -> None:
+def _fix_scale(state: PtychographyState, scaled: tuple[str, ...]) -> None:
     power = float(np.sum(abs(state.probe) ** 2, dtype=np.float64))
     if power > 0:
         factor = np.sqrt(state.memory["probe_power"][0] / power)
         real = real_dtype(state.probe.dtype).type
-        state.probe *= real(factor)
+        of_probe, of_object = real(factor), real(factor ** (-1 / state.n_slices))
+        state.probe *= of_probe
         if "variation" in state.refined:
-            state.refined["variation"] = state.refined["variation"] * real(factor)
-        state.obj *= real(factor ** (-1 / state.n_slices))
+            state.refined["variation"] = state.refined["variation"] * of_probe
+        state.obj *= of_object
+        for name in scaled:
+            state.memory[f"probe_{name}"] = state.memory[f"probe_{name}"] * of_probe
+            state.object_memory[name] *= of_object

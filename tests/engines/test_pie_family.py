@@ -65,6 +65,20 @@ def test_mpie_is_rpie_with_a_kick_after_every_few_patterns():
     np.testing.assert_allclose(phantom.start.obj, unkicked.obj + 0.5 * velocity, atol=1e-12)
 
 
+def test_the_gauge_is_no_motion():
+    """The factor that gives the probe its power back is not part of the way since the last kick."""
+    phantom = Phantom(2, 2, precision="double")
+    engine, state = Mpie(phantom.model, Mpie.Options(probe_start=0)), phantom.start
+    engine.prepare(state)
+    mixed = np.array([[0.8, 0.6], [-0.6, 0.8]])
+    state.probe = 1.3 * np.tensordot(mixed, state.probe, axes=1)
+    state.memory["probe_before"], power = state.probe.copy(), np.sum(np.abs(state.probe) ** 2)
+    engine.finish_iteration(state)
+    assert np.sum(np.abs(state.probe) ** 2) < 0.7 * power
+    np.testing.assert_allclose(state.object_memory["before"], state.obj, atol=1e-12)
+    np.testing.assert_allclose(state.memory["probe_before"], state.probe, atol=1e-9 * np.abs(state.probe).max())
+
+
 def test_the_family_outruns_epie():
     """In the order of the publication (Optica 4, 736, Fig. 3): ePIE, rPIE, mPIE; here by at least two each."""
     errors = [reconstruct(Phantom(), name, 15)[1][-1] for name in ("epie", "rpie", "mpie")]
