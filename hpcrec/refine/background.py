@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from hpcrec.backend.array import Array
+from hpcrec.backend.array import Array, BoolArray, FloatArray
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.ptychography import Gradients, PtychographyModel
 from hpcrec.options import options
@@ -61,6 +61,17 @@ class Background(Refinement):
         step = np.divide(gradient, weight, out=np.zeros_like(gradient), where=weight > 0)
         found = state.refined["background"] - self._options.step * step
         if self._options.smoothing_pixels > 0:
-            found = gaussian_filter(found, self._options.smoothing_pixels, mode="wrap")
+            found = smoothed(found, weight > 0, self._options.smoothing_pixels)
         state.refined["background"] = np.maximum(found, 0)
         state.memory["background_sums"] = np.zeros_like(state.memory["background_sums"])
+
+
+def smoothed(values: FloatArray, known: BoolArray, width: float) -> FloatArray:
+    """Return the mean of the ``known`` values (ky, kx) under a Gaussian of ``width`` pixels; far from them, ``values``.
+
+    Bad pixels would else draw their neighbours to what they happen to hold.
+    """
+    light = gaussian_filter(known.astype(np.float64), width, mode="wrap")
+    total = gaussian_filter(np.where(known, values, 0.0), width, mode="wrap")
+    found: FloatArray = np.divide(total, light, out=values.copy(), where=light > 1e-6)
+    return found

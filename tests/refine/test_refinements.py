@@ -98,6 +98,22 @@ def test_a_background_is_found():
     assert error < 0.5 * case.reconstruct("lsqml", {}, 40, **FREE)[1]
 
 
+def test_bad_pixels_do_not_draw_the_background():
+    """A dead block tells nothing: four counts all around come out as four counts, up to its rim and inside."""
+    case = Case()
+    cls = refinement_class("background")
+    background, state = cls(case.model, cls.Options(smoothing_pixels=2.0)), replace(case.truth, refined={}, memory={})
+    background.prepare(state)
+    weight = np.ones((32, 32))
+    weight[5:9, 20:27] = 0
+    for _ in range(40):
+        gradient = weight * (state.refined["background"] - 4.0)
+        background.apply(state, {"background": np.stack([gradient, weight])})
+        background.finish(state)
+    # Half of what is missing is left by each sweep
+    np.testing.assert_allclose(state.refined["background"], 4.0, rtol=1e-9)
+
+
 def test_a_varying_probe_is_found():
     """A beam that wanders by about a third of a pixel."""
     plain = Case()
