@@ -20,11 +20,11 @@ class DifferenceMapOptions(ProjectionOptions):
 
 
 class DifferenceMap(ProjectionEngine):
-    """ψ ← ψ + β (A(2Qψ − ψ) − Qψ) (Thibault et al., Science 321, 379 (2008); with β < 1, Elser, Rankenburg and
-    Thibault, Proc. Natl. Acad. Sci. 104, 418 (2007)).
+    """ψ ← ψ + β (A(2Qψ − ψ) − Qψ) (Thibault et al., Science 321, 379 (2008), with β = 1).
 
-    With reflectors R = 2P − 1 and β = 1: ψ ← ½ (1 + R_A R_Q) ψ.
-    """  # noqa: D205
+    With reflectors R = 2P − 1 and β = 1: ψ ← ½ (1 + R_A R_Q) ψ. Here β < 1 shortens the step; it is not the β of
+    Elser's general difference map, whose estimates change with it too.
+    """
 
     Options = DifferenceMapOptions
     _options: DifferenceMapOptions

@@ -48,7 +48,7 @@ class LsqMlOptions(SweepOptions):
     object_update : "batch" moves the object after each batch, as sparse sets ask for; "sweep" adds up the batches of a
         sweep and moves it once, as compact sets ask for (``batch_kind = "compact"``); the probe moves with each batch
     poisson_step : with the Poisson loss, share of its gradient that waves should follow: one half, the step of least
-        squares, or the best share of each pattern by the published fixed point; about as fast, and some work more
+        squares, or the best share of each pattern by a fixed point; about as fast, and some work more
     """
 
     weight_floor: float = 0.1

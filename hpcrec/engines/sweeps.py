@@ -29,7 +29,8 @@ class SweepOptions:
         likelihood of counts, or "gaussian" Σ(I − I₀)²/(I₀ + 1)
     probe_start : first sweep (from 0) that updates the probe
     object_constraint : "none", "amplitude_bound" (|O| ≤ 1) or "phase_only" (|O| = 1); with a constraint the probe's
-        power is free, without one it is kept
+        power is free, without one it is kept. At few counts the bound cuts noise off above 1 only, and the power grows
+        sweep by sweep: hold it by the constraint "probe_power"
     """
 
     loss: Literal["amplitude", "poisson", "gaussian", "anscombe"] = "amplitude"

@@ -76,8 +76,9 @@ class KzFilter(ObjectConstraint):
     """Weakens what varies along z slowly in the plane, which the patterns determine worst (missing wedge).
 
     W = [1 − (2/π) atan((β|k_z|/√(k² + 10⁻³))²)] exp(−αk²), k_z in cycles per slice, k in cycles per pixel of the plane
-    (Chen et al., Science 372, 826 (2021), supplement). Pixels with less than a tenth of the largest illumination take
-    their share of the change only. Works on twice the slices: about nine copies of the object on the first rank.
+    (that of PtychoShelves, Wakonig et al., J. Appl. Cryst. 53, 574 (2020)). Pixels with less than a tenth of the
+    largest illumination take their share of the change only. Works on twice the slices: about nine copies of the object
+    on the first rank.
     """
 
     Options = KzFilterOptions

@@ -30,6 +30,9 @@ class PositivePhaseOptions(ConstraintOptions):
 class AmplitudeBoundOptions(ConstraintOptions):
     """Options of the bounds of |O|; with the defaults nothing in the sample emits.
 
+    A bound from above sets the scale only where |O| reaches it by itself. At few counts it cuts noise off on that side
+    alone, and the probe's power grows sweep by sweep: add "probe_power", which holds it.
+
     lowest, highest : bounds of |O|
     """
 

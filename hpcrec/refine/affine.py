@@ -24,7 +24,7 @@ class AffineOptions(RefinementOptions):
 
 
 class Affine(Refinement):
-    """Draws refined positions to an affine map of their start (Odstrčil et al., Opt. Express 26, 3108 (2018), 3.4)."""
+    """Draws refined positions to an affine map of their start (Odstrčil et al., Opt. Express 26, 3108 (2018))."""
 
     Options = AffineOptions
     wanted = ()

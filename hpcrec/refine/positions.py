@@ -79,7 +79,7 @@ def position_change(
 
     ``gradient`` (position, 2) is ∂L/∂R of Σ(√I − √I₀)² in 1/Å and ``weight`` Σ|P ∂O|² in counts/Å²: the least-squares
     shift of the exit wave is −gradient / (2 weight) (Guizar-Sicairos and Fienup, Opt. Express 16, 7264 (2008);
-    Odstrčil et al., Opt. Express 26, 3108 (2018), eq. 25). The weight is raised by a tenth of its mean over the touched
+    Odstrčil et al., Opt. Express 26, 3108 (2018)). The weight is raised by a tenth of its mean over the touched
     positions, since a window without structure cannot tell where it is. Taken ``step`` times, at most
     ``max_step_pixels`` along each axis.
     """

@@ -87,7 +87,7 @@ class VariableProbe(Refinement):
         state.refined["coefficients"] = changed
 
     def finish(self, state: PtychographyState) -> None:
-        """Make the components orthonormal and orthogonal to the probe, and the weights' means zero."""
+        """Make the weights' means zero, which the probe takes up, and the components orthonormal."""
         modes, coefficients = state.refined["variation"].astype(np.complex128), state.refined["coefficients"]
         mean = coefficients.mean(axis=0)
         probe = state.probe[0] + np.tensordot(mean, modes, axes=1).astype(state.probe.dtype)
