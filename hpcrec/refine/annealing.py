@@ -67,8 +67,9 @@ class Annealing(Refinement):
         state.positions = state.positions + sums["annealing"]
 
     def finish(self, state: PtychographyState) -> None:
-        """Take the common drift out."""
-        state.positions = without_drift(state.positions, state.memory["start_positions"])
+        """Take the common drift out, within the bound."""
+        start = state.memory["start_positions"]
+        state.positions = limit_moves(without_drift(state.positions, start), start, self._options.max_move_angstrom)
 
     def _trials(self, iteration: int, n: int) -> Array:
         """Return shifts (trial, position, 2), even over the circle of this sweep."""

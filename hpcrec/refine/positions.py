@@ -68,8 +68,9 @@ class Positions(Refinement):
         state.positions = limit_moves(moved, state.memory["start_positions"], chosen.max_move_angstrom)
 
     def finish(self, state: PtychographyState) -> None:
-        """Take the common drift out."""
-        state.positions = without_drift(state.positions, state.memory["start_positions"])
+        """Take the common drift out, within the bound."""
+        start = state.memory["start_positions"]
+        state.positions = limit_moves(without_drift(state.positions, start), start, self._options.max_move_angstrom)
 
 
 def position_change(

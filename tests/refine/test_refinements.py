@@ -151,6 +151,20 @@ def _room(case):
     return low, high
 
 
+@pytest.mark.parametrize(
+    ("name", "options"), [("positions", {}), ("annealing", {"radius_angstrom": 0.4, "stop_iteration": 3})]
+)
+def test_no_position_moves_beyond_the_bound(name, options):
+    """The common drift is taken out too, which must not push single positions over it."""
+    case = Case()
+    off = np.where(np.arange(100) % 4, 0.2, -0.6)[:, None] * [1.0, -1.0]
+    refine = {name: {"start_iteration": 1, "max_move_angstrom": 0.05} | options}
+    start = case.truth.positions + off
+    state, _ = case.reconstruct("lsqml", refine, 3, positions=start, **FREE)
+    # Round-off of positions of some ten Å
+    assert 0.04 < np.abs(state.positions - start).max() <= 0.05 + 1e-12
+
+
 def test_an_affine_map_is_fitted_and_told():
     rng = np.random.default_rng(4)
     start = rng.uniform(0, 50, (60, 2))
