@@ -114,23 +114,25 @@ class ProjectionEngine(Engine):
         for rows, waves in self._pending:
             state.pattern_memory["waves"][rows] = waves
         self._turns, self._pending = 0, []
-        self._refine(state, total)
+        before = state.positions.copy()
+        change_refined(state, total, self._refinements)
+        self._follow(state, before)
         return None
 
     def finish_iteration(self, state: PtychographyState) -> None:
-        """Orthogonalise the modes, of probe and waves alike; fix scale and drift."""
+        """Orthogonalise the modes, of probe and waves alike; fix scale and drift, which waves follow."""
         if self._options.probe_due(state) and len(state.probe) > 1:
             waves = state.pattern_memory["waves"]
             rotation = orthogonal_rotation(state.probe).astype(waves.dtype)
             by_mode = waves.reshape(-1, len(rotation), *waves.shape[2:])
             for part in range(0, len(by_mode), _CHUNK):
                 by_mode[part : part + _CHUNK] = np.einsum("kl,nlyx->nkyx", rotation, by_mode[part : part + _CHUNK])
-        finish_sweep(state, self._options, self._refinements)
-
-    def _refine(self, state: PtychographyState, total: Total) -> None:
-        """Let refinements take their steps; waves go along with windows that move."""
         before = state.positions.copy()
-        change_refined(state, total, self._refinements)
+        finish_sweep(state, self._options, self._refinements)
+        self._follow(state, before)
+
+    def _follow(self, state: PtychographyState, before: FloatArray) -> None:
+        """Let waves go along with windows that refinements have moved from the positions ``before``."""
         after, waves, own = state.positions, state.pattern_memory["waves"], state.own_positions
         moved = np.flatnonzero((after != before)[own].any(axis=1))
         for start in range(0, len(moved), _CHUNK):
