@@ -53,9 +53,9 @@ class GradientEngine(Engine):
     """Descends the loss on object, probe and positions.
 
     The object's gradient is divided by √(((1−a)W)² + (a W_max)²), W the batch's illumination of the slice (py4DSTEM
-    has the like: Varnavides et al., arXiv:2309.05250), the probe's by the largest Σ|O|². Nesterov (1983) momentum in the
-    form v ← μv + u, z ← z + u + μv with the preconditioned step u; Adam (Kingma and Ba, arXiv:1412.6980) with |g|² as
-    second moment. Momenta move only on pixels that the batch illuminates, so ranks' boxes do not change the result.
+    has the like: Varnavides et al., arXiv:2309.05250), the probe's by the largest Σ|O|². Nesterov (1983) momentum in
+    the form v ← μv + u, z ← z + u + μv with the preconditioned step u; Adam (Kingma and Ba, arXiv:1412.6980) with |g|²
+    as second moment. Momenta move only on pixels that the batch illuminates, so ranks' boxes do not change the result.
     """
 
     Options = GradientOptions

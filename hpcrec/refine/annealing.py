@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hpcrec.backend.array import Array
+from hpcrec.backend.array import Array, BoolArray
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.ptychography import Gradients, PtychographyModel
 from hpcrec.options import options
@@ -35,7 +35,8 @@ class AnnealingOptions(RefinementOptions):
 class Annealing(Refinement):
     """Each position takes the best of a few random shifts (Maiden et al., Ultramicroscopy 120, 64 (2012)).
 
-    The shifts are drawn for all positions of the scan from the seed and the sweep, whatever rank works on them.
+    The shifts are drawn for all positions of the scan from the seed and the sweep, whatever rank works on them. Shifts
+    that would leave the object's grid are not tried.
     """
 
     Options = AnnealingOptions
@@ -56,6 +57,7 @@ class Annealing(Refinement):
         lowest = self.model.pattern_errors(state, batch)
         for trial in self._trials(state.iteration, n):
             moved = limit_moves(positions + trial, state.memory["start_positions"], self._options.max_move_angstrom)
+            moved = np.where(self._inside(state, moved)[:, None], moved, positions)
             errors = self.model.pattern_errors(replace(state, positions=moved), batch)
             better = errors < lowest
             best[better] = (moved - positions)[batch.indices][better]
@@ -70,6 +72,13 @@ class Annealing(Refinement):
         """Take the common drift out, within the bound."""
         start = state.memory["start_positions"]
         state.positions = limit_moves(without_drift(state.positions, start), start, self._options.max_move_angstrom)
+
+    def _inside(self, state: PtychographyState, positions: Array) -> BoolArray:
+        """Return which positions (n,) have all their windows on the object's grid."""
+        points = positions[:, None] + self.model.flight
+        corners = self.model.windows(points, state.grid)[0]
+        room = np.array(state.grid.shape) - self.model.shape
+        return np.all((corners >= 0) & (corners <= room), axis=(1, 2))  # type: ignore[no-any-return]
 
     def _trials(self, iteration: int, n: int) -> Array:
         """Return shifts (trial, position, 2), even over the circle of this sweep."""

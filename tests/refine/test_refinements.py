@@ -151,6 +151,16 @@ def _room(case):
     return low, high
 
 
+def test_trials_stay_on_the_grid():
+    """Four pixels of margin, shifts of up to twelve: those of the scan's edge would leave the object."""
+    case = Case()
+    refine = {"annealing": {"start_iteration": 0, "stop_iteration": 1, "radius_angstrom": 5.0}}
+    state, _ = case.reconstruct("lsqml", refine, 1, **FREE)
+    assert (state.positions != case.truth.positions).any()
+    # The common drift, well below a pixel here, is taken out afterwards
+    assert state.box.grow(1).contains(case.model.box(state.positions, state.grid))
+
+
 @pytest.mark.parametrize(
     ("name", "options"), [("positions", {}), ("annealing", {"radius_angstrom": 0.4, "stop_iteration": 3})]
 )

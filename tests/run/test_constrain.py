@@ -95,9 +95,7 @@ def test_the_section_names_the_tables_in_their_order() -> None:
 
 @pytest.mark.parametrize("exchange", ["replicated", "tiled"])
 @pytest.mark.parametrize("engine", ["lsqml", "epie", "gradient"])
-def test_ranks_do_not_change_the_answer(
-    tiny_job: Path, tmp_path: Path, exchange: str, engine: str
-) -> None:
+def test_ranks_do_not_change_the_answer(tiny_job: Path, tmp_path: Path, exchange: str, engine: str) -> None:
     """Everything at once, in double precision: sums in another order are all that differs."""
     changes = ["ptychography.precision=double", f"ptychography.engine={engine}", f"parallel.exchange={exchange}"]
     job = job_with(tiny_job, EVERYTHING, *changes)
