@@ -7,6 +7,7 @@ that of the tag "Microscope Info"; the zero frequency is where the calibration o
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,19 +24,15 @@ from hpcrec.options import options
 
 # The type numbers of the tag DataType that hold real numbers.
 _TYPES: Final = {1: "i2", 2: "f4", 6: "u1", 7: "i4", 9: "i1", 10: "u2", 11: "u4", 12: "f8"}
-# What the parser lets through where a file is damaged.
+# What the parser lets through where a file is damaged: each was seen when bytes of a sound file were changed at random.
 _FAULTS: Final = (
-    KeyError,
-    IndexError,
-    ValueError,
-    TypeError,
-    OSError,
-    EOFError,
-    NotImplementedError,
     AttributeError,
+    KeyError,
     NameError,
-    OverflowError,
-    RecursionError,
+    NotImplementedError,
+    OSError,
+    TypeError,
+    ValueError,
     struct.error,
 )
 _TOLERANCE: Final = 0.01
@@ -65,52 +62,90 @@ Axis = tuple[float, float, str]
 
 def open_dm(path: Path, given: DmOptions) -> MappedFrames:
     """Open one file. Raises :class:`DataError` without a stack of patterns, ConfigError without RosettaSciIO."""
+    image = _largest(path, _tags(path))
+    stored, axes = _stack(path, image)
+    frames, axes = _patterns_last(stored, axes)
+    stack = frames.reshape(-1, *frames.shape[-2:]) if frames.flags.c_contiguous or frames.ndim == 3 else _flat(frames)
+    voltage = _at(image, "ImageTags", "Microscope Info", "Voltage")
+    energy = float(voltage) if isinstance(voltage, int | float) and voltage > 0 else None
+    return MappedFrames((path,), stack, _facts(path, frames.shape, axes, energy))
+
+
+def _tags(path: Path) -> list[dict[str, Any]]:
+    """Return the tags of each image in the file, as the library parses them; raises :class:`DataError` on damage."""
     library = optional_library("rsciio.digitalmicrograph", "reading DigitalMicrograph files")
-    size = file_size(path)
-    tag_faults = optional_library("rsciio.exceptions", "reading DigitalMicrograph files")
-    faults = (
-        *_FAULTS,
-        tag_faults.DM3TagError,
-        tag_faults.DM3TagIDError,
-        tag_faults.DM3TagTypeError,
-        tag_faults.DM3DataTypeError,
-    )
+    known = optional_library("rsciio.exceptions", "reading DigitalMicrograph files")
+    file_size(path)
     try:
         found = library.file_reader(str(path), lazy=True)
-        image = _largest(path, [signal["original_metadata"] for signal in found])
-        stored, axes = _stack(path, image, size)
-    except faults as fault:
+    except (*_FAULTS, known.DM3TagIDError, known.DM3TagTypeError, known.DM3DataTypeError) as fault:
         text = " ".join(str(fault).split()) or type(fault).__name__
-        raise DataError(f"{path}: is no sound DigitalMicrograph file of patterns ({text}); check the path") from fault
-    frames, axes = _patterns_last(stored, axes)
-    tags = image.get("ImageTags", {})
-    stack = frames.reshape(-1, *frames.shape[-2:]) if frames.flags.c_contiguous or frames.ndim == 3 else _flat(frames)
-    return MappedFrames((path,), stack, _facts(path, frames.shape, axes, tags))
+        raise DataError(
+            f"{path}: is no sound DigitalMicrograph file ({text}); check the path or copy it again"
+        ) from fault
+    return [signal["original_metadata"] for signal in found]
+
+
+def _at(tags: Any, *names: str) -> Any:
+    """Return the tag of that path, None where a group on the way is missing or is no group."""
+    for name in names:
+        tags = tags.get(name) if isinstance(tags, dict) else None
+    return tags
+
+
+def _group(path: Path, tags: Any, *names: str) -> dict[str, Any]:
+    found = _at(tags, *names)
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: has no group of tags {'.'.join(names)}; the file is damaged, copy it again")
+    return found
+
+
+def _real(path: Path, tags: Any, name: str) -> float:
+    value = _at(tags, name)
+    if not isinstance(value, int | float) or not np.isfinite(value):
+        raise DataError(f"{path}: the tag {name} is {value!r}, expected a number; the file is damaged, copy it again")
+    return float(value)
 
 
 def _largest(path: Path, tags: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the image of three or four axes with most pixels (thumbnails have two axes)."""
-    images: list[dict[str, Any]] = [image for tag in tags for image in tag["ImageList"].values()]
-    sizes = [list(image.get("ImageData", {}).get("Dimensions", {}).values()) for image in images]
-    stacks = [(int(np.prod(size)), i) for i, size in enumerate(sizes) if len(size) in (3, 4)]
+    images: list[dict[str, Any]] = [image for tag in tags for image in _group(path, tag, "ImageList").values()]
+    shapes = [_shape(path, image) for image in images]
+    stacks = [(math.prod(shape), i) for i, shape in enumerate(shapes) if len(shape) in (3, 4)]
     if not stacks:
-        raise DataError(f"{path}: holds no stack of patterns, only images of {[len(size) for size in sizes]} axes")
+        raise DataError(f"{path}: holds no stack of patterns, only images of {[len(shape) for shape in shapes]} axes")
     return images[max(stacks)[1]]
 
 
-def _stack(path: Path, image: dict[str, Any], size: int) -> tuple[Array, list[Axis]]:
+def _shape(path: Path, image: dict[str, Any]) -> tuple[int, ...]:
+    """Return the pixels along each axis, slowest first."""
+    sizes = _group(path, image, "ImageData", "Dimensions")
+    shape = tuple(int(_real(path, sizes, name)) for name in reversed(sizes))
+    if min(shape, default=0) < 1:
+        raise DataError(f"{path}: holds an image of {shape} pixels; the file is damaged, copy it again")
+    return shape
+
+
+def _stack(path: Path, image: dict[str, Any]) -> tuple[Array, list[Axis]]:
     """Return the mapped array and (scale, origin, unit) of its axes, slowest first."""
-    data = image["ImageData"]
-    shape = tuple(int(n) for n in reversed(list(data["Dimensions"].values())))
-    kind = _TYPES.get(int(data["DataType"]))
+    data, shape = _group(path, image, "ImageData"), _shape(path, image)
+    stored = _group(path, data, "Data")
+    kind = _TYPES.get(int(_real(path, data, "DataType")))
     if kind is None:
         raise DataError(f"{path}: holds values of type {data['DataType']}; expected integers or real numbers")
-    dtype = np.dtype(kind).newbyteorder("<" if data["Data"]["endian"] == "little" else ">")
-    offset = int(data["Data"]["offset"])
-    if offset + int(np.prod(shape)) * dtype.itemsize > size:
+    dtype = np.dtype(kind).newbyteorder("<" if stored.get("endian") == "little" else ">")
+    offset = int(_real(path, stored, "offset"))
+    if offset + math.prod(shape) * dtype.itemsize > file_size(path):
         raise DataError(f"{path}: ends before its {shape} patterns do; copy it again")
-    given = reversed(list(data["Calibrations"]["Dimension"].values()))
-    axes = [(float(a["Scale"]), float(a["Origin"]), plain_unit(str(a["Units"] or ""))) for a in given]
+    given = _group(path, data, "Calibrations", "Dimension")
+    axes = [
+        (_real(path, given[n], "Scale"), _real(path, given[n], "Origin"), plain_unit(str(_at(given[n], "Units") or "")))
+        for n in reversed(given)
+    ]
+    if len(axes) != len(shape):
+        raise DataError(
+            f"{path}: has {len(axes)} calibrations for {len(shape)} axes; the file is damaged, copy it again"
+        )
     return map_frames(path, dtype, shape, offset), axes
 
 
@@ -132,7 +167,7 @@ def _flat(frames: Array) -> Array:
     return np.lib.stride_tricks.as_strided(frames, shape, (step_x, *frames.strides[2:]), writeable=False)
 
 
-def _facts(path: Path, shape: tuple[int, ...], axes: list[Axis], tags: dict[str, Any]) -> FileFacts:
+def _facts(path: Path, shape: tuple[int, ...], axes: list[Axis], energy: float | None) -> FileFacts:
     rows, columns = axes[-2:]
     scan = axes[:-2] if len(axes) == 4 else []
     if rows[2] == columns[2] and abs(rows[0] - columns[0]) > _TOLERANCE * abs(rows[0]):
@@ -142,9 +177,8 @@ def _facts(path: Path, shape: tuple[int, ...], axes: list[Axis], tags: dict[str,
     calibrated = unit in FREQUENCIES or unit in ANGLES_MRAD
     inside = calibrated and all(0 < c < n for c, n in zip(centre, shape[-2:]))
     lengths = [abs(a[0]) * LENGTHS[a[2]] for a in scan if a[2] in LENGTHS]
-    voltage = tags.get("Microscope Info", {}).get("Voltage")
     return FileFacts(
-        energy_ev=float(voltage) if voltage else None,
+        energy_ev=energy,
         detector_pixel_inverse_angstrom=scale * FREQUENCIES[unit] if unit in FREQUENCIES else None,
         detector_pixel_mrad=scale * ANGLES_MRAD[unit] if unit in ANGLES_MRAD else None,
         centre_pixel=centre if inside else None,

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from hpcrec.errors import ConfigError, DataError
+from hpcrec.errors import ConfigError, DataError, HpcrecError
 from hpcrec.io.base import open_series
 from hpcrec.io.dm import DmOptions
 
@@ -106,3 +106,31 @@ def test_dm4_stack_without_calibration_and_faults(dm4):
     dm4.write_bytes(b"nonsense")
     with pytest.raises(DataError, match="no sound DigitalMicrograph file"):
         open_series(DmOptions(**given))
+
+
+def test_dm4_tags_that_cannot_be_are_named(dm4):
+    write_dm4(dm4, CUBE[:0], AXES)
+    with pytest.raises(DataError, match=r"holds an image of \(0, 6, 8, 6\) pixels"):
+        open_series(DmOptions(path=dm4))
+    write_dm4(dm4, CUBE, [*AXES[:3], (0.8, np.nan, "mrad")])
+    with pytest.raises(DataError, match="the tag Origin is nan, expected a number"):
+        open_series(DmOptions(path=dm4))
+    write_dm4(dm4, CUBE, AXES[:3])
+    with pytest.raises(DataError, match="3 calibrations for 4 axes"):
+        open_series(DmOptions(path=dm4))
+
+
+def test_dm4_damage_anywhere_ends_in_one_sentence(dm4):
+    """The bytes of tags, one after the other, become what a broken copy may leave; some change nothing that is read."""
+    write_dm4(dm4, CUBE[:2, :2], AXES)
+    sound = dm4.read_bytes()
+    first = sound.index(CUBE[:2, :2].tobytes())
+    tags = [*range(first), *range(first + CUBE[:2, :2].nbytes, len(sound))]
+    faults = 0
+    for place in tags[::5]:
+        dm4.write_bytes(sound[:place] + b"\xff" + sound[place + 1 :])
+        try:
+            open_series(DmOptions(path=dm4, ignore_in_file=["energy"], energy_ev=3e5)).close()
+        except HpcrecError:
+            faults += 1
+    assert faults > len(tags) // 20
