@@ -10,6 +10,7 @@ from hpcrec.backend.array import FloatArray
 from hpcrec.data.specimen import SpecimenOptions
 from hpcrec.errors import ConfigError
 from hpcrec.geometry.pose import Pose, rotation_about, tilt_rotation
+from hpcrec.geometry.scan import raster_positions
 from hpcrec.options import options
 
 
@@ -176,9 +177,7 @@ def nominal_tilts(chosen: TiltOptions) -> FloatArray:
 
 def nominal_positions(chosen: ScanOptions) -> FloatArray:
     """Return the raster (position, 2) in Å (y, x), rows after each other, its middle at (0, 0)."""
-    ny, nx = chosen.shape
-    y, x = (chosen.step_angstrom * (np.arange(n) - (n - 1) / 2) for n in (ny, nx))
-    return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
+    return raster_positions(chosen.shape, (chosen.step_angstrom, chosen.step_angstrom))
 
 
 def tilt_truth(chosen: SimulationOptions, i_tilt: int) -> TiltTruth:

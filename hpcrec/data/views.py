@@ -8,7 +8,7 @@ from dataclasses import replace
 from hpcrec.backend.array import Array, BoolArray, IntArray
 from hpcrec.data.dataset import SeriesFacts, TiltSeries
 from hpcrec.errors import ConfigError
-from hpcrec.operators.resample import cut_frequencies, resample_probe
+from hpcrec.operators.resample import resample_probe
 
 
 class SeriesView(TiltSeries):
@@ -70,11 +70,12 @@ def half_resolution(series: TiltSeries) -> TiltSeries:
             "set data.window to an even number, or ptychography.coarse_iterations = 0"
         )
     shape = (ny // 2, nx // 2)
+    frame = replace(facts.frame, shape=shape)
     part = replace(
         facts,
-        frame=replace(facts.frame, shape=shape),
+        frame=frame,
         sampling=(2 * facts.sampling[0], 2 * facts.sampling[1]),
-        mask=None if facts.mask is None else cut_frequencies(facts.mask, shape),
+        mask=frame.apply_mask(facts.raw_mask),
         probe=None if facts.probe is None else resample_probe(facts.probe, shape),
     )
     return SeriesView(series, part, {})

@@ -11,6 +11,7 @@ import numpy as np
 
 from hpcrec.backend.array import Array, FloatArray, IntArray
 from hpcrec.errors import ConfigError, DataError
+from hpcrec.geometry.scan import raster_positions
 
 Layout = Literal["auto", "position", "tilt,position", "row,column", "tilt,row,column"]
 
@@ -124,8 +125,7 @@ def scan_positions(
 def _raster(scan: ScanLayout, step: tuple[float, float] | None) -> FloatArray:
     if step is None or len(scan.scan_shape) != 2:
         raise ConfigError("name the dataset of the positions, or give scan_step_angstrom for patterns in rows, columns")
-    axes = [(np.arange(n) - (n - 1) / 2) * d for n, d in zip(scan.scan_shape, step)]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+    return raster_positions((scan.scan_shape[0], scan.scan_shape[1]), step)
 
 
 def read_runs(
