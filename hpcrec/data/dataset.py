@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -28,7 +29,8 @@ class Identity:
 
     ``path`` resolved; ``size`` in bytes; ``modified_ns`` since the epoch; ``digest`` is ``"sha256:…"`` of the whole
     file, or ``"sha256-sampled:…"`` of its size and 16 blocks of 1 MiB spread from the first byte to the last;
-    ``"sha256-folder:…"`` of the names and sizes of all files in a folder (Zarr), and of its metadata.
+    ``"sha256-folder:…"`` of the names and sizes of all files in a folder (Zarr), and of its metadata;
+    ``"sha256-files:…"`` of the digests of several files.
     """
 
     path: Path
@@ -62,6 +64,23 @@ def file_identity(path: Path) -> Identity:
     kind = "sha256" if whole else "sha256-sampled"
     return Identity(
         path=path.resolve(), size=stat.st_size, modified_ns=stat.st_mtime_ns, digest=f"{kind}:{digest.hexdigest()}"
+    )
+
+
+def joint_identity(path: Path, paths: Sequence[Path]) -> Identity:
+    """Return the identity of all files that were read, ``path`` their name; that of the file itself if it is alone.
+
+    Raises :class:`DataError` as :func:`file_identity`.
+    """
+    parts = [file_identity(p) for p in dict.fromkeys(paths)]
+    if len(parts) == 1:
+        return parts[0]
+    digest = hashlib.sha256("\n".join(part.digest for part in parts).encode()).hexdigest()
+    return Identity(
+        path=path.resolve(),
+        size=sum(part.size for part in parts),
+        modified_ns=max(part.modified_ns for part in parts),
+        digest=f"sha256-files:{digest}",
     )
 
 

@@ -7,7 +7,6 @@ agreement between file and job are settled here.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, IntArray
-from hpcrec.data.dataset import Identity, SeriesFacts, TiltSeries, file_identity
+from hpcrec.data.dataset import SeriesFacts, TiltSeries, joint_identity
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.io.base import SeriesOptions, describe_series
 from hpcrec.io.facts import PIXEL_KEYS, FileFacts, contradiction, differing_fact, fill_in, without
@@ -163,7 +162,7 @@ def _describe(given: FrameOptions, files: Sequence[FrameFile]) -> SeriesFacts:
     scan_shape = _scan_shape(given, facts[0].scan_shape, first.shape[0])
     scan = ScanLayout(shape=(len(files), *scan_shape, *first.shape[1:]), has_tilts=True)
     filled, positions = _positions(filled, facts, scan)
-    if scan.n_tilts == 1 and positions is None and len(scan_shape) == 1:
+    if positions is None and len(scan_shape) == 1:
         raise ConfigError(
             f"{given.path}: the file says neither the shape of the scan nor positions; "
             "give data.scan_shape = [rows, columns] with data.scan_step_angstrom, or data.positions"
@@ -178,7 +177,9 @@ def _describe(given: FrameOptions, files: Sequence[FrameFile]) -> SeriesFacts:
     found = [key for key in keys if getattr(asked, key) is None and getattr(filled, key) is not None]
     found += [name for name in ("positions", "mask", "probe") if getattr(facts[0], name) is not None]
     found += ["scan_shape"] if given.scan_shape is None and facts[0].scan_shape is not None else []
-    return dataclasses.replace(described, identity=_identity(given.path, files), from_file=tuple(found))
+    beside = [given.path.parent / name for name in (given.positions, given.mask) if name is not None]
+    identity = joint_identity(given.path, [*(path for file in files for path in file.paths), *beside])
+    return dataclasses.replace(described, identity=identity, from_file=tuple(found))
 
 
 def _check_alike(given: FrameOptions, files: Sequence[FrameFile], facts: Sequence[FileFacts]) -> None:
@@ -202,6 +203,8 @@ def _check_alike(given: FrameOptions, files: Sequence[FrameFile], facts: Sequenc
 
 def _scan_shape(given: FrameOptions, found: tuple[int, int] | None, n_frames: int) -> tuple[int, ...]:
     asked = given.scan_shape
+    if asked is not None and min(asked) < 1:
+        raise ConfigError(f"data.scan_shape must be at least one row and one column, got {list(asked)}")
     if asked is not None and found is not None and tuple(asked) != tuple(found):
         raise contradiction(given.path, "scan_shape", f"{list(asked)}", f"{list(found)}", "scan_shape")
     shape = asked or found
@@ -264,18 +267,3 @@ def _companion(path: Path) -> Array:
     except (OSError, ValueError, EOFError) as fault:
         raise DataError(f"{path}: cannot be read as an array ({fault}); expected .npy, or text in columns") from fault
     return array
-
-
-def _identity(path: Path, files: Sequence[FrameFile]) -> Identity:
-    """Return the identity of all files together; that of the file itself where there is but one."""
-    paths = [p for file in files for p in file.paths]
-    parts = [file_identity(p) for p in paths]
-    if len(parts) == 1:
-        return parts[0]
-    digest = hashlib.sha256("\n".join(part.digest for part in parts).encode()).hexdigest()
-    return Identity(
-        path=path.resolve(),
-        size=sum(part.size for part in parts),
-        modified_ns=max(part.modified_ns for part in parts),
-        digest=f"sha256-files:{digest}",
-    )

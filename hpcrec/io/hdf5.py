@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from hpcrec.backend.array import Array, BoolArray, IntArray
-from hpcrec.data.dataset import TiltSeries
+from hpcrec.data.dataset import TiltSeries, joint_identity
 from hpcrec.errors import DataError
 from hpcrec.io.base import SeriesOptions, describe_series
 from hpcrec.io.hdf5_access import Hdf5Access, LinkedFiles
@@ -65,7 +66,8 @@ class Hdf5Series(TiltSeries):
             n_angles = None if angles is None else int(angles.size)
             self._scan = find_layout(given.path, self._patterns.shape, given.layout, n_angles)
             dtype = self._patterns.dtype.newbyteorder("=")
-            super().__init__(describe_series(given, self._scan, dtype, arrays, numbers))
+            described = describe_series(given, self._scan, dtype, arrays, numbers)
+            super().__init__(replace(described, identity=joint_identity(given.path, access.paths)))
         except BaseException:
             access.close()
             raise

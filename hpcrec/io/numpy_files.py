@@ -5,19 +5,21 @@ from __future__ import annotations
 import bz2
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 
 from hpcrec.backend.array import Array, IntArray
-from hpcrec.data.dataset import TiltSeries
+from hpcrec.data.dataset import TiltSeries, joint_identity
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.io.base import SeriesOptions, describe_series
 from hpcrec.io.layout import find_layout
 from hpcrec.options import options
 
 _PIECE: Final = 16 << 20
+_REST: Final = ("positions", "tilt_angles", "mask", "probe")
 
 
 @options
@@ -60,7 +62,10 @@ class NumpySeries(TiltSeries):
         self._scan = find_layout(given.path, patterns.shape, given.layout, None if angles is None else int(angles.size))
         self._frames: Array | None = patterns.reshape(self._scan.n_tilts, -1, *self._scan.frame_shape)
         dtype = patterns.dtype.newbyteorder("=")
-        super().__init__(describe_series(given, self._scan, dtype, arrays, numbers))
+        described = describe_series(given, self._scan, dtype, arrays, numbers)
+        super().__init__(
+            replace(described, identity=joint_identity(given.path, [given.path, *_companions(given).values()]))
+        )
 
     def read_frames(self, tilt_number: int, indices: IntArray) -> Array:
         """Return a copy of the frames (n, rows, columns) as stored."""
@@ -75,14 +80,20 @@ class NumpySeries(TiltSeries):
 
 
 def _load(given: NumpyOptions) -> tuple[Array, dict[str, Array | None]]:
-    names = {name: getattr(given, name) for name in ("positions", "tilt_angles", "mask", "probe")}
+    names = {name: getattr(given, name) for name in _REST}
     if given.path.suffix == ".npy":
-        folder = given.path.parent
-        arrays = {name: None if file is None else _npy(folder / file) for name, file in names.items()}
-        return _npy(given.path), arrays
+        return _npy(given.path), dict.fromkeys(names) | {name: _npy(file) for name, file in _companions(given).items()}
     limit = int(given.memory_limit_gib * (1 << 30))
     stored = _npz(given.path, [given.patterns, *(name for name in names.values() if name is not None)], limit)
     return stored[given.patterns], {name: None if key is None else stored[key] for name, key in names.items()}
+
+
+def _companions(given: NumpyOptions) -> dict[str, Path]:
+    """Return the files beside a ``.npy`` that hold the rest; none of a ``.npz``."""
+    if given.path.suffix != ".npy":
+        return {}
+    named = {name: getattr(given, name) for name in _REST}
+    return {name: given.path.parent / file for name, file in named.items() if file is not None}
 
 
 def _npy(path: Path) -> Array:

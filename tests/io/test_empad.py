@@ -103,3 +103,54 @@ def test_positions_and_mask_from_files_beside(tmp_path):
         np.testing.assert_array_equal(read, np.maximum(frames, 0) * good)
     with pytest.raises(DataError, match=r"absent.csv: cannot be read as an array"):
         open_series(EmpadOptions(**{**given, "positions": "absent.csv"}))
+
+
+def write_xml(path, raw, rows="2", columns="3"):
+    path.write_text(
+        f'<root><raw_file filename="{raw}"/><pix_y>{rows}</pix_y><pix_x>{columns}</pix_x>'
+        "<high_voltage>300000</high_voltage></root>"
+    )
+
+
+def test_empad_xml_written_under_windows_names_the_raw_file_beside_it(tmp_path):
+    frames = write_empad(tmp_path / "scan.raw")
+    write_xml(tmp_path / "scan.xml", "C:\\data\\monday\\scan.raw")
+    with open_series(EmpadOptions(path=tmp_path / "scan.xml", **SCAN)) as series:
+        np.testing.assert_array_equal(stored(series), frames)
+        assert series.energy_ev == 300e3
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "many"])
+def test_empad_xml_with_a_size_that_is_no_number(tmp_path, text):
+    write_empad(tmp_path / "scan.raw")
+    write_xml(tmp_path / "scan.xml", "scan.raw", rows=text)
+    with pytest.raises(DataError, match=f"pix_y is '{text}', expected a number"):
+        open_series(EmpadOptions(path=tmp_path / "scan.xml", **SCAN))
+
+
+def test_the_identity_follows_the_files_beside(tmp_path):
+    """A run must not go on with other positions or another mask than it began with."""
+    path = tmp_path / "frames.raw"
+    write_empad(path)
+    np.savetxt(tmp_path / "scan.csv", np.arange(12).reshape(6, 2), delimiter=",")
+    np.save(tmp_path / "good.npy", np.ones((128, 128), bool))
+    given = EmpadOptions(
+        path=path, positions="scan.csv", mask="good.npy", detector_pixel_inverse_angstrom=0.01, clip_negative=True
+    )
+    digests = {open_series(given).identity.digest}
+    np.savetxt(tmp_path / "scan.csv", np.arange(12).reshape(6, 2) + 0.5, delimiter=",")
+    digests.add(open_series(given).identity.digest)
+    np.save(tmp_path / "good.npy", np.eye(128, dtype=bool))
+    digests.add(open_series(given).identity.digest)
+    assert len(digests) == 3
+
+
+def test_scan_shapes_that_cannot_be(tmp_path):
+    path = tmp_path / "frames.raw"
+    write_empad(path)
+    with pytest.raises(ConfigError, match="at least one row and one column, got \\[-2, -3\\]"):
+        open_series(EmpadOptions(path=path, scan_shape=(-2, -3), energy_ev=2e5, **SCAN))
+    write_empad(tmp_path / "second.raw")
+    given = {"path": path, "tilt_files": ["second.raw"], "tilt_angles_deg": [0.0, 1.0], "energy_ev": 2e5, **SCAN}
+    with pytest.raises(ConfigError, match="neither the shape of the scan nor positions"):
+        open_series(EmpadOptions(**given))

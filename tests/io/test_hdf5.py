@@ -345,3 +345,16 @@ def test_masks_of_another_shape_are_refused(path):
         file["masks"] = np.ones((4, 8, 8), np.uint8)
     with pytest.raises(DataError, match="one for each pattern"):
         open_series(given(path, mask="masks"))
+
+
+def test_the_identity_follows_files_that_links_lead_to(path):
+    write(path, shape=(3, 4, 8, 8))
+    with h5py.File(path, "r+") as file:
+        file["linked"] = h5py.ExternalLink("frames.h5", "/data")
+    digests = set()
+    for value in (1, 2):
+        with h5py.File(path.with_name("frames.h5"), "w") as other:
+            other["data"] = np.full((3, 4, 8, 8), value, np.uint16)
+        with open_series(given(path, patterns="linked", linked_files="same_folder")) as series:
+            digests.add(series.identity.digest)
+    assert len(digests) == 2

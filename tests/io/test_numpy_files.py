@@ -82,3 +82,14 @@ def test_siemens_star_comes_with_probe_and_pixel_positions():
         np.testing.assert_allclose(scan.positions[0], [167.57964 + 64, -159.73396 + 64], atol=1e-4)  # stored in float32
         mean = scan.read(np.arange(516)).mean(axis=0)
         assert np.fft.fftshift(mean)[32:96, 32:96].sum() > 0.9 * mean.sum()  # 0.001 if the shift were wrong
+
+
+def test_the_identity_follows_the_files_beside(tmp_path):
+    np.save(tmp_path / "frames.npy", np.ones((4, 8, 8), np.uint16))
+    chosen = NumpyOptions(path=tmp_path / "frames.npy", positions="scan.npy", detector_pixel_inverse_angstrom=0.1)
+    digests = set()
+    for offset in (0.0, 0.5):
+        np.save(tmp_path / "scan.npy", np.arange(8).reshape(4, 2) + offset)
+        with open_series(chosen) as series:
+            digests.add(series.identity.digest)
+    assert len(digests) == 2
