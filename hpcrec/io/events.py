@@ -80,10 +80,9 @@ class EventFrames:
         n_pixels = self.shape[1] * self.shape[2]
         frames = np.zeros((len(indices), n_pixels), self.dtype)
         for i_frame, events in self._events_of(indices, where):
-            if events.size and int(events.max()) >= n_pixels:
-                raise DataError(
-                    f"{where}: an event lies at pixel {int(events.max())} of {n_pixels}; the file is damaged"
-                )
+            outside = events[(events < 0) | (events >= n_pixels)]
+            if outside.size:
+                raise DataError(f"{where}: an event lies at pixel {outside[0]} of {n_pixels}; the file is damaged")
             counts = np.bincount(events, minlength=n_pixels)
             if counts.max(initial=0) > np.iinfo(np.uint16).max:
                 raise DataError(f"{where}: a pixel holds more than 65535 electrons; the file is damaged")
@@ -115,9 +114,10 @@ class EventFrames:
         stored = self._access.array(f"{_GROUP}/scan_positions")
         where = f"{self._access.path}: {_GROUP}/scan_positions"
         n_lists = self._events.size
-        if stored is None or stored.dtype.kind not in "ui" or stored.size == 0 or n_lists % stored.size:
+        unlike = self._events.ndim == 2 and stored is not None and stored.size != len(self._events)
+        if stored is None or stored.dtype.kind not in "ui" or stored.size == 0 or n_lists % stored.size or unlike:
             n = "nothing" if stored is None else f"{stored.size} values of {stored.dtype}"
-            raise DataError(f"{where} holds {n} for {n_lists} lists of events")
+            raise DataError(f"{where} holds {n} for {self._events.shape} lists of events; the file is damaged")
         self._per_place = 1 if self._events.ndim == 2 else n_lists // stored.size
         if int(stored.min()) < 0 or int(stored.max()) >= scan_shape[0] * scan_shape[1]:
             raise DataError(f"{where} leads outside the scan of {scan_shape[0]}×{scan_shape[1]} places")

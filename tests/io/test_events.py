@@ -83,3 +83,33 @@ def test_event_faults(tmp_path):
         file["electron_events/frames"] = np.zeros(12)
     with pytest.raises(DataError, match="does not hold lists of integers"):
         open_series(EventOptions(path=path, **GIVEN))
+
+
+def test_event_tables_of_two_axes_need_one_row_a_place(tmp_path):
+    """Six places for three rows of four lists: a whole number of lists a place, but not these rows."""
+    path = tmp_path / "events.h5"
+    for n_places in (2, 6):
+        with h5py.File(path, "w") as file:
+            frames = file.create_dataset("electron_events/frames", (3, 4), h5py.vlen_dtype(np.uint32))
+            for i in np.ndindex(3, 4):
+                frames[i] = np.arange(5, dtype=np.uint32)
+            frames.attrs.update({"Nx": 8, "Ny": 6})
+            file["electron_events/scan_positions"] = np.arange(n_places)
+            file["electron_events/scan_positions"].attrs.update({"Nx": n_places, "Ny": 1})
+        with pytest.raises(DataError, match=rf"holds {n_places} values of int64 for \(3, 4\) lists of events"):
+            open_series(EventOptions(path=path, **GIVEN))
+
+
+def test_an_event_before_the_first_pixel_is_named(tmp_path):
+    path = tmp_path / "events.h5"
+    with h5py.File(path, "w") as file:
+        frames = file.create_dataset("electron_events/frames", 2, h5py.vlen_dtype(np.int32))
+        frames[0], frames[1] = np.array([3], np.int32), np.array([7, -1], np.int32)
+        frames.attrs.update({"Nx": 8, "Ny": 6})
+        file["electron_events/scan_positions"] = np.arange(2)
+        file["electron_events/scan_positions"].attrs.update({"Nx": 2, "Ny": 1})
+    with (
+        open_series(EventOptions(path=path, **GIVEN)) as series,
+        pytest.raises(DataError, match="an event lies at pixel -1 of 48"),
+    ):
+        series.tilt(0).read(np.array([1]))
