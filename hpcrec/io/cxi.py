@@ -17,7 +17,7 @@ import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, FloatArray
 from hpcrec.errors import DataError
-from hpcrec.io.facts import FileFacts
+from hpcrec.io.facts import FileFacts, pixel_hit
 from hpcrec.io.frames import FrameOptions, FrameSeries
 from hpcrec.io.hdf5_access import Hdf5Access, LinkedFiles
 from hpcrec.io.hdf5_frames import Hdf5Frames
@@ -171,20 +171,20 @@ def _centre(access: Hdf5Access, detector: str, pixel: float | None, basis: Float
     keys = [f"{detector}/beam_center_{axis}" for axis in "yx"]
     if all(access.first_of(key) for key in keys):
         values = [_in_pixels(access, key, pixel) for key in keys]
-        return (values[0], values[1]) if any(values) else None
+        return pixel_hit(values[0], values[1]) if any(values) else None
     corner = access.array(access.first_of(f"{detector}/corner_position"))
     if corner is None or corner.shape != (3,) or basis is _BASIS:
         return None
     place = np.linalg.solve(basis[:, :2].T, -np.asarray(corner[:2], np.float64))
-    return int(np.floor(place[0] + 1e-6)), int(np.floor(place[1] + 1e-6))
+    return pixel_hit(float(place[0]), float(place[1]))
 
 
-def _in_pixels(access: Hdf5Access, name: str, pixel: float | None) -> int:
+def _in_pixels(access: Hdf5Access, name: str, pixel: float | None) -> float:
     unit = access.attribute_text(name, "units") or "m"
     value = access.number(f"dataset:{name}") or 0.0
     if unit.lower() not in ("pixel", "pixels", "px", ""):
         value *= unit_of(unit, LENGTHS, f"{access.path}: {name}") / (pixel or np.inf)
-    return int(np.floor(value + 1e-6))
+    return value
 
 
 def _positions(access: Hdf5Access, entry: str, detector: str, basis: FloatArray) -> FloatArray | None:

@@ -7,8 +7,9 @@ documented nowhere and disagree with one another in real files, so scan step and
 
 from __future__ import annotations
 
+import math
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Final, Literal
 from xml.etree import ElementTree
 
@@ -47,7 +48,7 @@ class EmpadSeries(FrameSeries):
 
 def open_empad(path: Path, given: EmpadOptions) -> MappedFrames:
     """Open one acquisition by its xml or its raw file. Raises :class:`DataError` if it is damaged or cut short."""
-    if given.adu_per_electron <= 0:
+    if not given.adu_per_electron > 0:
         raise ConfigError(f"data.adu_per_electron must be positive, got {given.adu_per_electron:g}")
     raw, facts = _described(path) if path.suffix.lower() == ".xml" else (path, FileFacts(scan_shape=_named_shape(path)))
     size, frame_bytes = file_size(raw), 4 * _ROWS * _SIDE
@@ -79,7 +80,7 @@ def _described(path: Path) -> tuple[Path, FileFacts]:
     if not name:
         raise DataError(f"{path}: names no raw file; give the raw file instead")
     voltage = next((_number(path, node) for node in root.iter() if node.tag in _VOLTAGES), None)
-    return path.parent / Path(name).name, FileFacts(energy_ev=voltage, scan_shape=_shape(path, root))
+    return path.parent / PureWindowsPath(name).name, FileFacts(energy_ev=voltage, scan_shape=_shape(path, root))
 
 
 _VOLTAGES: Final = ("source.get_voltage", "high_voltage")
@@ -99,6 +100,9 @@ def _shape(path: Path, root: ElementTree.Element) -> tuple[int, int] | None:
 
 def _number(path: Path, node: ElementTree.Element) -> float:
     try:
-        return float(node.text or "")
-    except ValueError as fault:
-        raise DataError(f"{path}: {node.tag} is {node.text!r}, expected a number") from fault
+        value = float(node.text or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{path}: {node.tag} is {node.text!r}, expected a number; give the raw file instead")
+    return value

@@ -7,6 +7,7 @@ something and they differ by more than a per cent the file or the job is wrong, 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -23,6 +24,7 @@ T = TypeVar("T", bound=SeriesOptions)
 
 PIXEL_KEYS: Final = ("detector_pixel_inverse_angstrom", "detector_pixel_mrad", "pixel_size_angstrom")
 _TOLERANCE: Final = 0.01
+_ROUND_OFF: Final = 1e-6  # pixels: 4.0 that came out of metres is pixel 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,12 +150,22 @@ def without(facts: FileFacts, ignored: list[str]) -> FileFacts:
 
 
 def differing_fact(first: FileFacts, other: FileFacts) -> str | None:
-    """Return the name of the first fact in which two tilts of a series differ by more than 1 %, or None.
+    """Return the name of the first fact in which two tilts of a series differ, or None.
 
-    Only what a series must share counts: energy, detector pixel, centre and scan shape.
+    Only what a series must share counts: energy and detector pixel, within 1 %; the centre, within the one pixel that
+    rounding may move it; the shape of the scan.
     """
-    for name in ("energy_ev", *PIXEL_KEYS[:2], "centre_pixel", "scan_shape"):
+    bounds = {"energy_ev": (_TOLERANCE, 0), "centre_pixel": (0, 1), "scan_shape": (0, 0)}
+    bounds |= dict.fromkeys(PIXEL_KEYS[:2], (_TOLERANCE, 0))
+    for name, (relative, absolute) in bounds.items():
         a, b = getattr(first, name), getattr(other, name)
-        if (a is None) != (b is None) or (a is not None and not np.allclose(a, b, rtol=_TOLERANCE)):
+        if (a is None) != (b is None) or (a is not None and not np.allclose(a, b, rtol=relative, atol=absolute)):
             return name
     return None
+
+
+def pixel_hit(y: float, x: float) -> tuple[int, int] | None:
+    """Return the pixel (row, column) that holds a place counted in pixels from the detector's corner, None for NaN."""
+    if not np.isfinite([y, x]).all():
+        return None
+    return math.floor(y + _ROUND_OFF), math.floor(x + _ROUND_OFF)

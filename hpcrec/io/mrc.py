@@ -6,6 +6,7 @@ file that a Direct Electron camera writes beside its movies tells the scan's sha
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Literal
@@ -82,4 +83,4 @@ def _positive(text: str | None) -> float | None:
         value = float(text or "")
     except ValueError:
         return None
-    return value if value > 0 else None
+    return value if 0 < value < math.inf else None

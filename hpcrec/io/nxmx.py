@@ -10,9 +10,11 @@ import re
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from hpcrec.backend.array import BoolArray
 from hpcrec.errors import DataError
-from hpcrec.io.facts import FileFacts
+from hpcrec.io.facts import FileFacts, pixel_hit
 from hpcrec.io.frames import FrameOptions, FrameSeries
 from hpcrec.io.hdf5_access import Hdf5Access, LinkedFiles
 from hpcrec.io.hdf5_frames import Hdf5Frames
@@ -21,6 +23,7 @@ from hpcrec.options import options
 from hpcrec.physics.beam import electron_energy, photon_energy
 
 _DETECTOR = "entry/instrument/detector"
+_STEM = "STEM Metadata"
 
 
 @options
@@ -72,38 +75,40 @@ def _check_count(access: Hdf5Access, n_frames: int) -> None:
 
 
 def _facts(access: Hdf5Access, given: NxmxOptions) -> FileFacts:
-    energy, scan_shape = _energy(access, given.radiation), None
+    energy = _energy(access, given.radiation)
     beside = access.path.with_name(access.path.name.replace("_master", ""))
-    if beside != access.path and beside.exists():
-        stem = Hdf5Access(beside)
-        try:
-            rows, columns, tension = (
-                stem.number(f"attribute:STEM Metadata@{name}") for name in ("NumPixelsY", "NumPixelsX", "High Tension")
-            )
-        finally:
-            stem.close()
-        if (
-            tension
-            and energy
-            and abs(tension - energy) > 0.01 * energy
-            and "energy" not in (given.ignore_in_file or [])
-        ):
-            raise DataError(
-                f"{access.path}: the photon energy is {energy:g} eV, but {beside.name} says {tension:g} V; give "
-                "data.energy_ev and data.ignore_in_file = ['energy']"
-            )
-        energy = energy or tension or None
-        scan_shape = (int(rows), int(columns)) if rows and columns else None
+    tension, scan_shape = _stem_facts(beside) if beside != access.path and beside.exists() else (None, None)
+    believed = "energy" not in (given.ignore_in_file or [])
+    if tension and energy and believed and abs(tension - energy) > 0.01 * energy:
+        raise DataError(
+            f"{access.path}: the photon energy is {energy:g} eV, but {beside.name} says {tension:g} V; give "
+            "data.energy_ev and data.ignore_in_file = ['energy']"
+        )
     pixel = _quantity(access, "x_pixel_size", LENGTHS, "m")
     distance = _quantity(access, "detector_distance", LENGTHS, "m") or _quantity(access, "distance", LENGTHS, "m")
     centre = [_value(access, f"{_DETECTOR}/beam_center_{axis}") for axis in "yx"]
     return FileFacts(
-        energy_ev=energy,
+        energy_ev=energy or tension,
         detector_pixel_mrad=1e3 * pixel / distance if pixel and distance else None,
-        centre_pixel=(int(centre[0] or 0), int(centre[1] or 0)) if any(centre) else None,
+        centre_pixel=pixel_hit(centre[0] or 0.0, centre[1] or 0.0) if any(centre) else None,
         scan_shape=scan_shape,
         mask=_mask(access),
     )
+
+
+def _stem_facts(path: Path) -> tuple[float | None, tuple[int, int] | None]:
+    """Return high tension and scan (rows, columns) of an ARINA's file; None where a file of that name is another's."""
+    stem = Hdf5Access(path)
+    try:
+        if stem.first_of(_STEM) is None:
+            return None, None
+        rows, columns, tension = (
+            stem.number(f"attribute:{_STEM}@{name}") or 0.0 for name in ("NumPixelsY", "NumPixelsX", "High Tension")
+        )
+    finally:
+        stem.close()
+    shape = (int(rows), int(columns)) if 1 <= rows < np.inf and 1 <= columns < np.inf else None
+    return tension if 0 < tension < np.inf else None, shape
 
 
 def _value(access: Hdf5Access, name: str) -> float | None:
@@ -124,7 +129,7 @@ def _energy(access: Hdf5Access, radiation: str) -> float | None:
     energy = _quantity(access, "detectorSpecific/photon_energy", ENERGIES, "eV")
     name = "entry/instrument/beam/incident_wavelength"
     wavelength = _value(access, name)
-    if energy is not None or not wavelength:
+    if energy is not None or wavelength is None or not wavelength > 0:
         return energy
     wavelength *= unit_of(access.attribute_text(name, "units") or "angstrom", LENGTHS, f"{access.path}: {name}")
     return electron_energy(wavelength) if radiation == "electron" else photon_energy(wavelength)

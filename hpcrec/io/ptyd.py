@@ -13,7 +13,7 @@ import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, FloatArray
 from hpcrec.errors import DataError
-from hpcrec.io.facts import FileFacts
+from hpcrec.io.facts import FileFacts, pixel_hit
 from hpcrec.io.frames import FrameOptions, FrameSeries
 from hpcrec.io.hdf5_access import Hdf5Access, LinkedFiles, read_block
 from hpcrec.io.hdf5_frames import Hdf5Frames
@@ -108,8 +108,8 @@ def _centre(access: Hdf5Access) -> tuple[int, int] | None:
     stored = _meta(access, "meta/center")
     if stored is None or stored.size != 2:
         return None
-    y, x = np.floor(np.asarray(stored, np.float64).ravel() + 0.5)
-    return int(y), int(x)
+    y, x = np.asarray(stored, np.float64).ravel() + 0.5  # PtyPy counts from the middle of the first pixel
+    return pixel_hit(float(y), float(x))
 
 
 def _positions(access: Hdf5Access, chunks: list[str]) -> FloatArray | None:

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -8,6 +9,7 @@ import pytest
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.io.base import open_series
 from hpcrec.io.cxi import CxiOptions
+from hpcrec.io.facts import FileFacts, differing_fact
 from hpcrec.run.config import check_job
 
 DATA = Path(os.environ.get("HPCREC_DATA", Path(__file__).parents[3] / "shared/data"))
@@ -197,3 +199,19 @@ def test_a_measured_near_field_file():
         frame[bad] = 0
         np.testing.assert_array_equal(series.tilt(0).read(np.array([77]))[0], np.fft.ifftshift(frame))
         assert (~series.mask).sum() == bad.sum() == 5
+
+
+def test_scans_of_other_shapes_or_centres_are_no_series(path, tmp_path):
+    """Shapes that differ by less than a hundredth count too, and a centre may move by the pixel of rounding only."""
+    first = FileFacts(scan_shape=(400, 404), centre_pixel=(400, 400), energy_ev=8800.0)
+    assert differing_fact(first, replace(first, scan_shape=(404, 400))) == "scan_shape"
+    assert differing_fact(first, replace(first, centre_pixel=(400, 403))) == "centre_pixel"
+    assert differing_fact(first, replace(first, centre_pixel=None)) == "centre_pixel"
+    assert differing_fact(first, replace(first, centre_pixel=(401, 399), energy_ev=8850.0)) is None
+    assert differing_fact(first, replace(first, energy_ev=8900.0)) == "energy_ev"
+
+
+def test_a_beam_centre_that_is_no_number_is_none(path):
+    change(path, beam_center_x=np.nan, beam_center_y=3 * 75e-6)
+    with open_series(CxiOptions(path=path)) as series:
+        assert series.facts.frame.centre == (4, 3)

@@ -98,3 +98,20 @@ def test_nxmx_faults(tmp_path):
         file.create_group("STEM Metadata").attrs.update({"NumPixelsX": 3, "NumPixelsY": 2, "High Tension": [200e3]})
     with pytest.raises(DataError, match=r"scan_shape is \[2, 3\] by the file and \[3, 2\] by the job"):
         open_series(NxmxOptions(path=tmp_path / "x_master.h5", scan_shape=(3, 2), scan_step_angstrom=(1, 1)))
+
+
+def test_a_file_of_the_masters_name_that_is_another_programs_is_left_alone(tmp_path):
+    write_master(tmp_path)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["sum"] = np.zeros((8, 8))
+    given = NxmxOptions(path=tmp_path / "x_master.h5", scan_shape=(2, 3), scan_step_angstrom=(1, 1))
+    with open_series(given) as series:
+        assert series.energy_ev == 200e3
+
+
+def test_a_centre_that_is_no_number_is_none(tmp_path):
+    write_master(tmp_path, beam_center_x=np.nan)
+    given = NxmxOptions(path=tmp_path / "x_master.h5", scan_shape=(2, 3), scan_step_angstrom=(1, 1))
+    with open_series(given) as series:
+        assert series.facts.frame.centre == (4, 4)
+        assert "centre_pixel" not in series.facts.from_file
