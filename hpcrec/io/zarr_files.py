@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import lzma
+import math
+import zlib
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -19,6 +22,9 @@ from hpcrec.options import options
 logger = logging.getLogger(__name__)
 
 _BLOCK_BYTES: Final = 64 << 20
+# What the library raises where metadata are damaged (its own errors are ValueErrors), and its codecs where chunks are.
+_METADATA_FAULTS: Final = (OSError, ValueError, KeyError, TypeError)
+_CHUNK_FAULTS: Final = (*_METADATA_FAULTS, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @options
@@ -61,11 +67,7 @@ class ZarrSeries(TiltSeries):
         self._patterns: Any = patterns
         self._access = access
         super().__init__(describe_series(given, self._scan, patterns.dtype.newbyteorder("="), arrays, numbers))
-        missing = patterns.nchunks - patterns.nchunks_initialized
-        if missing:
-            logger.warning(
-                "%s: %d of %d chunks are not stored and count as zero", given.path, missing, patterns.nchunks
-            )
+        _check_written(given, patterns)
 
     def read_frames(self, tilt_number: int, indices: IntArray) -> Array:
         """Return frames (n, rows, columns) as stored; raises :class:`DataError` where a chunk is damaged."""
@@ -86,31 +88,53 @@ class ZarrSeries(TiltSeries):
         self._patterns = None
 
 
+def _check_written(given: ZarrOptions, patterns: Any) -> None:
+    """Raise :class:`DataError` if no chunk is stored, and warn if some are not.
+
+    Writers leave out chunks that hold nothing but the fill value, so a missing one is no fault in itself.
+    """
+    stored = patterns.nchunks_initialized
+    if not stored:
+        raise DataError(
+            f"{given.path}: {given.patterns!r} was declared but never written; is the measurement finished?"
+        )
+    grid = patterns.shards or patterns.chunks  # whole shards are stored: their chunks may reach beyond the array
+    n_chunks = math.prod(-(-n // g) * (g // c) for n, g, c in zip(patterns.shape, grid, patterns.chunks, strict=True))
+    if stored < n_chunks:
+        logger.warning(
+            "%s: %d of %d chunks of %r are not stored and are read as %s. Writers leave out chunks without counts, but "
+            "an unfinished measurement or copy looks the same: check the number of files",
+            given.path, n_chunks - stored, n_chunks, given.patterns, patterns.fill_value or 0,
+        )  # fmt: skip
+
+
 class _ZarrAccess:
     """An open Zarr folder; every fault of the library becomes a :class:`DataError`."""
 
     def __init__(self, given: ZarrOptions) -> None:
         zarr = optional_library("zarr", "reading Zarr folders")
         self._path = given.path
-        # What the library raises on damage: its own errors derive from ValueError; codecs add the rest.
-        self._faults = (OSError, ValueError, KeyError, TypeError, RuntimeError, zarr.errors.BaseZarrError)
         if not given.path.is_dir():
             raise DataError(f"{given.path}: no such Zarr folder; check the path (relative paths start at the job file)")
         try:
             self._root = zarr.open_group(store=str(given.path), mode="r")
-        except self._faults as fault:
+        except _METADATA_FAULTS as fault:
             raise DataError(f"{given.path}: is no Zarr group ({fault}); give the folder with its metadata") from fault
 
     def node(self, name: str) -> Any:
         """Return the array ``name``; raises :class:`DataError` if there is none."""
-        try:
-            node = self._root[name.strip("/")]
-        except self._faults as fault:
-            known = ", ".join(sorted(self._root.array_keys())[:5]) or "none at its top"
-            raise DataError(f"{self._path}: there is no sound array {name!r} ({fault}); arrays: {known}") from fault
+        node = self._object(name)
         if not hasattr(node, "chunks") or node.dtype.kind not in "biufc":
             raise DataError(f"{self._path}: {name!r} is not an array of numbers")
         return node
+
+    def _object(self, name: str) -> Any:
+        """Return the array or group ``name``."""
+        try:
+            return self._root[name.strip("/")]
+        except _METADATA_FAULTS as fault:
+            known = ", ".join(sorted(self._root.array_keys())[:5]) or "none at its top"
+            raise DataError(f"{self._path}: there is no sound array {name!r} ({fault}); arrays: {known}") from fault
 
     def array(self, name: str | None) -> Array | None:
         """Return the whole of a small array, or None for no name."""
@@ -120,7 +144,7 @@ class _ZarrAccess:
         """Return part of an array in native byte order."""
         try:
             block = np.asarray(node[selection] if selection else node[...])
-        except self._faults as fault:
+        except _CHUNK_FAULTS as fault:
             text = " ".join(str(fault).split())
             raise DataError(f"{self._path}: {where}: cannot be read, it is damaged there ({text})") from fault
         return block.astype(block.dtype.newbyteorder("="), copy=False)
@@ -134,7 +158,7 @@ class _ZarrAccess:
             value: Any = self.array(name)
         elif kind == "attribute" and name:
             where, _, attribute = name.rpartition("@")
-            value = (self.node(where) if where else self._root).attrs.get(attribute)
+            value = (self._object(where) if where else self._root).attrs.get(attribute)
         else:
             raise DataError(
                 f"{given!r}: expected a number, 'attribute:NAME', 'attribute:OBJECT@NAME' or 'dataset:NAME'"

@@ -84,4 +84,42 @@ def test_zarr_faults(tmp_path, caplog):
         series.tilt(0).read(np.array([0, 2]))
     chunks[0].unlink()
     with open_series(zarr_options(path)):
-        assert "1 of 6 chunks are not stored" in caplog.text
+        assert "1 of 6 chunks of 'entry/patterns' are not stored and are read as 0" in caplog.text
+
+
+def test_zarr_patterns_that_were_never_written(tmp_path):
+    path = tmp_path / "x.zarr"
+    root = write_zarr(path)
+    root.create_array("empty", shape=PATTERNS.shape, dtype=PATTERNS.dtype, chunks=(1, 5, 8, 6))
+    with pytest.raises(DataError, match="'empty' was declared but never written"):
+        open_series(zarr_options(path, patterns="empty"))
+
+
+def test_zarr_shards_beyond_the_array_are_no_missing_chunks(tmp_path, caplog):
+    """Shards of 10 positions, twice, for 12 of them: 8 chunks are stored, 6 of them inside the array."""
+    path = tmp_path / "x.zarr"
+    root = write_zarr(path)
+    shards = {"chunks": (1, 5, 8, 6), "shards": (1, 10, 8, 6)}
+    root.create_array("sharded", shape=PATTERNS.shape, dtype=PATTERNS.dtype, **shards)[...] = PATTERNS
+    with open_series(zarr_options(path, patterns="sharded")) as series:
+        np.testing.assert_array_equal(series.read_frames(1, np.arange(12)), PATTERNS[1])
+    assert "not stored" not in caplog.text
+
+
+def test_zarr_attributes_of_a_group(tmp_path):
+    write_zarr(tmp_path / "x.zarr")["entry"].attrs["energy"] = 200e3
+    with open_series(zarr_options(tmp_path / "x.zarr", energy_ev="attribute:entry@energy")) as series:
+        assert series.energy_ev == 200e3
+
+
+@pytest.mark.parametrize("codec", ["GZip", "Zlib", "LZMA", "BZ2", "Blosc", "Zstd"])
+def test_zarr_chunks_cut_short_are_named_whatever_packs_them(tmp_path, codec):
+    numcodecs = pytest.importorskip("numcodecs")
+    path = tmp_path / "x.zarr"
+    root = write_zarr(path, version=2)
+    packed = {"chunks": PATTERNS.shape, "compressors": getattr(numcodecs, codec)()}
+    root.create_array("packed", shape=PATTERNS.shape, dtype=PATTERNS.dtype, **packed)[...] = PATTERNS
+    chunk = path / "packed/0.0.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:-100])
+    with open_series(zarr_options(path, patterns="packed")) as series, pytest.raises(DataError, match="damaged there"):
+        series.tilt(0).read(np.array([0]))
