@@ -19,6 +19,7 @@ from hpcrec.errors import ConfigError, DataError
 from hpcrec.io.base import SeriesOptions, describe_series
 from hpcrec.io.facts import PIXEL_KEYS, FileFacts, contradiction, differing_fact, fill_in, without
 from hpcrec.io.layout import ScanLayout
+from hpcrec.io.numpy_files import read_npy
 from hpcrec.options import options
 
 Fact = Literal["energy", "detector_pixel", "centre", "scan_shape", "scan_step", "positions", "mask", "probe"]
@@ -259,11 +260,10 @@ def _mask(given: FrameOptions, facts: Sequence[FileFacts]) -> tuple[FrameOptions
 
 
 def _companion(path: Path) -> Array:
+    if path.suffix == ".npy":
+        return read_npy(path)
     try:
-        if path.suffix == ".npy":
-            array: Array = np.load(path, allow_pickle=False)
-        else:
-            array = np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None, ndmin=2)
-    except (OSError, ValueError, EOFError) as fault:
+        array: Array = np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None, ndmin=2)
+    except (OSError, ValueError) as fault:
         raise DataError(f"{path}: cannot be read as an array ({fault}); expected .npy, or text in columns") from fault
     return array

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bz2
 import io
+import tokenize
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
@@ -19,6 +21,9 @@ from hpcrec.io.layout import find_layout
 from hpcrec.options import options
 
 _PIECE: Final = 16 << 20
+# What damaged files raise: the header of an array is parsed as Python, an archive may ask for what zipfile cannot do.
+_NPY_FAULTS: Final = (OSError, ValueError, EOFError, tokenize.TokenError)
+_NPZ_FAULTS: Final = (*_NPY_FAULTS, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 _REST: Final = ("positions", "tilt_angles", "mask", "probe")
 
 
@@ -82,7 +87,9 @@ class NumpySeries(TiltSeries):
 def _load(given: NumpyOptions) -> tuple[Array, dict[str, Array | None]]:
     names = {name: getattr(given, name) for name in _REST}
     if given.path.suffix == ".npy":
-        return _npy(given.path), dict.fromkeys(names) | {name: _npy(file) for name, file in _companions(given).items()}
+        return read_npy(given.path), dict.fromkeys(names) | {
+            name: read_npy(file) for name, file in _companions(given).items()
+        }
     limit = int(given.memory_limit_gib * (1 << 30))
     stored = _npz(given.path, [given.patterns, *(name for name in names.values() if name is not None)], limit)
     return stored[given.patterns], {name: None if key is None else stored[key] for name, key in names.items()}
@@ -96,10 +103,11 @@ def _companions(given: NumpyOptions) -> dict[str, Path]:
     return {name: given.path.parent / file for name, file in named.items() if file is not None}
 
 
-def _npy(path: Path) -> Array:
+def read_npy(path: Path) -> Array:
+    """Map a ``.npy`` file into memory, read-only; raises :class:`DataError` if it is missing or damaged."""
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as fault:
+    except _NPY_FAULTS as fault:
         raise _load_fault(path, fault) from fault
     return array
 
@@ -119,7 +127,7 @@ def _npz(path: Path, names: list[str], limit: int) -> dict[str, Array]:
             if missing:
                 raise DataError(f"{path}: there is no array {missing[0]!r}; it holds {', '.join(sorted(stored))}")
             return {name: stored[name] for name in names}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as fault:
+    except _NPZ_FAULTS as fault:
         raise _load_fault(path, fault) from fault
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcrec.errors import ConfigError, DataError
+from hpcrec.errors import ConfigError, DataError, HpcrecError
 from hpcrec.io.base import open_series
 from hpcrec.io.numpy_files import NumpyOptions
 
@@ -93,3 +93,26 @@ def test_the_identity_follows_the_files_beside(tmp_path):
         with open_series(chosen) as series:
             digests.add(series.identity.digest)
     assert len(digests) == 2
+
+
+def test_damage_anywhere_in_a_packed_archive_ends_in_one_sentence(tmp_path):
+    frames = np.random.default_rng(1).integers(0, 9, (4, 8, 8)).astype(np.uint16)
+    np.savez_compressed(tmp_path / "scan.npz", data=frames, scan=np.arange(8.0).reshape(4, 2))
+    sound = (tmp_path / "scan.npz").read_bytes()
+    chosen = NumpyOptions(path=tmp_path / "scan.npz", positions="scan", detector_pixel_inverse_angstrom=0.1)
+    faults = 0
+    for place in range(0, len(sound), 3):
+        (tmp_path / "scan.npz").write_bytes(sound[:place] + bytes([sound[place] ^ 0xFF]) + sound[place + 1 :])
+        try:
+            open_series(chosen).close()
+        except HpcrecError:
+            faults += 1
+    assert faults > len(sound) // 6
+
+
+def test_an_npy_header_that_is_no_python_is_named(tmp_path):
+    np.save(tmp_path / "frames.npy", np.ones((4, 8, 8), np.uint16))
+    sound = (tmp_path / "frames.npy").read_bytes()
+    (tmp_path / "frames.npy").write_bytes(sound.replace(b"}", b" "))
+    with pytest.raises(DataError, match="not a sound NumPy file"):
+        open_series(NumpyOptions(path=tmp_path / "frames.npy", detector_pixel_inverse_angstrom=0.1))
