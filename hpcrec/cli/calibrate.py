@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from hpcrec.errors import ConfigError, StorageError
+from hpcrec.errors import ConfigError
+from hpcrec.io.atomic import write_bytes
 from hpcrec.run.config import job_text, read_job_file
 from hpcrec.run.orient import Diagnosis, Side, examine
 
@@ -29,8 +31,6 @@ def examine_data(
     sides: dict[str, Side | None] = {"auto": None, "frames": "frames", "positions": "positions"}
     if move not in sides:
         raise ConfigError(f"--move {move}: choose one of {', '.join(sides)}")
-    if positions < 9 or sweeps < 1:
-        raise ConfigError("--positions must be 9 or more, --sweeps 1 or more")
     raw = read_job_file(path, overrides)
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -52,17 +52,14 @@ def examine_data(
         if table is not None:
             console.print(table)
     colour = {"certain": "green", "likely": "yellow"}.get(found.sure, "red")
-    console.print(f"[{colour}]{found.sure}[/]: {found.because}", highlight=False, soft_wrap=True)
+    console.print(f"[{colour}]{found.sure}[/]: {escape(found.because)}", highlight=False, soft_wrap=True)
     for note in found.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     text = block_text(found)
     console.print(text, highlight=False, markup=False, soft_wrap=True)
     if out is not None:
-        try:
-            out.write_text(text, encoding="utf-8")
-        except OSError as fault:
-            raise StorageError(f"cannot write {out}: {fault.strerror}; choose another --out") from None
-        console.print(f"wrote [bold]{out}[/]", highlight=False, soft_wrap=True)
+        write_bytes(out, text.encode())
+        console.print(f"wrote [bold]{escape(str(out))}[/]", highlight=False, soft_wrap=True)
 
 
 def evidence_table(found: Diagnosis) -> Table | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hpcrec.data.dataset import TiltSeries
@@ -33,7 +34,7 @@ def check_job_file(path: Path, overrides: Sequence[str], n_ranks: int) -> None:
             f"{path} does not fit: a rank would need {plan.memory_gib_per_rank:.1f} GiB, the limit is "
             f"{plan.memory_limit_gib:.1f} GiB; raise parallel.memory_gib_per_rank or parallel.group_size"
         )
-    console.print(f"[green]ok[/]: {path} can run", highlight=False, soft_wrap=True)
+    console.print(f"[green]ok[/]: {escape(str(path))} can run", highlight=False, soft_wrap=True)
 
 
 def data_table(name: str, series: TiltSeries) -> Table:
@@ -53,7 +54,7 @@ def data_table(name: str, series: TiltSeries) -> Table:
         ("bad pixels", f"{bad}"),
         ("from the file", ", ".join(facts.from_file) or "patterns, and what the job names in it"),
     ):
-        table.add_row(key, value)
+        table.add_row(key, escape(value))
     return table
 
 
@@ -82,5 +83,5 @@ def advice_table(advice: Sequence[Advice]) -> Table:
     for name in ("", "this job", "better", "why"):
         table.add_column(name, overflow="fold")
     for row in advice:
-        table.add_row(row.name, row.now, row.better or "–", row.why)
+        table.add_row(*map(escape, (row.name, row.now, row.better or "–", row.why)))
     return table

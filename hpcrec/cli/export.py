@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from hpcrec.errors import ConfigError
 from hpcrec.io.export import export_run
@@ -24,6 +25,6 @@ def export_directory(path: Path, file_format: str, out: Path | None) -> None:
     target = out or path / file_format
     files = export_run(directory.projections, directory.volume, target, file_format, prepare)
     console = Console()
-    console.print(f"wrote {len(files)} files to [bold]{target}[/]", highlight=False, soft_wrap=True)
+    console.print(f"wrote {len(files)} files to [bold]{escape(str(target))}[/]", highlight=False, soft_wrap=True)
     for file in files:
-        console.print(f"  {file.name}", highlight=False)
+        console.print(f"  {file.name}", highlight=False, markup=False)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from hpcrec import __version__
 from hpcrec.errors import HpcrecError
@@ -75,7 +76,7 @@ def run(
 def check(
     target: Annotated[Path, typer.Argument(metavar="JOB.toml", help="Job file.")],
     override: Set = None,
-    ranks: Annotated[int, typer.Option("--ranks", help="Number of MPI ranks to plan for.")] = 1,
+    ranks: Annotated[int, typer.Option("--ranks", min=1, help="Number of MPI ranks to plan for.")] = 1,
 ) -> None:
     """Check a job file and its data, and say memory per rank and time before anything starts."""
     from hpcrec.cli.check import check_job_file
@@ -116,7 +117,7 @@ def tune(
 
 @app.command()
 def info() -> None:
-    """Say which MPI, cores, memory, libraries and accelerators hpcrec sees here."""
+    """Say which MPI, cores, memory and libraries hpcrec sees here."""
     from hpcrec.cli.info import print_info
 
     print_info()
@@ -153,8 +154,8 @@ def calibrate_data(
     turn: Annotated[
         list[float] | None, typer.Option("--turn", metavar="DEG", help="Try this turn of the scan, too; repeatable.")
     ] = None,
-    positions: Annotated[int, typer.Option("--positions", help="Positions in a trial reconstruction.")] = 256,
-    sweeps: Annotated[int, typer.Option("--sweeps", help="Sweeps of a trial reconstruction.")] = 12,
+    positions: Annotated[int, typer.Option("--positions", min=9, help="Positions in a trial reconstruction.")] = 256,
+    sweeps: Annotated[int, typer.Option("--sweeps", min=1, help="Sweeps of a trial reconstruction.")] = 12,
 ) -> None:
     """Find how frames and scan are flipped and turned, and the defocus; print and write the block for the job file."""
     from hpcrec.cli.calibrate import examine_data
@@ -208,14 +209,10 @@ def main() -> None:
         with mpi.guard():
             app()
     except HpcrecError as fault:
-        Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(fault))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(fault))}", highlight=False, soft_wrap=True)
         sys.exit(fault.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 if __name__ == "__main__":

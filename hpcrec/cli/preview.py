@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from hpcrec.io.atomic import write_bytes
 from hpcrec.report.preview import preview_png
@@ -21,4 +22,4 @@ def preview_job(path: Path, out: Path, method: str, tilt: int | None, overrides:
     console = Console()
     for note in shown.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"wrote [bold]{out}[/]", highlight=False, soft_wrap=True)
+    console.print(f"wrote [bold]{escape(str(out))}[/]", highlight=False, soft_wrap=True)

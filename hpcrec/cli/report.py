@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from hpcrec.errors import ConfigError
 from hpcrec.report.collect import write_report
@@ -17,4 +18,4 @@ def rewrite_report(path: Path) -> None:
     if not directory.job.exists():
         raise ConfigError(f"{path} is no run directory: it holds no job.toml")
     write_report(directory)
-    Console().print(f"report: [bold]{directory.report}[/]", highlight=False, soft_wrap=True)
+    Console().print(f"report: [bold]{escape(str(directory.report))}[/]", highlight=False, soft_wrap=True)

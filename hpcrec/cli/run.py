@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hpcrec.errors import ConfigError, HpcrecError, QualityError
@@ -28,13 +29,13 @@ def run_job(target: Path, out: Path | None, overrides: Sequence[str], until: str
     raw, directory = _agree(world, target, out, overrides, until)
     console = Console(quiet=world.rank != 0, width=None if sys.stdout.isatty() else 120)
     if world.rank == 0:
-        console.print(f"run directory [bold]{directory.path}[/]", highlight=False)
+        console.print(f"run directory [bold]{escape(str(directory.path))}[/]", highlight=False, soft_wrap=True)
     job = check_job(raw)
     quality = run_pipeline(job, raw, directory, world, console, until, write_report)
     if quality is not None:
         console.print(quality_table(quality))
         if directory.report.exists():
-            console.print(f"report: [bold]{directory.report}[/]", highlight=False, soft_wrap=True)
+            console.print(f"report: [bold]{escape(str(directory.report))}[/]", highlight=False, soft_wrap=True)
     broken = limits_broken(job, directory) if world.rank == 0 else []
     _leave_together(world, _limits_error(broken) if broken else None)
 
@@ -78,5 +79,5 @@ def quality_table(quality: dict[str, str]) -> Table:
     """Return the figures of a run as a table."""
     table = Table(title="Result", show_header=False, title_justify="left")
     for name, value in quality.items():
-        table.add_row(str(name), str(value))
+        table.add_row(escape(str(name)), escape(str(value)))
     return table

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from hpcrec.data.experiment import SimulationOptions
@@ -25,4 +26,4 @@ def simulate_file(path: Path, out: Path, overrides: Sequence[str]) -> None:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("simulating tilts", total=chosen.tilt.n_tilts)
         write_simulated_series(out, chosen, lambda done, _: bar.update(task, completed=done))
-    console.print(f"wrote {chosen.tilt.n_tilts} tilts to [bold]{out}[/]", highlight=False, soft_wrap=True)
+    console.print(f"wrote {chosen.tilt.n_tilts} tilts to [bold]{escape(str(out))}[/]", highlight=False, soft_wrap=True)

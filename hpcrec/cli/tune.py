@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hpcrec.errors import ConfigError
@@ -43,7 +44,7 @@ def tune_job(path: Path, overrides: Sequence[str], parameters: Sequence[str], op
     if tuned.importance:
         shares = ", ".join(f"{key} {share:.0%}" for key, share in tuned.importance.items())
         console.print(f"importance: {shares}", highlight=False, soft_wrap=True)
-    console.print(f"job with the best values: [bold]{out}[/]", highlight=False, soft_wrap=True)
+    console.print(f"job with the best values: [bold]{escape(str(out))}[/]", highlight=False, soft_wrap=True)
 
 
 def _table(tuned: Tuned) -> Table:
@@ -53,7 +54,7 @@ def _table(tuned: Tuned) -> Table:
         table.add_column(name)
     for trial in tuned.trials[:SHOWN]:
         if trial.error is not None:
-            table.add_row(str(trial.number + 1), *(_text(trial.values[k]) for k in keys), f"{trial.error:.5f}")
+            table.add_row(str(trial.number + 1), *(escape(_text(trial.values[k])) for k in keys), f"{trial.error:.5f}")
     return table
 
 

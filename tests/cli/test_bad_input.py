@@ -159,7 +159,10 @@ def test_another_job_does_not_overwrite_a_run(hpcrec: Run, tiny_job: Path, tmp_p
         (["run", "absent.toml"], "no job file"),
         (["report", "."], "no run directory"),
         (["run", "{job}", "--until", "lunch"], "choose one of"),
-        (["check", "{job}", "--set", "data.tilts=[9]"], "9"),
+        (["check", "{job}", "--set", "data.tilts=[9]"], "tilts [9] do not exist"),
+        (["check", "{job}", "--ranks", "0"], "Invalid value for '--ranks'"),
+        (["calibrate", "data", "{job}", "--sweeps", "0"], "Invalid value for '--sweeps'"),
+        (["calibrate", "data", "{job}", "--positions", "8"], "Invalid value for '--positions'"),
     ],
 )
 def test_wrong_calls_are_explained(hpcrec: Run, tiny_job: Path, arguments: list[str], words: str) -> None:

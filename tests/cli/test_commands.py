@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_help_names_every_command(hpcrec: Run) -> None:
         ("simulate", ["SAMPLE.toml", "--out", "FILE.h5"]),
         ("report", ["DIR"]),
         ("export", ["DIR", "--format", "--out"]),
-        ("info", ["accelerators"]),
+        ("info", ["MPI", "cores", "libraries"]),
     ],
 )
 def test_each_command_explains_itself(hpcrec: Run, name: str, words: list[str]) -> None:
@@ -132,6 +133,23 @@ def test_export_writes_what_a_run_left(hpcrec: Run, tiny_job: Path, tmp_path: Pa
     written = sorted(path.name for path in (tmp_path / "mrc").iterdir())
     assert written == ["amplitude.mrc", "phase.mrc", "phase.rawtlt", *(f"tilt_000{i}_probe.mrc" for i in range(3))]
     assert hpcrec("export", out, "--format", "png")[0] == 2
+
+
+def test_brackets_in_names_and_messages_are_printed_as_they_are(hpcrec: Run, tiny_job: Path, tmp_path: Path) -> None:
+    """What looks like markup must neither vanish nor get a backslash."""
+    folder = tmp_path / "a [b] c [/] d"
+    folder.mkdir(parents=True)
+    job = shutil.copy(tiny_job, folder / "job.toml")
+    code, text = hpcrec("check", job)
+    assert code == 0, text
+    assert f"ok: {job} can run" in text
+    code, text = hpcrec("run", job, "--out", folder / "out", "--set", "ptychography.iterations=1")
+    assert code == 0, text
+    assert f"run directory {folder / 'out'}\n" in text
+    assert f"report: {folder / 'out' / 'report.html'}\n" in text
+    code, text = hpcrec("check", job, "--set", "data.tilts=[9]")
+    assert code == 2
+    assert "error: tilts [9] do not exist" in text
 
 
 def test_the_version_is_the_packages(hpcrec: Run) -> None:
