@@ -93,19 +93,23 @@ def _with_pixel(given: T, facts: FileFacts, frame_shape: tuple[int, int]) -> T:
     if not present and known:
         return dataclasses.replace(given, **{known[0]: found[known[0]]})
     if len(present) == 1 and known:
-        asked = _frequency(given, present[0], _number(getattr(given, present[0])), frame_shape)
-        stored = _frequency(given, known[0], found[known[0]], frame_shape)
-        agreed(given.path, f"the detector pixel in 1/Å (from {present[0]} in the job)", asked, stored, "detector_pixel")
+        what = f"the detector pixel in 1/Å (from {present[0]} in the job)"
+        for axis in (0, 1):  # one size of real-space pixels means detector pixels that differ where sides differ
+            asked = _frequency(given, present[0], _number(getattr(given, present[0])), frame_shape, axis)
+            stored = _frequency(given, known[0], found[known[0]], frame_shape, axis)
+            agreed(given.path, what, asked, stored, "detector_pixel")
     return given
 
 
-def _frequency(given: SeriesOptions, key: str, value: float | None, frame_shape: tuple[int, int]) -> float | None:
-    """Return the stored detector pixel in 1/Å that a value of ``key`` means; None where the energy is not known."""
+def _frequency(
+    given: SeriesOptions, key: str, value: float | None, frame_shape: tuple[int, int], axis: int
+) -> float | None:
+    """Return the detector pixel in 1/Å along an axis that a value of ``key`` means; None where no energy is known."""
     if value is None or value <= 0 or key == "detector_pixel_inverse_angstrom":
         return value
     if key == "pixel_size_angstrom":
         window = given.window or binned_shape(frame_shape, given.transpose, given.bin_detector)
-        n = window if isinstance(window, int) else window[0]
+        n = window if isinstance(window, int) else window[axis]
         return 1 / (n * value * given.bin_detector)
     energy = _number(given.energy_ev)
     if energy is None:

@@ -89,4 +89,5 @@ def _text(path: Path) -> str:
 
 def _scan_shape(text: str) -> tuple[int, int] | None:
     found = [re.search(rf"^Scan{axis}:\s*(\d+)", text, re.MULTILINE) for axis in "YX"]
-    return (int(found[0][1]), int(found[1][1])) if found[0] and found[1] else None
+    sizes = [int(one[1]) if one else 0 for one in found]
+    return (sizes[0], sizes[1]) if min(sizes) > 0 else None  # zeros: no scan

@@ -6,8 +6,10 @@ file that a Direct Electron camera writes beside its movies tells the scan's sha
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +20,8 @@ from hpcrec.errors import DataError
 from hpcrec.io.facts import FileFacts
 from hpcrec.io.frames import FrameOptions, FrameSeries, MappedFrames, file_size
 from hpcrec.options import options
+
+logger = logging.getLogger(__name__)
 
 
 @options
@@ -46,11 +50,14 @@ def open_mrc(path: Path, given: MrcOptions) -> MappedFrames:
     """Open one MRC file. Raises :class:`DataError` if it is cut short or of a type without counts."""
     file_size(path)
     try:
-        with mrcfile.mmap(path, "r") as file:
+        with warnings.catch_warnings(record=True) as heard, mrcfile.mmap(path, "r") as file:
+            warnings.simplefilter("always", RuntimeWarning)
             frames: Array = file.data
-    except (ValueError, OSError, OverflowError, RuntimeWarning) as fault:
+    except (ValueError, OSError) as fault:
         text = " ".join(str(fault).split())
         raise DataError(f"{path}: is not a sound MRC file ({text}); check the path or copy it again") from fault
+    for warning in heard:
+        logger.warning("%s: %s", path, warning.message)
     if frames.dtype.kind not in "uif":
         raise DataError(f"{path}: holds {frames.dtype}; expected integers or real numbers")
     shape = (frames.shape[0], frames.shape[1]) if frames.ndim == 4 else None

@@ -10,6 +10,7 @@ import pytest
 from hpcrec.data.views import half_resolution, single_tilt, with_positions
 from hpcrec.errors import ConfigError
 from hpcrec.io.base import open_series
+from hpcrec.io.numpy_files import NumpyOptions
 from hpcrec.run.config import load_job
 
 CHOSEN = np.array([3, 8, 20])
@@ -64,3 +65,16 @@ def test_half_of_an_odd_detector_is_refused(tiny_job: Path) -> None:
         pytest.raises(ConfigError, match=r"even number of pixels .* got 31 × 31"),
     ):
         half_resolution(series)
+
+
+def test_the_mask_at_half_resolution_is_that_of_the_pixels_measured(tmp_path: Path) -> None:
+    """The beam hits the second row: of ±2 the small window takes the one that the detector has."""
+    np.save(tmp_path / "frames.npy", np.ones((4, 8, 8), np.uint8))
+    np.save(tmp_path / "scan.npy", np.zeros((4, 2)))
+    given = NumpyOptions(
+        path=tmp_path / "frames.npy", positions="scan.npy", pixel_size_angstrom=0.2, centre_pixel=(1, 4)
+    )
+    with open_series(given) as series:
+        view = half_resolution(series)
+        measured = view.tilt(0).read(np.array([0]))[0] > 0
+        np.testing.assert_array_equal(np.ones((4, 4), bool) if view.mask is None else view.mask, measured)

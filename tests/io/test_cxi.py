@@ -215,3 +215,12 @@ def test_a_beam_centre_that_is_no_number_is_none(path):
     change(path, beam_center_x=np.nan, beam_center_y=3 * 75e-6)
     with open_series(CxiOptions(path=path)) as series:
         assert series.facts.frame.centre == (4, 3)
+
+
+def test_real_space_pixels_that_are_square_contradict_a_window_that_is_not(path):
+    """λz / (n·pixel) is another number for 8 rows and 6 columns; the file knows distance and pixel."""
+    along_rows = 12398.41984 / 8800 * 2e10 / (8 * 75e4)
+    with pytest.raises(DataError, match="the detector pixel.*by the file and.*by the job"):
+        open_series(CxiOptions(path=path, pixel_size_angstrom=along_rows))
+    with open_series(CxiOptions(path=path, pixel_size_angstrom=along_rows, window=8)) as series:
+        assert series.sampling == (along_rows, along_rows)

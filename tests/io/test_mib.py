@@ -92,3 +92,11 @@ def test_mib_faults(tmp_path):
     path.write_bytes(b"nonsense" * 1000)
     with pytest.raises(DataError, match="does not start with a Merlin header"):
         open_series(given)
+
+
+def test_mib_without_a_scan_of_its_own(tmp_path):
+    """Zeros in the companion say nothing: the shape is the job's."""
+    write_mib(tmp_path / "scan.mib", np.ones((6, 16, 24), np.uint16))
+    (tmp_path / "scan.hdr").write_text("HDR,\r\nScanX:\t0\r\nScanY:\t0\r\nEnd\r\n")
+    with open_series(MibOptions(path=tmp_path / "scan.mib", energy_ev=2e5, scan_shape=(2, 3), **SCAN)) as series:
+        assert series.tilt(0).n_positions == 6

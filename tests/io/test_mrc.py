@@ -69,3 +69,25 @@ def test_mrc_faults(tmp_path):
     os.truncate(path, path.stat().st_size - 2)
     with pytest.raises(DataError, match="not a sound MRC file"):
         open_series(MrcOptions(path=path, **SCAN))
+
+
+def test_mrc_with_more_bytes_than_its_header_says_is_read_with_a_warning(tmp_path, caplog, recwarn):
+    frames = np.ones((6, 16, 24), np.uint16)
+    with mrcfile.new(tmp_path / "movie.mrc") as file:
+        file.set_data(frames)
+    with (tmp_path / "movie.mrc").open("ab") as stream:
+        stream.write(bytes(100))
+    with open_series(MrcOptions(path=tmp_path / "movie.mrc", energy_ev=2e5, scan_shape=(3, 2), **SCAN)) as series:
+        np.testing.assert_array_equal(stored(series), frames)
+    assert "movie.mrc: MRC file is 100 bytes larger than expected" in caplog.text
+    assert not recwarn.list
+
+
+def test_mrc_info_with_sizes_that_cannot_be_is_no_help(tmp_path):
+    (tmp_path / "info.txt").write_text(
+        "Scan - Type = Raster\nScan - Size X = inf\nScan - Size Y = 2\nInstrument Accelerating Voltage (V) = 300000\n"
+    )
+    with mrcfile.new(tmp_path / "movie.mrc") as file:
+        file.set_data(np.ones((6, 16, 24), np.uint16))
+    with open_series(MrcOptions(path=tmp_path / "movie.mrc", info="info.txt", scan_shape=(2, 3), **SCAN)) as series:
+        assert series.facts.from_file == ("energy_ev",)
