@@ -10,7 +10,7 @@ from hpcrec.data.dataset import TiltSeries, joint_identity
 from hpcrec.errors import DataError
 from hpcrec.io.base import SeriesOptions, describe_series
 from hpcrec.io.hdf5_access import Hdf5Access, LinkedFiles
-from hpcrec.io.hdf5_frames import read_patterns
+from hpcrec.io.hdf5_frames import check_chunks, read_patterns
 from hpcrec.io.layout import find_layout
 from hpcrec.options import options
 
@@ -49,6 +49,7 @@ class Hdf5Series(TiltSeries):
         self._mask_good = given.mask_good
         try:
             self._patterns = access.dataset(given.patterns)
+            check_chunks(self._patterns, given.path)
             names = ("positions", "tilt_angles", "mask", "probe")
             masks = access.dataset(given.mask) if given.mask is not None else None
             self._masks = masks if masks is not None and masks.ndim > 2 else None

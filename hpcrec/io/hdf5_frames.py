@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import h5py
@@ -11,8 +13,8 @@ import numpy as np
 from hpcrec.backend.array import Array, IntArray
 from hpcrec.errors import DataError
 from hpcrec.io.facts import FileFacts
-from hpcrec.io.hdf5_access import Hdf5Access, read_block
-from hpcrec.io.layout import read_runs
+from hpcrec.io.hdf5_access import Hdf5Access, damage_reported, read_block
+from hpcrec.io.layout import read_runs, report_unwritten
 
 _GAP_BYTES: Final = 128 << 10  # reading this much too much costs about as much as one more h5py call
 _BLOCK_BYTES: Final = 64 << 20
@@ -45,6 +47,17 @@ def _chunk(patterns: h5py.Dataset, n_lead: int) -> tuple[tuple[int, ...], int]:
     return chunk, int(np.prod(chunk)) * frame_bytes
 
 
+def check_chunks(patterns: h5py.Dataset, path: Path) -> None:
+    """Warn where some chunks of patterns were never written; HDF5 reads them as the fill value without a word."""
+    if patterns.chunks is None or patterns.is_virtual:
+        return
+    where = f"{path}: {patterns.name!r}"
+    with damage_reported(where):
+        stored, fill = patterns.id.get_num_chunks(), patterns.fillvalue
+    n_chunks = math.prod(-(-n // c) for n, c in zip(patterns.shape, patterns.chunks, strict=True))
+    report_unwritten(where, stored, n_chunks, fill)
+
+
 class Hdf5Frames:
     """The frames of one or several data sets, one after the other: a :class:`~hpcrec.io.frames.FrameFile`.
 
@@ -55,6 +68,7 @@ class Hdf5Frames:
     def __init__(self, access: Hdf5Access, datasets: Sequence[h5py.Dataset], facts: FileFacts) -> None:
         first = datasets[0]
         for dataset in datasets:
+            check_chunks(dataset, access.path)
             if dataset.ndim not in (3, 4) or min(dataset.shape) < 1:
                 raise DataError(
                     f"{access.path}: {dataset.name!r} has shape {dataset.shape}; expected (position, ky, kx) or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 from hpcrec.backend.array import Array, FloatArray, IntArray
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.geometry.scan import raster_positions
+
+logger = logging.getLogger(__name__)
 
 Layout = Literal["auto", "position", "tilt,position", "row,column", "tilt,row,column"]
 
@@ -126,6 +129,19 @@ def _raster(scan: ScanLayout, step: tuple[float, float] | None) -> FloatArray:
     if step is None or len(scan.scan_shape) != 2:
         raise ConfigError("name the dataset of the positions, or give scan_step_angstrom for patterns in rows, columns")
     return raster_positions((scan.scan_shape[0], scan.scan_shape[1]), step)
+
+
+def report_unwritten(where: str, stored: int, n_chunks: int, fill: object) -> None:
+    """Warn of chunks that are not stored; it is no fault, since a writer may leave out those without counts."""
+    if stored < n_chunks:
+        logger.warning(
+            "%s: %d of %d chunks are not stored and are read as %s; that is right for chunks without counts, but a "
+            "measurement or a copy that was cut short looks the same",
+            where,
+            n_chunks - stored,
+            n_chunks,
+            fill,
+        )
 
 
 def read_runs(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import lzma
 import math
 import zlib
@@ -15,11 +14,9 @@ from hpcrec.data.dataset import TiltSeries
 from hpcrec.errors import DataError
 from hpcrec.io.base import SeriesOptions, describe_series
 from hpcrec.io.facts import PIXEL_KEYS
-from hpcrec.io.layout import find_layout, read_runs
+from hpcrec.io.layout import find_layout, read_runs, report_unwritten
 from hpcrec.io.optional import optional_library
 from hpcrec.options import options
-
-logger = logging.getLogger(__name__)
 
 _BLOCK_BYTES: Final = 64 << 20
 # What the library raises where metadata are damaged (its own errors are ValueErrors), and its codecs where chunks are.
@@ -91,7 +88,7 @@ class ZarrSeries(TiltSeries):
 def _check_written(given: ZarrOptions, patterns: Any) -> None:
     """Raise :class:`DataError` if no chunk is stored, and warn if some are not.
 
-    Writers leave out chunks that hold nothing but the fill value, so a missing one is no fault in itself.
+    Writers leave out chunks that hold nothing but the fill value.
     """
     stored = patterns.nchunks_initialized
     if not stored:
@@ -100,12 +97,7 @@ def _check_written(given: ZarrOptions, patterns: Any) -> None:
         )
     grid = patterns.shards or patterns.chunks  # whole shards are stored: their chunks may reach beyond the array
     n_chunks = math.prod(-(-n // g) * (g // c) for n, g, c in zip(patterns.shape, grid, patterns.chunks, strict=True))
-    if stored < n_chunks:
-        logger.warning(
-            "%s: %d of %d chunks of %r are not stored and are read as %s. Writers leave out chunks without counts, but "
-            "an unfinished measurement or copy looks the same: check the number of files",
-            given.path, n_chunks - stored, n_chunks, given.patterns, patterns.fill_value or 0,
-        )  # fmt: skip
+    report_unwritten(f"{given.path}: {given.patterns!r}", stored, n_chunks, patterns.fill_value or 0)
 
 
 class _ZarrAccess:

@@ -358,3 +358,15 @@ def test_the_identity_follows_files_that_links_lead_to(path):
         with open_series(given(path, patterns="linked", linked_files="same_folder")) as series:
             digests.add(series.identity.digest)
     assert len(digests) == 2
+
+
+def test_patterns_of_an_unfinished_measurement_are_reported(path, caplog):
+    write(path, shape=(3, 4, 8, 8))
+    with h5py.File(path, "r+") as file:
+        part = file.create_dataset("part", (3, 4, 8, 8), np.uint16, chunks=(1, 2, 8, 8), fillvalue=7)
+        part[:2] = 1
+    with open_series(given(path)):
+        assert not caplog.text
+    with open_series(given(path, patterns="part")) as series:
+        assert "'/part': 2 of 6 chunks are not stored and are read as 7" in caplog.text
+        assert (series.tilt(2).read(np.arange(4)) == 7).all()

@@ -84,7 +84,7 @@ def test_zarr_faults(tmp_path, caplog):
         series.tilt(0).read(np.array([0, 2]))
     chunks[0].unlink()
     with open_series(zarr_options(path)):
-        assert "1 of 6 chunks of 'entry/patterns' are not stored and are read as 0" in caplog.text
+        assert "'entry/patterns': 1 of 6 chunks are not stored and are read as 0" in caplog.text
 
 
 def test_zarr_patterns_that_were_never_written(tmp_path):
