@@ -28,9 +28,9 @@ class Identity:
     """Which file the data came from: what provenance keeps and what decides whether a result is stale.
 
     ``path`` resolved; ``size`` in bytes; ``modified_ns`` since the epoch; ``digest`` is ``"sha256:…"`` of the whole
-    file, or ``"sha256-sampled:…"`` of its size and 16 blocks of 1 MiB spread from the first byte to the last;
-    ``"sha256-folder:…"`` of the names and sizes of all files in a folder (Zarr), and of its metadata;
-    ``"sha256-files:…"`` of the digests of several files.
+    file, or ``"sha256-sampled:…"`` of its size and 16 blocks of 1 MiB (fewer, where files are many) spread from the
+    first byte to the last; ``"sha256-folder:…"`` of the names and sizes of all files in a folder (Zarr), and of its
+    metadata; ``"sha256-files:…"`` of the digests of several files.
     """
 
     path: Path
@@ -39,8 +39,8 @@ class Identity:
     digest: str
 
 
-def file_identity(path: Path) -> Identity:
-    """Return the identity of a file; files above 16 MiB are hashed by samples, in constant time.
+def file_identity(path: Path, n_samples: int = _SAMPLES) -> Identity:
+    """Return the identity of a file; above ``n_samples`` MiB it is hashed by so many samples, in constant time.
 
     Raises :class:`DataError` if the file cannot be read.
     """
@@ -49,9 +49,9 @@ def file_identity(path: Path) -> Identity:
     try:
         stat = path.stat()
         with path.open("rb") as stream:
-            whole = stat.st_size <= _SAMPLES * _SAMPLE_BYTES
+            whole = stat.st_size <= n_samples * _SAMPLE_BYTES
             last = max(stat.st_size - _SAMPLE_BYTES, 0)
-            starts = [0] if whole else [i * last // (_SAMPLES - 1) for i in range(_SAMPLES)]
+            starts = [0] if whole else [i * last // (n_samples - 1) for i in range(n_samples)]
             length = stat.st_size if whole else _SAMPLE_BYTES
             digest = hashlib.sha256() if whole else hashlib.sha256(str(stat.st_size).encode())
             for start in starts:
@@ -70,9 +70,11 @@ def file_identity(path: Path) -> Identity:
 def joint_identity(path: Path, paths: Sequence[Path]) -> Identity:
     """Return the identity of all files that were read, ``path`` their name; that of the file itself if it is alone.
 
+    The more files, the fewer samples of each: detectors write a measurement into hundreds, and every rank asks.
     Raises :class:`DataError` as :func:`file_identity`.
     """
-    parts = [file_identity(p) for p in dict.fromkeys(paths)]
+    distinct = list(dict.fromkeys(paths))
+    parts = [file_identity(p, max(_SAMPLES // len(distinct), 2)) for p in distinct]
     if len(parts) == 1:
         return parts[0]
     digest = hashlib.sha256("\n".join(part.digest for part in parts).encode()).hexdigest()

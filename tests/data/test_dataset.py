@@ -1,9 +1,10 @@
 import hashlib
+import os
 
 import numpy as np
 import pytest
 
-from hpcrec.data.dataset import SeriesFacts, TiltSeries, file_identity
+from hpcrec.data.dataset import SeriesFacts, TiltSeries, file_identity, joint_identity
 from hpcrec.data.preprocess import DetectorFrame
 from hpcrec.errors import DataError
 
@@ -97,3 +98,20 @@ def test_identity_of_a_large_file_sees_samples_from_first_to_last_byte(tmp_path,
 def test_identity_of_a_missing_file_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         file_identity(tmp_path / "none.h5")
+
+
+def test_many_files_are_read_no_more_than_one(tmp_path):
+    """Of 16 files of 17 MiB the first and the last MiB count; the middle of a file that is alone does."""
+    paths = [tmp_path / f"part{i:02d}" for i in range(16)]
+    for path in paths:
+        path.touch()
+        os.truncate(path, 17 << 20)
+    alone, together = file_identity(paths[3]), joint_identity(paths[0], paths)
+    assert together.size == 16 * 17 << 20
+    assert joint_identity(paths[3], [paths[3], paths[3]]) == alone
+    for place, seen in ((8 << 20, False), ((17 << 20) - 1, True)):
+        with paths[3].open("r+b") as stream:
+            stream.seek(place)
+            stream.write(b"x")
+        assert (joint_identity(paths[0], paths).digest != together.digest) is seen
+        assert file_identity(paths[3]).digest != alone.digest

@@ -76,7 +76,6 @@ def test_nxmx_data_in_several_files(tmp_path):
         np.testing.assert_array_equal(series.mask[inside], mask[inside])
         # 0.1 mm at 0.5 m are 0.2 mrad; 0.0250793 Å at 200 keV
         assert series.detector_sampling[0] == pytest.approx(0.2e-3 / 0.0250793, rel=1e-5)
-        assert len(series.identity.digest) > 20
         assert series.identity.digest.startswith("sha256-files:")
 
 
