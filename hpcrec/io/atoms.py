@@ -45,8 +45,10 @@ def _read_xyz(path: Path) -> tuple[list[int], FloatArray]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         count = int(lines[0])
-    except (UnicodeDecodeError, IndexError, ValueError) as error:
+    except (IndexError, ValueError) as error:
         raise DataError(f"{path}, line 1: expected the number of atoms of an xyz file, got something else") from error
+    if count < 0:
+        raise DataError(f"{path}, line 1: expected the number of atoms of an xyz file, got {count}")
     rows = [line.split() for line in lines[2 : 2 + count]]
     if len(rows) < count:
         raise DataError(f"{path}: the header promises {count} atoms, the file holds {len(rows)}; it is cut short")
@@ -54,7 +56,7 @@ def _read_xyz(path: Path) -> tuple[list[int], FloatArray]:
     for i_atom, row in enumerate(rows):
         try:
             numbers.append(int(row[0]) if row[0].isdigit() else atomic_number(row[0]))
-            xyz[i_atom] = [float(word) for word in row[1:4]]
+            xyz[i_atom] = float(row[1]), float(row[2]), float(row[3])  # a shorter row must not be spread over x y z
         except (ConfigError, IndexError, ValueError) as error:
             raise DataError(f"{path}, line {i_atom + 3}: expected a symbol and x y z, got {' '.join(row)!r}") from error
     return numbers, xyz

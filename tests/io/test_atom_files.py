@@ -63,3 +63,17 @@ def test_cif_is_read_by_ase(tmp_path):
     (tmp_path / "what.unknown").write_text("?")
     with pytest.raises(DataError, match="what.unknown"):
         read_specimen(tmp_path / "what.unknown")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("-1\n\n", "line 1: expected the number of atoms of an xyz file, got -1"),
+        ("1\n\nC 1.0\n", "line 3: expected a symbol and x y z, got 'C 1.0'"),
+        ("1\n\nC 1.0 2.0\n", "line 3: expected a symbol and x y z, got 'C 1.0 2.0'"),
+    ],
+)
+def test_numbers_that_are_missing_are_not_made_up(tmp_path, text, words):
+    (tmp_path / "atoms.xyz").write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_specimen(tmp_path / "atoms.xyz")
