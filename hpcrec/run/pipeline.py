@@ -15,7 +15,7 @@ from hpcrec.data.dataset import Identity, TiltSeries
 from hpcrec.errors import DataError, ParallelError
 from hpcrec.io.atomic import remove_leftovers
 from hpcrec.io.base import open_series
-from hpcrec.io.results import assemble_projections
+from hpcrec.io.results import ProjectionStore, assemble_projections
 from hpcrec.parallel import mpi
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.run.cluster import WorkersLostError, cluster
@@ -86,15 +86,16 @@ def _lead(
     _begin(raw, directory, world, series)
     todo = unfinished_tilts(series, directory.checkpoints)
     text = f"{len(todo)} of {series.n_tilts} tilts to do, {world.size} rank(s), {job.ptychography.engine}"
-    for text in _notices(job, series):
-        observer({"event": "warning", "text": text})
+    for notice in _notices(job, series):
+        observer({"event": "warning", "text": notice})
     if todo:
         plan = make_plan(job, series, world.size)
         observer({"event": "note", "text": f"plan: {plan.sentence(len(todo))}"})
     with _stage("ptychography", text, observer):
         reconstruct_tilts(job, series, world, directory.checkpoints, observer)
-        if todo or not directory.projections.exists():
-            assemble_projections(directory.path, [int(n) for n in series.tilt_numbers])
+        numbers = sorted(int(n) for n in series.tilt_numbers)
+        if todo or _gathered_tilts(directory) != numbers:
+            assemble_projections(directory.path, numbers)
     last = STAGES.index(until)
     if job.tomography and last >= STAGES.index("tomography") and series.n_tilts > 1:
         _tomography(job, raw, directory, world.size, observer)
@@ -107,6 +108,14 @@ def _lead(
     quality = summary(directory)
     _finish(directory)
     return quality
+
+
+def _gathered_tilts(directory: RunDirectory) -> list[int]:
+    """Return the numbers of the tilts in ``projections.h5``: other ones after a change of data.drop_tilts."""
+    if not directory.projections.exists():
+        return []
+    with ProjectionStore(directory.projections) as store:
+        return sorted(store.tilt_indices.tolist())
 
 
 def _notices(job: Job, series: TiltSeries) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpcrec.io.results import read_volume
+from hpcrec.io.results import ProjectionStore, read_volume
 from hpcrec.run import pipeline
 from hpcrec.run.observers import read_events
 
@@ -115,6 +115,27 @@ def test_a_run_stops_after_the_stage_it_is_told(
     assert names(out) == AFTER_ANALYSIS
     # One slab or two: sums in another order, single precision
     assert distance(volume(out), volume(whole_run)) < 1e-5
+
+
+def test_dropped_tilts_leave_and_come_back(whole_run: Path, hpcrec: Command, tmp_path: Path) -> None:
+    """Nothing is reconstructed anew; what later stages read follows the list."""
+    out = tmp_path / "out"
+    shutil.copytree(whole_run, out)
+    for dropped, kept in (([1], [0, 2]), ([], [0, 1, 2])):
+        assert hpcrec("run", out, "--until", "ptychography", "--set", f"data.drop_tilts={dropped}") == 0
+        with ProjectionStore(out / "projections.h5") as store:
+            assert store.tilt_indices.tolist() == kept
+    assert len(heard(out, "tilt_done")) == 3, "those of the first run"
+
+
+def test_a_notice_does_not_take_the_place_of_the_stage(
+    tiny_job: Path, hpcrec: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "FEW_COUNTS", 1e30)
+    once = ("--set", "ptychography.iterations=1", "--set", "data.drop_tilts=[0, 2]")
+    assert hpcrec("run", tiny_job, "--out", tmp_path / "out", "--until", "ptychography", *once) == 0
+    assert any("the losses expect counts" in e["text"] for e in heard(tmp_path / "out", "warning"))
+    assert heard(tmp_path / "out", "stage_started")[0]["text"].startswith("1 of 1 tilts to do")
 
 
 @pytest.mark.slow
