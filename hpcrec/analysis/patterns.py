@@ -60,16 +60,17 @@ def pattern_quality(table: FloatArray, chosen: IntArray | None = None) -> Patter
     error, difference, amplitude, counts, deviance, pixels = rows.sum(axis=0).tolist()
     return PatternQuality(
         n_patterns=len(rows),
-        data_error=error / max(counts, 1.0),
-        r_factor=difference / max(amplitude, 1.0),
-        deviance=deviance / max(pixels, 1.0),
+        data_error=error / (counts or 1.0),
+        r_factor=difference / (amplitude or 1.0),
+        deviance=deviance / (pixels or 1.0),
         log_likelihood=-0.5 * deviance,
     )
 
 
 def residuals(table: FloatArray) -> FloatArray:
     """Return the data error of each pattern (n,), Σ(√Î − √I)² / ΣI; a pattern without counts is divided by one."""
-    found: FloatArray = table[:, COLUMNS.index("error")] / np.maximum(table[:, COLUMNS.index("counts")], 1.0)
+    counts = table[:, COLUMNS.index("counts")]
+    found: FloatArray = table[:, COLUMNS.index("error")] / np.where(counts > 0, counts, 1.0)
     return found
 
 

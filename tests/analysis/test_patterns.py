@@ -41,6 +41,16 @@ def test_the_true_model_has_a_deviance_of_one():
     assert pattern_quality(wrong).log_likelihood < pattern_quality(table).log_likelihood
 
 
+def test_errors_are_shares_however_the_patterns_are_scaled():
+    """Normalised patterns, too, hold far less than one count each."""
+    rng = np.random.default_rng(2)
+    modelled, measured = rng.uniform(1, 9, (2, 3, 8, 8))
+    one, small = (pattern_figures(s * modelled, s * measured, None) for s in (1.0, 1e-6))
+    np.testing.assert_allclose(residuals(small), residuals(one))
+    for name in ("data_error", "r_factor"):
+        assert getattr(pattern_quality(small), name) == pytest.approx(getattr(pattern_quality(one), name))
+
+
 def test_rows_of_patterns_without_counts_stay_finite():
     table = pattern_figures(np.full((1, 2, 2), 0.5), np.zeros((1, 2, 2)), None)
     assert np.isfinite(residuals(table)).all()
