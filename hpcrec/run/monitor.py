@@ -80,8 +80,8 @@ class Monitor:
         ------
         DivergedError : the sweeps are lost; the sentence says what diverged and what to try.
         """
-        now: Course = self._group.broadcast(course(loss, error))
-        if now == "well" or (now == "rising" and course(loss[:-1], error[:-1]) == "rising"):
+        before, now = self._group.broadcast((course(loss[:-1], error[:-1]), course(loss, error)))
+        if now == "well" or before == now == "rising":
             return None
         what, advice = self._diagnosis(state)
         number, sweep = self._setup.number, state.iteration
