@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any, Final
 
 from hpcrec.engines import engine_class
 from hpcrec.run.constrain import constraint_faults
@@ -121,60 +122,69 @@ def _quality_faults(job: Job) -> list[str]:
     return faults + [f"quality.{k}: must be positive, got {v:g}" for k, v in limits.items() if v is not None and v <= 0]
 
 
+_LOWEST: Final = {
+    "ptychography.iterations": 1,
+    "ptychography.batch_size": 0,
+    "ptychography.coarse_iterations": 0,
+    "ptychography.early_stop_tolerance": 0,
+    "ptychography.early_stop_window": 1,
+    "ptychography.checkpoint_every": 1,
+    "ptychography.seed": 0,
+    "ptychography.object_states": 1,
+    "ptychography.wasp.groups": 1,
+    "ptychography.lbfgs.history": 1,
+    "ptychography.mpie.patterns_per_kick": 1,
+    "probe.modes": 1,
+    "probe.source_sigma_angstrom": 0,
+    "probe.focal_spread_angstrom": 0,
+    "detector.upsampling": 1,
+    "detector.flight_points": 1,
+    "detector.point_spread_pixels": 0,
+    "parallel.workers": 0,
+    "parallel.halo_margin_angstrom": 0,
+    "parallel.memory_gib_per_rank": 0,
+    "tomography.binning": 1,
+    "tomography.thickness_angstrom": 0,
+    "tomography.fista.n_iterations": 1,
+    "tomography.fista.sparsity": 0,
+    "tomography.resire.n_iterations": 1,
+}
+_POSITIVE: Final = (
+    "beam.energy_ev",
+    "probe.semiangle_mrad",
+    "detector.saturation_counts",
+    "ptychography.slice_thickness_angstrom",
+    "ptychography.sample_thickness_angstrom",
+)
+
+
+def value_at(job: Job, key: str) -> Any:
+    """Return the value of a dotted key of the job; None where it, or one of its tables, is left out."""
+    found: Any = job
+    for part in key.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
 def _range_faults(job: Job) -> list[str]:
     """Return the numbers that lie outside of what makes sense."""
-    p, probe, parallel = job.ptychography, job.probe, job.parallel
-    lowest: list[tuple[str, float, float]] = [
-        ("ptychography.iterations", p.iterations, 1),
-        ("ptychography.batch_size", p.batch_size, 0),
-        ("ptychography.coarse_iterations", p.coarse_iterations, 0),
-        ("ptychography.early_stop_tolerance", p.early_stop_tolerance, 0),
-        ("ptychography.early_stop_window", p.early_stop_window, 1),
-        ("ptychography.checkpoint_every", p.checkpoint_every, 1),
-        ("ptychography.seed", p.seed, 0),
-        ("ptychography.wasp.groups", p.wasp.groups, 1),
-        ("ptychography.lbfgs.history", p.lbfgs.history, 1),
-        ("ptychography.mpie.patterns_per_kick", p.mpie.patterns_per_kick, 1),
-        ("probe.modes", 1 if probe.modes == "auto" else probe.modes, 1),
-        ("probe.source_sigma_angstrom", probe.source_sigma_angstrom, 0),
-        ("probe.focal_spread_angstrom", probe.focal_spread_angstrom, 0),
-        ("ptychography.object_states", p.object_states, 1),
-        ("detector.upsampling", job.detector.upsampling, 1),
-        ("detector.flight_points", job.detector.flight_points, 1),
-        ("detector.point_spread_pixels", job.detector.point_spread_pixels, 0),
-        ("parallel.workers", parallel.workers, 0),
-        ("parallel.halo_margin_angstrom", parallel.halo_margin_angstrom, 0),
-        ("parallel.memory_gib_per_rank", parallel.memory_gib_per_rank, 0),
-    ]
     faults = []
-    if job.tomography:
-        t = job.tomography
-        lowest += [
-            ("tomography.binning", t.binning, 1),
-            ("tomography.thickness_angstrom", t.thickness_angstrom, 0),
-            ("tomography.field_angstrom", min(t.field_angstrom), 0),
-            ("tomography.fista.n_iterations", t.fista.n_iterations, 1),
-            ("tomography.fista.sparsity", t.fista.sparsity, 0),
-            ("tomography.resire.n_iterations", t.resire.n_iterations, 1),
-        ]
+    for key, low in _LOWEST.items():
+        if isinstance(value := value_at(job, key), int | float) and value < low:
+            faults.append(f"{key}: must be {low} or more, got {value:g}")
+    for key in _POSITIVE:
+        if isinstance(value := value_at(job, key), int | float) and value <= 0:
+            faults.append(f"{key}: must be positive, got {value:g}")
+    if t := job.tomography:
+        if min(t.field_angstrom) < 0:
+            faults.append(f"tomography.field_angstrom: must be 0 or more, got {min(t.field_angstrom):g}")
         if len(t.alignment.bins) != len(t.alignment.rounds) or min(t.alignment.bins, default=0) < 1:
             faults.append("tomography.alignment: bins and rounds must have the same number of entries, bins 1 or more")
         if not 0 < t.resire.relaxation < 2:
             faults.append(f"tomography.resire.relaxation: must lie between 0 and 2, got {t.resire.relaxation}")
-    faults += [f"{key}: must be {low:g} or more, got {value:g}" for key, value, low in lowest if value < low]
-    positive: list[tuple[str, float | None]] = [
-        ("beam.energy_ev", job.beam.energy_ev if job.beam else None),
-        ("probe.semiangle_mrad", probe.semiangle_mrad),
-        ("detector.saturation_counts", job.detector.saturation_counts),
-        (
-            "ptychography.slice_thickness_angstrom",
-            thickness if (thickness := p.slice_thickness_angstrom) != "auto" else 1,
-        ),
-    ]
-    faults += [f"{key}: must be positive, got {v:g}" for key, v in positive if v is not None and v <= 0]
-    n_modes = 1 if probe.modes == "auto" else probe.modes
-    if n_modes > 1 and not 0 < probe.mode_share * (n_modes - 1) < 1:
+    n_modes = 1 if job.probe.modes == "auto" else job.probe.modes
+    if n_modes > 1 and not 0 < job.probe.mode_share * (n_modes - 1) < 1:
         faults.append("probe.mode_share: the extra modes together must start with less than all the power")
-    if p.kernel == "compiled" and p.precision == "double":
+    if job.ptychography.kernel == "compiled" and job.ptychography.precision == "double":
         faults.append("ptychography.kernel: the compiled loops are single precision; use kernel = 'auto' with double")
     return faults

@@ -125,6 +125,9 @@ def test_all_faults_are_listed_with_suggestions(tmp_path: Path) -> None:
         ("refine.affine.share=0.5", "add .refine.positions."),
         ("refine.positions.start_iteration=-1", "start_iteration: must be 0 or more"),
         ("detector.saturation_counts=0", "saturation_counts: must be positive"),
+        ("ptychography.slice_thickness_angstrom=-2", "slice_thickness_angstrom: must be positive"),
+        ("ptychography.sample_thickness_angstrom=0", "sample_thickness_angstrom: must be positive"),
+        ("tomography.field_angstrom=[10, -1]", "field_angstrom: must be 0 or more, got -1"),
     ],
 )
 def test_impossible_values_are_named(tmp_path: Path, change: str, expected: str) -> None:
