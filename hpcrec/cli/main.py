@@ -146,7 +146,9 @@ def calibrate_data(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="BLOCK.toml", help="File for the block to write.")
     ] = None,
-    tilt: Annotated[int | None, typer.Option("--tilt", help="Tilt to examine, default the one nearest to 0°.")] = None,
+    tilt: Annotated[
+        int | None, typer.Option("--tilt", help="Number of the tilt; default: the one nearest to 0°.")
+    ] = None,
     override: Set = None,
     move: Annotated[
         str, typer.Option("--move", metavar="WHAT", help="What the block moves: frames, positions, or auto.")
@@ -170,7 +172,9 @@ def preview(
     method: Annotated[
         str, typer.Option("--method", help="ssb, wdd, icom, or parallax, which needs no raster.")
     ] = "parallax",
-    tilt: Annotated[int | None, typer.Option("--tilt", help="Tilt to show, default the one nearest to 0°.")] = None,
+    tilt: Annotated[
+        int | None, typer.Option("--tilt", help="Number of the tilt; default: the one nearest to 0°.")
+    ] = None,
     override: Set = None,
 ) -> None:
     """Show the phase of one tilt at once, by a direct method."""

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from hpcrec.backend.array import FloatArray, IntArray
+from hpcrec.backend.array import FloatArray
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.direct.com import CurlEvidence, centre_of_mass, least_curl
 from hpcrec.direct.lens import LensFit, fit_lens
@@ -16,6 +16,7 @@ from hpcrec.direct.parallax import ShiftFit, bright_field, fit_shifts
 from hpcrec.errors import DataError
 from hpcrec.run.job import Job
 from hpcrec.run.optics import beam_of
+from hpcrec.run.picks import compact_subset
 
 MOST_POSITIONS: Final = 2500
 MOST_BYTES: Final = 512 << 20
@@ -57,13 +58,6 @@ class FieldEvidence:
         if self.curl and self.curl[mirrored].curl_share < _CURL_TELLS:
             found.append(turn_from_curl(self.curl[mirrored].angle, mirrored))
         return found
-
-
-def compact_subset(positions: FloatArray, count: int) -> IntArray:
-    """Return the ``count`` positions (position, 2) nearest to the middle of the scan, sorted: a square block."""
-    middle = (positions.min(axis=0) + positions.max(axis=0)) / 2
-    distance = np.abs(positions - middle).max(axis=1)
-    return np.sort(np.argsort(distance, kind="stable")[:count])
 
 
 def widest_probe(series: TiltSeries, positions: FloatArray) -> float:

@@ -21,9 +21,12 @@ from hpcrec.direct.orientation import FLIPS, Contest, Orientation, certainty, co
 from hpcrec.errors import ConfigError, DivergedError
 from hpcrec.io.base import open_series
 from hpcrec.run.config import check_job
-from hpcrec.run.evidence import FieldEvidence, compact_subset, field_evidence
+from hpcrec.run.evidence import FieldEvidence, field_evidence
+from hpcrec.run.job import Job
+from hpcrec.run.evidence import FieldEvidence, field_evidence
 from hpcrec.run.job import Job
 from hpcrec.run.optics import chosen_slices
+from hpcrec.run.picks import compact_subset, tilt_index
 from hpcrec.run.trial import Trial, held_out, try_job
 
 logger = logging.getLogger(__name__)
@@ -125,7 +128,7 @@ class Examination:
 
 def examine(
     raw: Mapping[str, Any],
-    i_tilt: int | None = None,
+    tilt: int | None = None,
     *,
     side: Side | None = None,
     turns: Sequence[float] = (),
@@ -135,8 +138,9 @@ def examine(
 ) -> Diagnosis:
     """Return the diagnosis of the raw tables of a job.
 
-    ``i_tilt`` counts the kept tilts, default the one nearest to zero. ``side`` says what the block moves: the frames,
-    or the positions (the default where the file brings the probe or the field is near: frames then stay as stored).
+    ``tilt`` is its number in the input file, default the one nearest to zero. ``side`` says what the block moves: the
+    frames, or the positions (the default where the file brings the probe or the field is near: frames then stay as
+    stored).
     ``turns`` rad are tried beside those of the job and the evidence; where no lens was fitted, the best one is
     improved. ``n_positions`` in the middle of the scan are reconstructed for ``iterations`` sweeps per candidate;
     ``progress(n_done, n)`` hears of it. Raises :class:`ConfigError` for a job at fault or too few positions.
@@ -145,8 +149,7 @@ def examine(
     side = _side(given, side)
     job = check_job(_base_tables(raw, side, iterations))
     with open_series(job.data) as series:
-        if i_tilt is None:
-            i_tilt = int(np.argmin(np.abs(series.tilt_angles)))
+        i_tilt = tilt_index(series, tilt)
         scan = series.tilt(i_tilt)
         if scan.n_positions < 9:
             raise ConfigError(f"tilt {scan.number} has {scan.n_positions} positions; the doctor needs at least 9")
@@ -295,6 +298,8 @@ def _judge(given: Job, side: Side, number: int, evidence: FieldEvidence, tried: 
     because = (
         f"held-out patterns have {lead.ratio:.2f} times the error with the next best flip "
         f"({rivals[0].label}), {lead.sigmas:.1f} standard errors more"
+        if rivals[0].trial is not None
+        else "the reconstructions with all other flips diverged"
     )
     if open_sign and sure == "certain":
         sure, because = "likely", because + ", but the half turn of the frames fits as well"
@@ -328,7 +333,10 @@ def _best_of_each(tried: list[Candidate]) -> list[Candidate]:
 
 
 def _compare(first: Candidate, second: Candidate) -> Contest:
-    if first.trial is None or second.trial is None:
+    """Return how far the first leads; whatever diverged has lost."""
+    if first.trial is None:
+        return Contest(ratio=0.0, sigmas=-np.inf)
+    if second.trial is None:
         return Contest(ratio=np.inf, sigmas=np.inf)
     return contest(first.trial.held_errors, second.trial.held_errors)
 

@@ -18,9 +18,10 @@ from hpcrec.direct.ssb import ssb_phase, useful_upsampling
 from hpcrec.direct.wdd import wdd_object
 from hpcrec.errors import ConfigError
 from hpcrec.io.base import open_series
-from hpcrec.run.evidence import compact_subset, widest_probe
+from hpcrec.run.evidence import widest_probe
 from hpcrec.run.job import Job
 from hpcrec.run.optics import beam_of
+from hpcrec.run.picks import compact_subset, tilt_index
 from hpcrec.run.start import starting_probe
 
 PATTERN_BYTES: Final = 1 << 30
@@ -40,21 +41,19 @@ class Preview:
     notes: tuple[str, ...] = ()
 
 
-def make_preview(job: Job, method: str, i_tilt: int | None = None) -> Preview:
+def make_preview(job: Job, method: str, tilt: int | None = None) -> Preview:
     """Return the picture of a tilt by a method of the table.
 
-    ``i_tilt`` counts the kept tilts, default the one nearest to zero. A scan whose patterns take over 1 GiB is cut to
-    its middle. Raises :class:`ConfigError` for an unknown method, a near field, or a scan that is no raster where the
-    method needs one.
+    ``tilt`` is its number in the input file, default the one nearest to zero. A scan whose patterns take over 1 GiB is
+    cut to its middle. Raises :class:`ConfigError` for an unknown method or tilt, a near field, or a scan that is no
+    raster where the method needs one.
     """
     if method not in METHODS:
         raise ConfigError(f"--method {method}: choose one of {', '.join(METHODS)}")
     if job.detector.field == "near":
         raise ConfigError("previews are made from far-field patterns; a near field needs hpcrec run")
     with open_series(job.data) as series:
-        if i_tilt is None:
-            i_tilt = int(np.argmin(np.abs(series.tilt_angles)))
-        return METHODS[method](job, series, series.tilt(i_tilt))
+        return METHODS[method](job, series, series.tilt(tilt_index(series, tilt)))
 
 
 def _icom(job: Job, series: TiltSeries, scan: TiltScan) -> Preview:

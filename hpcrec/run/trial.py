@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hpcrec.analysis.patterns import COLUMNS, pattern_figures
 from hpcrec.backend.array import FloatArray, IntArray
 from hpcrec.data.batches import global_batches
 from hpcrec.data.dataset import TiltSeries
@@ -13,6 +14,7 @@ from hpcrec.engines.base import visit
 from hpcrec.errors import DivergedError
 from hpcrec.geometry.grid import object_grid
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.chain import good_pixels
 from hpcrec.parallel.communicator import SerialCommunicator
 from hpcrec.parallel.exchange import make_exchange
 from hpcrec.run.build import build_engine, build_model
@@ -26,8 +28,8 @@ class Trial:
     """What a short reconstruction left.
 
     ``data_error`` Σ(|F| − √I)² / ΣI of the patterns used, in the last sweep; ``held_errors`` (pattern,) Σ(|F| − √I)²
-    of those held out, ``held_counts`` (pattern,) their ΣI; ``phase`` (y, x) rad of the product of all slices where
-    the scan is, in the frame of the positions.
+    of those held out, ``held_counts`` (pattern,) their ΣI, all over good pixels; ``phase`` (y, x) rad of the product of
+    all slices where the scan is, in the frame of the positions.
     """
 
     data_error: float
@@ -57,7 +59,8 @@ def try_job(job: Job, series: TiltSeries, i_tilt: int, subset: IntArray, held: I
     positions = setup.positions[subset]
     grid = object_grid(positions, setup.window, setup.sampling, GRID_MARGIN + moving_margin(job, series))
     setup = replace(setup, positions=positions, grid=grid)
-    patterns = series.tilt(i_tilt).read(subset)
+    scan = series.tilt(i_tilt)
+    patterns, good = scan.read(subset), scan.read_good(subset)
     model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask)
     engine = build_engine(job, model)
     exchange = make_exchange("replicated", SerialCommunicator(), positions, grid, setup.window)
@@ -65,30 +68,31 @@ def try_job(job: Job, series: TiltSeries, i_tilt: int, subset: IntArray, held: I
     shown = np.setdiff1d(np.arange(len(subset)), held)
     state.visited = len(shown)
     engine.prepare(state)
+
+    def batch(indices: IntArray, step: int = 0) -> Batch:
+        own = None if good is None else good[indices]
+        return Batch(indices=indices, patterns=patterns[indices], good=own, step=step, n_global=len(indices))
+
     error = 0.0
     for iteration in range(job.ptychography.iterations):
         sums = np.zeros(2)
         size, seed = batch_size(job, len(shown)), job.ptychography.seed
         picks = global_batches(len(shown), size, seed=seed, tilt=setup.number, iteration=iteration)
         for step, pick in enumerate(picks):
-            indices = shown[pick]
-            batch = Batch(indices=indices, patterns=patterns[indices], step=step, n_global=len(indices))
-            total = visit(engine, state, batch, exchange.total)
+            total = visit(engine, state, batch(shown[pick], step), exchange.total)
             sums += [float(total.sums[name][0]) for name in ("error", "counts")]
         engine.finish_iteration(state)
         error = float(sums[0] / sums[1])
-    modelled = model.simulate(state, held)
-    measured = patterns[held].astype(np.float64)
-    good = np.ones(measured.shape[1:], bool) if setup.mask is None else setup.mask
-    misfit: FloatArray = np.sum(
-        ((np.sqrt(np.maximum(modelled, 0)) - np.sqrt(measured)) ** 2)[:, good], axis=1, dtype=np.float64
-    )
-    if not (np.isfinite(error) and np.isfinite(misfit).all()):
+    left = batch(held)
+    counted = good_pixels(model.detector, left.patterns, left.good)
+    figures = pattern_figures(model.simulate(state, held), model.clean(left), counted)
+    held_errors, held_counts = (figures[:, COLUMNS.index(name)] for name in ("error", "counts"))
+    if not (np.isfinite(error) and np.isfinite(held_errors).all()):
         raise DivergedError(f"tilt {setup.number}: a trial reconstruction is not finite; check the data's units")
     return Trial(
         data_error=error,
-        held_errors=misfit,
-        held_counts=measured[:, good].sum(axis=1),
+        held_errors=held_errors,
+        held_counts=held_counts,
         phase=_scanned_phase(state, positions),
     )
 

@@ -48,8 +48,8 @@ def test_faults_are_one_sentence(hpcrec: Run, tiny_job: Path, tmp_path: Path) ->
     assert hpcrec("calibrate", "data", tiny_job, "--move", "sample")[0] == 2
     assert hpcrec("calibrate", "data", tiny_job, "--positions", 3)[0] == 2
     code, text = hpcrec("calibrate", "data", tiny_job, "--tilt", 7)
-    assert code == 3
-    assert "there are 3 tilts" in text
+    assert code == 2
+    assert "--tilt 7: the job has the tilts [0, 1, 2]" in text
     assert hpcrec("calibrate", "data", tmp_path / "none.toml")[0] == 2
 
 

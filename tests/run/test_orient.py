@@ -5,9 +5,11 @@ import pytest
 from oriented import write_oriented
 
 from hpcrec.direct.orientation import FLIPS, Orientation
-from hpcrec.errors import ConfigError
+from hpcrec.errors import ConfigError, DivergedError
 from hpcrec.run.config import read_job_file
+from hpcrec.run.evidence import FieldEvidence
 from hpcrec.run.orient import examine
+from hpcrec.run.trial import Trial
 
 
 def diagnose(job, overrides=(), **kwargs):
@@ -60,3 +62,34 @@ def test_without_a_sign_of_defocus_the_half_turn_stays_open(tmp_path):
     assert abs(found.block["probe"]["defocus_angstrom"]) == pytest.approx(60, rel=0.1)
     assert found.block["data"]["flip_y"] is True
     assert found.block["probe"]["defocus_angstrom"] > 0
+
+
+def test_a_turn_that_diverged_does_not_lead_the_search_astray(tmp_path, monkeypatch):
+    """Errors grow with the distance from a turn of 4°; the first turn tried, 8°, diverges."""
+
+    def trial(job, series, i_tilt, subset, held):
+        turn = job.data.scan_rotation_deg
+        if turn == pytest.approx(8):
+            raise DivergedError("not finite")
+        flips = 10 * sum([job.data.transpose, job.data.flip_y, job.data.flip_x])
+        errors = np.linspace(1, 2, 20) * (1 + abs(turn - 4) + flips)
+        return Trial(data_error=0.1, held_errors=errors, held_counts=np.ones(20), phase=np.zeros((2, 2)))
+
+    monkeypatch.setattr("hpcrec.run.orient.try_job", trial)
+    monkeypatch.setattr("hpcrec.run.orient.field_evidence", lambda *_: FieldEvidence())
+    found = diagnose(write_oriented(tmp_path, Orientation()))
+    assert found.block["data"]["scan_rotation_deg"] == pytest.approx(4)
+
+
+def test_a_flip_that_alone_does_not_diverge_is_named(tmp_path, monkeypatch):
+    def trial(job, series, i_tilt, subset, held):
+        if job.data.transpose or job.data.flip_y or job.data.flip_x:
+            raise DivergedError("not finite")
+        return Trial(data_error=0.1, held_errors=np.ones(4), held_counts=np.ones(4), phase=np.zeros((2, 2)))
+
+    monkeypatch.setattr("hpcrec.run.orient.try_job", trial)
+    found = diagnose(write_oriented(tmp_path, Orientation()))
+    assert (found.ranking[0].label, found.because) == (
+        "as stored",
+        "the reconstructions with all other flips diverged",
+    )

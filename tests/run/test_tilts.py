@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpcrec.data.dataset import TiltSeries
+from hpcrec.data.dataset import TiltScan, TiltSeries
 from hpcrec.engines import ENGINES, engine_class
 from hpcrec.io.base import open_series
 from hpcrec.io.results import read_tilt_result, tilt_path
@@ -124,6 +124,38 @@ def test_a_trial_reconstructs_without_the_patterns_held_out(tiny_job: Path, engi
     assert np.ptp(short.phase) > 0
     assert long.data_error < short.data_error
     assert long.held_error < short.held_error
+
+
+def test_a_trial_leaves_bad_and_saturated_pixels_out(tiny_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a pattern's own bad pixels hold, shown or held out; saturated ones do not count either."""
+
+    def read_good(self: TiltScan, indices: Any) -> Any:
+        good = np.ones((len(indices), *self.pattern_shape), bool)
+        good[:, 3:9] = False
+        return good
+
+    monkeypatch.setattr(TiltScan, "read_good", read_good)
+    job, _ = load_job(tiny_job, ["ptychography.iterations=2"])
+    real, held, found = TiltScan.read, np.array([14, 21]), []
+    for wrong in (0, 999):
+
+        def read(self: TiltScan, indices: Any, wrong: int = wrong) -> Any:
+            patterns = real(self, indices).copy()
+            patterns[:, 3:9] = wrong
+            return patterns
+
+        monkeypatch.setattr(TiltScan, "read", read)
+        monkeypatch.setattr("hpcrec.run.start.mean_pattern", lambda scan: real(scan, np.arange(36)).mean(axis=0))
+        with open_series(job.data) as series:
+            found.append(try_job(job, series, 1, np.arange(36), held))
+            counts = real(series.tilt(1), held)
+    np.testing.assert_array_equal(found[0].held_errors, found[1].held_errors)
+    np.testing.assert_array_equal(found[0].held_counts, found[1].held_counts)
+    limit = float(np.percentile(counts, 99))
+    job, _ = load_job(tiny_job, ["ptychography.iterations=1", f"detector.saturation_counts={limit}"])
+    with open_series(job.data) as series:
+        cut = try_job(job, series, 1, np.arange(36), held)
+    assert (cut.held_counts < found[1].held_counts).all()
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2)])
