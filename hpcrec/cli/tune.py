@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hpcrec.errors import ConfigError
 from hpcrec.io.atomic import write_bytes
+from hpcrec.parallel import mpi
 from hpcrec.run.config import job_text, load_job, with_values
 from hpcrec.run.tune import Study, Trial, Tuned, TuneOptions, parse_parameter
 
@@ -19,6 +20,11 @@ SHOWN = 8
 
 def tune_job(path: Path, overrides: Sequence[str], parameters: Sequence[str], options: TuneOptions, out: Path) -> None:
     """Search, print the best trials, and write the job with the best values to ``out``."""
+    if mpi.world().size > 1:
+        raise ConfigError(
+            "hpcrec tune is one process: start it without mpiexec; "
+            "the same command, started several times, shares one study"
+        )
     if out.resolve() == path.resolve():
         raise ConfigError(f"--out {out} is the job file itself: give another name")
     if not out.absolute().parent.is_dir():

@@ -23,8 +23,6 @@ from hpcrec.io.base import open_series
 from hpcrec.run.config import check_job
 from hpcrec.run.evidence import FieldEvidence, field_evidence
 from hpcrec.run.job import Job
-from hpcrec.run.evidence import FieldEvidence, field_evidence
-from hpcrec.run.job import Job
 from hpcrec.run.optics import chosen_slices
 from hpcrec.run.picks import compact_subset, tilt_index
 from hpcrec.run.trial import Trial, held_out, try_job

@@ -8,24 +8,26 @@ may share it. The only home of optuna.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from hpcrec.backend.array import FloatArray, IntArray
 from hpcrec.data.views import single_tilt
 from hpcrec.errors import ConfigError, DataError, DivergedError
 from hpcrec.geometry.scan import held_out_positions
 from hpcrec.io.base import open_series
 from hpcrec.parallel.communicator import SerialCommunicator
 from hpcrec.run.config import check_job, fingerprint, key_type, with_values
+from hpcrec.run.faults import value_at
 from hpcrec.run.job import Job
-from hpcrec.run.optics import chosen_slices, mode_count, slice_thickness
+from hpcrec.run.optics import chosen_slices, mode_count, slice_count, slice_thickness
+from hpcrec.run.picks import compact_subset, tilt_index
 from hpcrec.run.runner import TiltRun
 from hpcrec.run.start import common_grid
 
@@ -36,6 +38,12 @@ HELD_OUT: Final = 0.1
 FEWEST_POSITIONS: Final = 25
 _SEED: Final = 1
 _MANY_TRIALS: Final = 10
+# What a trial sets itself, or what comes after it
+_NOT_TRIED: Final = (
+    *("ptychography.iterations", "ptychography.coarse_iterations", "ptychography.early_stop"),
+    *("ptychography.checkpoint_every", "data.tilts", "data.drop_tilts"),
+    *("quality.", "parallel.", "tomography.", "analysis.", "name", "version"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +120,11 @@ def parse_parameter(raw: Mapping[str, Any], text: str) -> Parameter:
     form = f"--parameter {text}: expected key=low:high, key=low:high:log or key=a,b,c"
     if not key or not equals or not span:
         raise ConfigError(form)
+    if key.startswith(_NOT_TRIED):
+        raise ConfigError(
+            f"--parameter {text}: {key} changes no trial; search keys of data, probe, detector, ptychography, refine "
+            "or constraints, and set the length of a trial with --sweeps"
+        )
     if ":" not in span:
         choices = tuple(_scalar(part.strip()) for part in span.split(","))
         for value in choices:
@@ -122,11 +135,13 @@ def parse_parameter(raw: Mapping[str, Any], text: str) -> Parameter:
         parameter = Parameter(key=key, low=float(low), high=float(high), log=rest == ["log"])
     except ValueError:
         raise ConfigError(form) from None
-    if rest not in ([], ["log"]) or not parameter.low < parameter.high:
+    if rest not in ([], ["log"]) or not -np.inf < parameter.low < parameter.high < np.inf:
         raise ConfigError(form + ", low below high")
     if parameter.log and parameter.low <= 0:
         raise ConfigError(f"--parameter {text}: a logarithmic range must begin above 0")
     parameter = dataclasses.replace(parameter, whole=key_type(raw, key) is int)
+    if parameter.whole and not (parameter.low.is_integer() and parameter.high.is_integer()):
+        raise ConfigError(f"--parameter {text}: {key} takes whole numbers")
     for bound in (parameter.low, parameter.high):
         check_job(with_values(raw, {key: int(bound) if parameter.whole else bound}))
     return parameter
@@ -152,18 +167,23 @@ class Study:
     ) -> None:
         if not parameters:
             raise ConfigError("nothing to tune: give --parameter key=low:high at least once")
+        keys = [p.key for p in parameters]
+        if len(set(keys)) < len(keys):
+            raise ConfigError(f"--parameter: each key may be given once, got {', '.join(keys)}")
         self._raw, self._parameters, self._options = raw, parameters, options
         job = check_job(raw)
         with open_series(job.data) as series:
-            self._i_tilt = _tilt(series.tilt_numbers, series.tilt_angles, options.tilt)
-            self._chosen = central_positions(series.facts.positions[self._i_tilt], options.positions)
-            n_held = len(held_out_positions(series.facts.positions[self._i_tilt][self._chosen], HELD_OUT))
+            self._i_tilt = tilt_index(series, options.tilt)
+            positions = series.facts.positions[self._i_tilt]
+            self._chosen = compact_subset(positions, options.positions)
+            n_held = len(held_out_positions(positions[self._chosen], HELD_OUT))
         if len(self._chosen) < FEWEST_POSITIONS or n_held == 0:
             raise ConfigError(
                 f"{len(self._chosen)} positions are too few to hold some out: give --positions {FEWEST_POSITIONS} or "
                 "more, of a scan in two directions"
             )
-        self._study = self._open(path, job)
+        with _alone(path):
+            self._study = self._open(path, job)
 
     def _open(self, path: Path, job: Job) -> optuna.Study:
         library = _optuna()
@@ -177,8 +197,10 @@ class Study:
             raise ConfigError(
                 f"{path}: cannot be used as a study ({fault}); remove it, or give another --out"
             ) from None
-        # A sampler that begins with the same seed again would repeat its first proposals
-        study.sampler = library.samplers.TPESampler(seed=_SEED + len(study.trials))
+        # A sampler that begins with the same seed, later or in another process, would repeat its first proposals
+        opened = int(study.user_attrs.get("opened", 0))
+        study.set_user_attr("opened", opened + 1)
+        study.sampler = library.samplers.TPESampler(seed=_SEED + opened)
         study.pruner = library.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=self._options.sweeps // 2)
         about = json.dumps(
             {
@@ -196,7 +218,7 @@ class Study:
             )
         if known is None:
             study.set_user_attr("about", about)
-            now = {p.key: _value(job, p.key) for p in self._parameters}
+            now = {p.key: value_at(job, p.key) for p in self._parameters}
             if all(p.allows(now[p.key]) for p in self._parameters):
                 study.enqueue_trial(now)
         return study
@@ -206,9 +228,10 @@ class Study:
         while len(found := self.trials()) < self._options.trials:
             known = {t.number for t in found}
             self._study.optimize(self._objective, n_trials=1)
-            for trial in self.trials():
-                if trial.number not in known:
-                    heard(trial, len(known) + 1)
+            # Another process may have ended trials meanwhile
+            new = [trial for trial in self.trials() if trial.number not in known]
+            for n_done, trial in enumerate(sorted(new, key=lambda t: t.number), len(known) + 1):
+                heard(trial, n_done)
         return self.result()
 
     def trials(self) -> list[Trial]:
@@ -271,35 +294,22 @@ class Study:
             ) as run:
                 outcome = run.run()
         assert outcome is not None
-        return float(outcome.held_out_error[-1])
+        error = float(outcome.held_out_error[-1])
+        if not np.isfinite(error):
+            raise DivergedError("the error of the held-out patterns is not finite")
+        return error
 
 
 def trial_job(job: Job, i_tilt: int, sweeps: int) -> Job:
     """Return the job of a trial: ``sweeps`` sweeps, some patterns held out, no checkpoint."""
     section = job.ptychography
-    slices = section.slices[i_tilt] if isinstance(section.slices, list) else section.slices
+    slices = slice_count(job, i_tilt, 0.0) if isinstance(section.slices, list) else section.slices
     changed = dataclasses.replace(
         section, iterations=sweeps, checkpoint_every=sweeps, early_stop_tolerance=0.0, slices=slices
     )
     return dataclasses.replace(
         job, ptychography=changed, quality=dataclasses.replace(job.quality, hold_out=HELD_OUT, frc=False)
     )
-
-
-def central_positions(positions: FloatArray, n: int) -> IntArray:
-    """Return the ``n`` positions of (position, 2) nearest to the middle of the scan, in a square about it; sorted."""
-    middle = 0.5 * (positions.min(axis=0) + positions.max(axis=0))
-    distance = np.abs(positions - middle).max(axis=1)
-    return np.sort(np.argsort(distance, kind="stable")[:n])
-
-
-def _tilt(numbers: IntArray, angles: FloatArray, wanted: int | None) -> int:
-    """Return the index of a tilt by its number in the file, or of the one nearest to 0°."""
-    if wanted is None:
-        return int(np.argmin(np.abs(angles)))
-    if wanted not in numbers:
-        raise ConfigError(f"--tilt {wanted}: the job has the tilts {numbers.tolist()}")
-    return int(np.flatnonzero(numbers == wanted)[0])
 
 
 _COUNTED: Final[dict[str, Callable[[Job], Any]]] = {
@@ -311,12 +321,19 @@ _COUNTED: Final[dict[str, Callable[[Job], Any]]] = {
 
 def _value(job: Job, key: str) -> Any:
     """Return the value of a key of the job; None where one of its tables is left out, a number for "auto"."""
-    found: Any = job
-    if key in _COUNTED:
-        return _COUNTED[key](job)
-    for part in key.split("."):
-        found = getattr(found, part, None)
-    return found
+    return _COUNTED[key](job) if key in _COUNTED else value_at(job, key)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Open studies one process after the other: Optuna makes the tables of a new file without a lock."""
+    try:
+        file = path.with_suffix(".lock").open("w")
+    except OSError as fault:
+        raise ConfigError(f"cannot write beside {path}: {fault.strerror}; give another --out") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _optuna() -> Any:

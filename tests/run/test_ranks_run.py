@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ranks import LAUNCHER, launch
 
 from hpcrec.errors import DataError
 from hpcrec.io.results import read_volume
 from hpcrec.run.observers import read_events
 
 FAULTY = Path(__file__).with_name("faulty_rank.py")
-LAUNCHER = Path(sys.executable).with_name("mpiexec")
-LAUNCH_KEYS = ("PMI_", "PMIX_", "OMPI_", "SLURM_")
 
 pytestmark = [
     pytest.mark.mpi,
     pytest.mark.timeout(200),
     pytest.mark.skipif(not LAUNCHER.exists(), reason=f"no mpiexec beside {sys.executable}"),
 ]
-
-
-def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCH_KEYS)}
-    command = [str(LAUNCHER), "-n", "2", sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=90, env={**kept, "OMP_NUM_THREADS": "1"}, check=False
-    )
 
 
 def run(job: Path, out: Path) -> tuple[object, ...]:

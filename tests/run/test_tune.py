@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+import threading
 import tomllib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ranks import LAUNCHER, launch
 
 from hpcrec.errors import ConfigError
 from hpcrec.run.config import key_type, load_job, with_values
-from hpcrec.run.tune import Parameter, Study, TuneOptions, central_positions, parse_parameter, trial_job
+from hpcrec.run.runner import TiltRun
+from hpcrec.run.tune import Parameter, Study, TuneOptions, parse_parameter, trial_job
 
 pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
 
@@ -44,6 +50,27 @@ def test_a_study_goes_on_where_it_ended(tiny_job: Path, tmp_path: Path) -> None:
     assert heard == [1, 2, 3, 4]
     assert sorted(t.number for t in found.trials) == [0, 1, 2, 3]
     assert len({t.values["probe.defocus_angstrom"] for t in found.trials}) == 4, "no proposal comes twice"
+
+
+def test_several_may_begin_a_study_together(tiny_job: Path, tmp_path: Path) -> None:
+    raw, path = load_job(tiny_job)[1], tmp_path / "a.sqlite3"
+    together = threading.Barrier(4)
+
+    def begin(_: int) -> Study:
+        together.wait()
+        return study(raw, path, trials=1)
+
+    with ThreadPoolExecutor(4) as threads:
+        studies = list(threads.map(begin, range(4)))
+    found = studies[0].run(lambda *_: None)
+    assert [t.values["probe.defocus_angstrom"] for t in found.trials] == [50], "the job as it is, once"
+    proposals = {s._study.ask().suggest_float("probe.defocus_angstrom", 20, 90) for s in studies}
+    assert len(proposals) == 4, "nobody repeats another"
+
+
+def test_a_folder_that_cannot_be_written_is_said_to_be_so(tiny_job: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot write beside .*give another --out"):
+        study(load_job(tiny_job)[1], tmp_path / "none" / "a.sqlite3")
 
 
 def test_a_study_of_something_else_is_refused(tiny_job: Path, tmp_path: Path) -> None:
@@ -80,6 +107,12 @@ def test_values_the_job_cannot_take_are_given_up_not_fatal(tiny_job: Path, tmp_p
         ("prob.defocus_angstrom=1:9", "did you mean 'probe'"),
         ("probe.modes=0:4", "probe.modes: must be 1 or more"),
         ("probe.source=aperture,magic", "probe.source"),
+        ("probe.modes=1:inf", "low below high"),
+        ("probe.defocus_angstrom=nan:3", "low below high"),
+        ("probe.modes=1.5:3", "takes whole numbers"),
+        ("ptychography.iterations=5:50", "changes no trial.*--sweeps"),
+        ("tomography.fista.sparsity=0:1", "changes no trial"),
+        ("quality.hold_out=0.01:0.1", "changes no trial"),
     ],
 )
 def test_parameters_are_checked_before_the_work(tiny_job: Path, text: str, words: str) -> None:
@@ -107,13 +140,6 @@ def test_values_are_put_into_a_copy(tiny_job: Path) -> None:
         with_values(raw, {"name.x": 1})
 
 
-def test_central_positions_are_a_block() -> None:
-    y, x = np.divmod(np.arange(100), 10)
-    chosen = central_positions(np.stack([y, x], 1).astype(float), 36)
-    np.testing.assert_array_equal(np.unique(y[chosen]), np.arange(2, 8))
-    np.testing.assert_array_equal(np.unique(x[chosen]), np.arange(2, 8))
-
-
 def test_too_few_positions_and_unknown_tilts(tiny_job: Path, tmp_path: Path) -> None:
     raw = load_job(tiny_job)[1]
     with pytest.raises(ConfigError, match="16 positions are too few"):
@@ -122,10 +148,45 @@ def test_too_few_positions_and_unknown_tilts(tiny_job: Path, tmp_path: Path) -> 
         study(raw, tmp_path / "a.sqlite3", tilt=7)
 
 
+def test_a_key_given_twice_is_refused(tiny_job: Path, tmp_path: Path) -> None:
+    twice = [Parameter(key="probe.modes", low=1, high=high, whole=True) for high in (2, 3)]
+    with pytest.raises(ConfigError, match="each key may be given once"):
+        Study(load_job(tiny_job)[1], twice, options(), tmp_path / "a.sqlite3")
+
+
+def test_an_error_that_is_no_number_is_given_up(
+    tiny_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna counts such a trial as failed, and would be asked for another for ever."""
+    real = TiltRun.run
+
+    def run(self: TiltRun) -> Any:
+        outcome = real(self)
+        assert outcome is not None
+        return dataclasses.replace(outcome, held_out_error=outcome.held_out_error * np.nan)
+
+    monkeypatch.setattr(TiltRun, "run", run)
+    with pytest.raises(ConfigError, match="no trial gave a result .*not finite"):
+        study(load_job(tiny_job)[1], tmp_path / "a.sqlite3", trials=2).run(lambda *_: None)
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(not LAUNCHER.exists(), reason=f"no mpiexec beside {sys.executable}")
+def test_several_ranks_are_refused(tiny_job: Path, tmp_path: Path) -> None:
+    done = launch(
+        "-m", "hpcrec.cli.main", "tune", tiny_job, "--out", tmp_path / "a.toml", "--parameter", "probe.modes=1:2"
+    )
+    assert done.returncode == ConfigError.exit_code
+    assert done.stderr.count("start it without mpiexec") == 1
+    assert not list(tmp_path.glob("a.*"))
+
+
 def test_a_trial_takes_the_slices_of_its_tilt(tiny_job: Path) -> None:
     change = ["ptychography.slices=[1, 2, 3]", "ptychography.slice_thickness_angstrom=4"]
     job = trial_job(load_job(tiny_job, change)[0], 2, 7)
     assert (job.ptychography.slices, job.ptychography.iterations) == (3, 7)
+    with pytest.raises(ConfigError, match="3 numbers for more tilts"):
+        trial_job(load_job(tiny_job, change)[0], 3, 7)
 
 
 def test_the_command_writes_a_job_that_can_run(
