@@ -40,7 +40,8 @@ def report_content(directory: RunDirectory) -> ReportContent:
     tilts: list[TiltView] = []
     if directory.projections.exists():
         with ProjectionStore(directory.projections) as store:
-            tilts = [tilt_view(tilt, "beam" in job) for tilt in store]
+            n_states = job.get("ptychography", {}).get("object_states", 1)
+            tilts = [tilt_view(tilt, "beam" in job, n_states) for tilt in store]
     if volume is not None:
         tilts = _with_prepared(tilts, volume)
     return ReportContent(
@@ -56,15 +57,19 @@ def report_content(directory: RunDirectory) -> ReportContent:
         parameters=job,
         provenance=_short(directory.read_json(directory.provenance)),
         timings={e["stage"]: e["seconds"] for e in events if e["event"] == "stage_done"},
+        length_unit="Å" if "beam" in job else "px",
     )
 
 
-def tilt_view(tilt: TiltResult, has_units: bool) -> TiltView:
-    """Return one tilt for the page: wrapped slice phases, their sum, the probe, the error curve."""
+def tilt_view(tilt: TiltResult, has_units: bool, n_states: int = 1) -> TiltView:
+    """Return one tilt for the page: wrapped phases of the slices of all states, their sum, the probe, the error curve.
+
+    Of several object states, which share the counts, the sum is the mean over them.
+    """
     slices = np.angle(tilt.obj).astype(np.float32)
     return TiltView(
         index=tilt.tilt_index,
-        phase=slices.sum(axis=0),
+        phase=slices.sum(axis=0) / np.float32(n_states),
         tilt_deg=tilt.tilt_deg,
         slices=slices,
         sampling=tilt.sampling if has_units else None,
@@ -95,7 +100,9 @@ def _with_prepared(tilts: list[TiltView], volume: VolumeResult) -> list[TiltView
     """Show the prepared projections in place of the raw sums where there are any."""
     prepared = dict(zip(volume.arrays["projections/number"].tolist(), volume.arrays["projections/prepared"]))
     pixel = (volume.voxel_size, volume.voxel_size)
-    return [replace(t, phase=prepared.get(t.index, t.phase), sampling=pixel) for t in tilts]
+    return [
+        replace(t, phase=prepared[t.index], sampling=t.sampling and pixel) if t.index in prepared else t for t in tilts
+    ]
 
 
 def alignment_view(volume: VolumeResult) -> AlignmentView:

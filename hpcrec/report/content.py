@@ -94,7 +94,7 @@ class ReportContent:
 
     ``title``, ``subtitle`` plain text; ``warnings`` sentences shown on top (those of ``quality`` are added);
     ``provenance`` (versions, host, times, input hashes) and ``parameters`` (the job) nested mappings of plain values;
-    ``timings`` seconds by stage.
+    ``timings`` seconds by stage; ``length_unit`` "Å", or "px" where the data have no other.
     """
 
     title: str
@@ -109,3 +109,4 @@ class ReportContent:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
+    length_unit: str = "Å"

@@ -123,14 +123,14 @@ def error_curves(tilts: Sequence[TiltView]) -> Picture | None:
         return finish(figure, f"Data error{whose} against the sweep.", "Data error curves", "svg")
 
 
-def tilt_quality(tilts: Sequence[TiltQuality]) -> Picture | None:
+def tilt_quality(tilts: Sequence[TiltQuality], unit: str) -> Picture | None:
     """Draw the final data error and the summed phase (mass) of every tilt."""
     if len(tilts) < 2:
         return None
     x = np.array([t.index if t.tilt_deg is None else t.tilt_deg for t in tilts], np.float64)
     panels = [
         ("data error", np.array([np.nan if t.data_error is None else t.data_error for t in tilts])),
-        ("summed phase (rad·Å²)", np.array([np.nan if t.mass is None else t.mass for t in tilts])),
+        (f"summed phase (rad·{unit}²)", np.array([np.nan if t.mass is None else t.mass for t in tilts])),
     ]
     panels = [(label, y) for label, y in panels if np.isfinite(y).any()]
     if not panels:
@@ -152,7 +152,7 @@ def tilt_quality(tilts: Sequence[TiltQuality]) -> Picture | None:
         return finish(figure, caption, "Data error and mass per tilt", "svg")
 
 
-def alignment_figure(alignment: AlignmentView) -> Picture:
+def alignment_figure(alignment: AlignmentView, unit: str) -> Picture:
     """Draw shifts, angle corrections and residuals per tilt, and the residual per round, as far as they are known."""
     x = np.asarray(alignment.tilt_deg)
     panels = ["shifts"]
@@ -166,11 +166,11 @@ def alignment_figure(alignment: AlignmentView) -> Picture:
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
         for axes, name in zip(grid, panels):
-            _alignment_panel(axes, name, x, alignment)
+            _alignment_panel(axes, name, x, alignment, unit)
         return finish(figure, "What the alignment found for each tilt.", "Alignment per tilt", "svg")
 
 
-def _alignment_panel(axes: mpl.axes.Axes, name: str, x: FloatArray, alignment: AlignmentView) -> None:
+def _alignment_panel(axes: mpl.axes.Axes, name: str, x: FloatArray, alignment: AlignmentView, unit: str) -> None:
     if name == "history":
         history = np.asarray(alignment.history)
         axes.plot(np.arange(len(history)), history, "o-", ms=3.5, color=SERIES[0])
@@ -179,7 +179,7 @@ def _alignment_panel(axes: mpl.axes.Axes, name: str, x: FloatArray, alignment: A
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         return
     curves: dict[str, tuple[str, FloatArray | None, tuple[str, ...]]] = {
-        "shifts": ("shift (Å)", alignment.shifts, ("along the axis, dy", "across, dx")),
+        "shifts": (f"shift ({unit})", alignment.shifts, ("along the axis, dy", "across, dx")),
         "angles": ("angle correction (°)", alignment.angle_corrections_deg, ("in-plane", "tilt", "out-of-plane")),
         "residuals": ("residual per projection", _residuals(alignment), ("before", "after")),
     }
@@ -202,7 +202,7 @@ def _residuals(alignment: AlignmentView) -> FloatArray:
     return np.stack([empty if r is None else np.asarray(r, np.float64) for r in both], axis=1)
 
 
-def sinogram_figure(alignment: AlignmentView) -> Picture | None:
+def sinogram_figure(alignment: AlignmentView, unit: str) -> Picture | None:
     """Draw the projections summed along the tilt axis, before and after alignment: traces become smooth curves."""
     pairs = [("as measured", alignment.sums_before), ("aligned", alignment.sums_after)]
     shown = [(label, np.asarray(sums)) for label, sums in pairs if sums is not None]
@@ -216,7 +216,7 @@ def sinogram_figure(alignment: AlignmentView) -> Picture | None:
             extent = (-half, half, len(sums) - 0.5, -0.5)
             axes.imshow(sums, cmap="magma", vmin=low, vmax=high, aspect="auto", extent=extent)
             axes.set_title(label)
-            axes.set_xlabel("x (Å)" if alignment.pixel_size else "x (px)")
+            axes.set_xlabel(f"x ({unit})" if alignment.pixel_size else "x (px)")
             axes.grid(False)
             ticks = np.unique(np.linspace(0, len(sums) - 1, 7).astype(int))
             axes.set_yticks(ticks, [f"{alignment.tilt_deg[i]:.0f}°" for i in ticks])

@@ -53,7 +53,7 @@ def render_report(content: ReportContent) -> str:
         _section("Volume", _volume(content)),
         _section("Resolution", _resolution(content)),
         _section("Atoms", _atoms(content)),
-        _section("Quality by tilt", _tilt_table(content.quality)),
+        _section("Quality by tilt", _tilt_table(content.quality, content.length_unit)),
         _section("Parameters", [_table(_flat(content.parameters))] if content.parameters else []),
         _section("Provenance", _provenance(content)),
     ]
@@ -91,7 +91,7 @@ def _cards(content: ReportContent) -> str:
         cards.append((f"{quality.projection_error:.1%}", "projection error R1"))
     if quality and quality.resolution and quality.resolution.half_bit is not None:
         limit = "≤ " if "half_bit" in quality.resolution.at_nyquist else ""
-        cards.append((f"{limit}{quality.resolution.half_bit:.2f} Å", "resolution (half-bit)"))
+        cards.append((f"{limit}{quality.resolution.half_bit:.2f} {content.length_unit}", "resolution (half-bit)"))
     if content.atoms is not None:
         counts = content.atoms.counts()
         cards.append((f"{len(content.atoms)}", "atoms" + (f" ({_counts(counts)})" if len(counts) > 1 else "")))
@@ -109,7 +109,7 @@ def _ptychography(content: ReportContent) -> list[str]:
     middle = content.tilts[len(content.tilts) // 2]
     pictures = [phase_montage(content.tilts), probe_modes(middle), error_curves(content.tilts)]
     if content.quality:
-        pictures += [tilt_quality(content.quality.tilts), mode_power_figure(content.quality.tilts)]
+        pictures += [tilt_quality(content.quality.tilts, content.length_unit), mode_power_figure(content.quality.tilts)]
     pictures += [f(content.tilts) for f in (held_out_curves, residual_maps, drift_figure, ring_correlations)]
     return _pictures(pictures)
 
@@ -117,26 +117,27 @@ def _ptychography(content: ReportContent) -> list[str]:
 def _alignment(content: ReportContent) -> list[str]:
     if content.alignment is None:
         return []
-    return _pictures([alignment_figure(content.alignment), sinogram_figure(content.alignment)])
+    unit = content.length_unit
+    return _pictures([alignment_figure(content.alignment, unit), sinogram_figure(content.alignment, unit)])
 
 
 def _volume(content: ReportContent) -> list[str]:
     if content.volume is None:
         return []
     shape = " × ".join(str(n) for n in content.volume.volume.shape)
-    note = f"<p>{shape} voxels (z × y × x) of {content.volume.voxel_size:.4g} Å.</p>"
-    return [note, *_pictures([orthoslices(content.volume), volume_convergence(content.volume)])]
+    note = f"<p>{shape} voxels (z × y × x) of {content.volume.voxel_size:.4g} {content.length_unit}.</p>"
+    return [note, *_pictures([orthoslices(content.volume, content.length_unit), volume_convergence(content.volume)])]
 
 
 def _resolution(content: ReportContent) -> list[str]:
-    view = content.resolution
+    view, unit = content.resolution, content.length_unit
     quality = content.quality.resolution if content.quality else None
-    pictures = [] if view is None else [correlation_figure(view)]
-    peaks = None if view is None else peak_spectra(view)
+    pictures = [] if view is None else [correlation_figure(view, unit)]
+    peaks = None if view is None else peak_spectra(view, unit)
     if peaks is None and content.volume is not None and (view is not None or quality is not None):
-        peaks = power_spectra(content.volume, quality.half_bit if quality else None)
+        peaks = power_spectra(content.volume, quality.half_bit if quality else None, unit)
     pictures.append(peaks)
-    return _pictures(pictures) + ([] if quality is None else [_resolution_table(quality)])
+    return _pictures(pictures) + ([] if quality is None else [_resolution_table(quality, unit)])
 
 
 def _atoms(content: ReportContent) -> list[str]:
@@ -159,10 +160,10 @@ def _provenance(content: ReportContent) -> list[str]:
     return parts
 
 
-def _resolution_table(quality: ResolutionQuality) -> str:
+def _resolution_table(quality: ResolutionQuality, unit: str) -> str:
     def figure(name: str, value: float | None) -> str:
         limit = " (at Nyquist: limited by the voxel)" if name in quality.at_nyquist else ""
-        return "not measured" if value is None else f"{value:.2f} Å{limit}"
+        return "not measured" if value is None else f"{value:.2f} {unit}{limit}"
 
     rows = [
         ("half-bit, all directions", figure("half_bit", quality.half_bit)),
@@ -171,7 +172,7 @@ def _resolution_table(quality: ResolutionQuality) -> str:
     ]
     rows += [(f"half-bit along {n}", figure(f"half_bit {n}", v)) for n, v in quality.half_bit_axes.items()]
     for name, value in quality.last_peak.items():
-        rows.append((f"last peak, {name} (crystals only)", "no peak" if value is None else f"{value:.2f} Å"))
+        rows.append((f"last peak, {name} (crystals only)", "no peak" if value is None else f"{value:.2f} {unit}"))
     return _table(rows)
 
 
@@ -191,7 +192,7 @@ def _atom_tables(quality: AtomQuality) -> list[str]:
     return parts
 
 
-def _tilt_table(quality: QualityReport | None) -> list[str]:
+def _tilt_table(quality: QualityReport | None, unit: str) -> list[str]:
     if quality is None or not quality.tilts:
         return []
     columns: list[tuple[str, Callable[[TiltQuality], Any]]] = [
@@ -202,9 +203,9 @@ def _tilt_table(quality: QualityReport | None) -> list[str]:
         ("R factor", lambda t: _number(t.r_factor, ".4g")),
         ("deviance", lambda t: _number(t.deviance, ".3g")),
         ("log-likelihood", lambda t: _number(t.log_likelihood, ".4g")),
-        ("drift (Å)", lambda t: _number(t.drift, ".3g")),
-        ("half-bit (Å)", lambda t: _number(t.half_bit, ".2f")),
-        ("summed phase (rad·Å²)", lambda t: _number(t.mass, ".4g")),
+        (f"drift ({unit})", lambda t: _number(t.drift, ".3g")),
+        (f"half-bit ({unit})", lambda t: _number(t.half_bit, ".2f")),
+        (f"summed phase (rad·{unit}²)", lambda t: _number(t.mass, ".4g")),
         ("residues", lambda t: "–" if t.n_residues is None else t.n_residues),
         ("remark", lambda t: "doubtful unwrapping" if t.doubtful else ""),
     ]

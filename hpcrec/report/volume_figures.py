@@ -17,7 +17,7 @@ _SECTIONS: Final = ((0, "z", "y–x"), (1, "y", "z–x"), (2, "x", "z–y"))
 _MAX_3D: Final = 20_000
 
 
-def orthoslices(view: VolumeView) -> Picture:
+def orthoslices(view: VolumeView, unit: str) -> Picture:
     """Draw the three central slices and the three sums of the volume."""
     volume = np.asarray(view.volume)
     with style():
@@ -30,7 +30,7 @@ def orthoslices(view: VolumeView) -> Picture:
             low, high = grey_range(images, 1.0, 99.9)
             for axes, image, (_, name, plane) in zip(grid[row], images, _SECTIONS):
                 axes.imshow(image, cmap="magma", vmin=low, vmax=high)
-                scale_bar(axes, image.shape, view.voxel_size)
+                scale_bar(axes, image.shape, view.voxel_size if unit == "Å" else None)
                 bare(axes, f"{plane}: {what} {name}" + (" = 0" if row == 0 else ""))
         caption = "Central slices (top) and sums (bottom) of the volume. z is the beam at zero tilt, y the tilt axis."
         return finish(figure, caption, "Orthogonal slices and sums of the volume")
@@ -50,8 +50,8 @@ def volume_convergence(view: VolumeView) -> Picture | None:
         return finish(figure, "Residual of the volume's reconstruction.", "Convergence of the volume", "svg")
 
 
-def power_spectra(view: VolumeView, resolution: float | None) -> Picture:
-    """Draw the logarithmic amplitude spectra of the three sums, with a circle at the half-bit resolution (Å)."""
+def power_spectra(view: VolumeView, resolution: float | None, unit: str) -> Picture:
+    """Draw the logarithmic amplitude spectra of the three sums, with a circle at the half-bit resolution."""
     volume = np.asarray(view.volume)
     with style():
         figure = new_figure(9.2, 3.4)
@@ -67,15 +67,15 @@ def power_spectra(view: VolumeView, resolution: float | None) -> Picture:
             left = [n for a, n, _ in _SECTIONS if a != axis]
             axes.set_title(f"k{left[0]}–k{left[1]} (sum over {name})")
             axes.grid(False)
-            axes.set_xlabel("1/Å")
+            axes.set_xlabel(f"1/{unit}")
             if resolution:
                 axes.add_patch(mpl.patches.Circle((0, 0), 1 / resolution, fill=False, ec="white", lw=0.9, ls="--"))
         caption = "Spectra of the volume's three sums (log amplitude)."
-        caption += f" Dashed: half-bit resolution, {resolution:.2f} Å." if resolution else ""
+        caption += f" Dashed: half-bit resolution, {resolution:.2f} {unit}." if resolution else ""
         return finish(figure, caption, "Power spectra of the volume")
 
 
-def correlation_figure(view: ResolutionView) -> Picture | None:
+def correlation_figure(view: ResolutionView, unit: str) -> Picture | None:
     """Draw the shell correlation with its thresholds, and the conical ones beside it."""
     if view.overall is None and not view.directions:
         return None
@@ -84,7 +84,7 @@ def correlation_figure(view: ResolutionView) -> Picture | None:
         figure = new_figure(4.6 * sum(panels), 3.2)
         axes_list = list(np.atleast_1d(figure.subplots(1, sum(panels), sharey=True)))
         if view.overall is not None:
-            _overall_panel(axes_list[0], view)
+            _overall_panel(axes_list[0], view, unit)
         if view.directions:
             axes = axes_list[-1]
             for (name, curve), colour in zip(view.directions.items(), SERIES):
@@ -94,7 +94,7 @@ def correlation_figure(view: ResolutionView) -> Picture | None:
                     curve.frequency[1:],
                     curve.correlation[1:],
                     color=colour,
-                    label=f"{name}: {mark}{crossing.resolution:.2f} Å",
+                    label=f"{name}: {mark}{crossing.resolution:.2f} {unit}",
                 )
             axes.set_title("within 20° of an axis (half-bit)")
             axes.legend()
@@ -102,13 +102,13 @@ def correlation_figure(view: ResolutionView) -> Picture | None:
             axes.set_ylim(-0.1, 1.05)
             axes.set_xlim(left=0)
             axes.axhline(0, color=MUTED, lw=0.8)
-            axes.set_xlabel("spatial frequency (1/Å)")
+            axes.set_xlabel(f"spatial frequency (1/{unit})")
         axes_list[0].set_ylabel("Fourier shell correlation")
         caption = "Fourier shell correlation of two half sets with the thresholds of van Heel & Schatz (2005)."
         return finish(figure, caption, "Fourier shell correlation", "svg")
 
 
-def _overall_panel(axes: Any, view: ResolutionView) -> None:
+def _overall_panel(axes: Any, view: ResolutionView, unit: str) -> None:
     curve = view.overall
     assert curve is not None
     q = curve.frequency[1:]
@@ -119,24 +119,24 @@ def _overall_panel(axes: Any, view: ResolutionView) -> None:
     crossing = curve.crossing("half_bit")
     mark = "≤ " if crossing.at_nyquist else ""
     axes.axvline(crossing.frequency, color=SERIES[1], lw=0.8, ls="--")
-    axes.set_title(f"all directions: {mark}{crossing.resolution:.2f} Å (half-bit)")
+    axes.set_title(f"all directions: {mark}{crossing.resolution:.2f} {unit} (half-bit)")
     axes.legend()
 
 
-def peak_spectra(view: ResolutionView) -> Picture | None:
+def peak_spectra(view: ResolutionView, unit: str) -> Picture | None:
     """Draw the summed spectra with the last peak near each direction marked by an arc; for crystals only."""
     if not view.peaks:
         return None
     with style():
         figure = new_figure(min(3.1 * len(view.peaks), 9.2), 3.4)
         for axes, (name, peak) in zip(np.atleast_1d(figure.subplots(1, len(view.peaks))), view.peaks.items()):
-            (_plane_spectrum if peak.spectrum.ndim == 2 else _line_spectrum)(axes, peak)
-            text = "no peak" if peak.resolution is None else f"{peak.resolution:.2f} Å"
+            (_plane_spectrum if peak.spectrum.ndim == 2 else _line_spectrum)(axes, peak, unit)
+            text = "no peak" if peak.resolution is None else f"{peak.resolution:.2f} {unit}"
             axes.set_title(f"{name}: {text}")
         return finish(figure, next(iter(view.peaks.values())).warning, "Last peaks of the power spectrum")
 
 
-def _plane_spectrum(axes: Any, peak: LastPeak) -> None:
+def _plane_spectrum(axes: Any, peak: LastPeak, unit: str) -> None:
     log = np.log10(peak.spectrum + 1e-30)
     low, high = grey_range([log], 5.0, 99.97)
     first, second = peak.frequencies
@@ -144,8 +144,8 @@ def _plane_spectrum(axes: Any, peak: LastPeak) -> None:
     axes.imshow(log, cmap="magma", vmin=low, vmax=high, extent=extent)
     axes.grid(False)
     left = [n for a, n, _ in _SECTIONS if a not in peak.axes]
-    axes.set_xlabel(f"k{left[1]} (1/Å)")
-    axes.set_ylabel(f"k{left[0]} (1/Å)")
+    axes.set_xlabel(f"k{left[1]} (1/{unit})")
+    axes.set_ylabel(f"k{left[0]} (1/{unit})")
     if peak.frequency is not None:
         half = 180.0 if peak.near is None else float(np.rad2deg(CONE_HALF_ANGLE))
         for middle in (90.0, 270.0) if peak.near == 0 else (0.0, 180.0):
@@ -154,12 +154,12 @@ def _plane_spectrum(axes: Any, peak: LastPeak) -> None:
             axes.add_patch(arc)
 
 
-def _line_spectrum(axes: Any, peak: LastPeak) -> None:
+def _line_spectrum(axes: Any, peak: LastPeak, unit: str) -> None:
     half = peak.frequencies[0] > 0
     axes.semilogy(peak.frequencies[0][half], peak.spectrum[half], color=SERIES[0], lw=1.0)
     if peak.frequency is not None:
         axes.axvline(peak.frequency, color=MUTED, ls="--", lw=0.9)
-    axes.set_xlabel("1/Å")
+    axes.set_xlabel(f"1/{unit}")
     axes.set_yticks([])
     axes.minorticks_off()
 

@@ -33,7 +33,7 @@ from hpcrec.run.observers import Observer
 from hpcrec.run.record import broken_limits, quality_path, read_quality_record
 from hpcrec.tomography.turn import turn_rotation, turn_vectors
 
-COARSEST_ANGSTROM = 5.0
+COARSEST_VOXELS = 20.0
 
 
 def measure(job: Job, directory: RunDirectory, observer: Observer) -> None:
@@ -46,6 +46,7 @@ def measure(job: Job, directory: RunDirectory, observer: Observer) -> None:
     arrays: dict[str, Array] = {}
     parts: dict[str, Any] = {}
     if volume is not None:
+        record["voxel_size"] = volume.voxel_size
         parts["projection_error"] = float(volume.arrays["convergence/r1"][-1])
         parts["resolution"] = _resolution(volume, arrays)
         if job.analysis is not None:
@@ -221,16 +222,17 @@ def _alignment_figures(found: AlignmentComparison, axis: float) -> dict[str, Any
 def summary(directory: RunDirectory) -> dict[str, str]:
     """Return the figures of a run as a person would read them, from ``quality.json``; empty if it is not there."""
     quality = directory.read_json(directory.quality)
+    unit = quality.get("length_unit", "Å")
     rows: dict[str, str] = {}
     if quality.get("data_error") is not None:
         rows["data error Σ(|F|−√I)²/ΣI"] = f"{quality['data_error']:.4f} over {len(quality['tilts'])} tilt(s)"
-    rows |= _tilt_rows(quality.get("tilts") or [], quality.get("length_unit", "Å"))
+    rows |= _tilt_rows(quality.get("tilts") or [], unit)
     if quality.get("projection_error") is not None:
         r1 = quality["projection_error"]
         # An empty volume has R1 = 1
         doubt = ": worse than an empty volume, do not trust it; look at the projections and their alignment"
         rows["projection error R1"] = f"{r1:.3f}" + (doubt if r1 >= 1 else "")
-    rows |= _resolution_rows(quality.get("resolution") or {})
+    rows |= _resolution_rows(quality.get("resolution") or {}, unit, COARSEST_VOXELS * quality.get("voxel_size", np.inf))
     alignment = quality.get("alignment")
     if alignment:
         y, x = alignment["shift_rms_yx_angstrom"]
@@ -253,22 +255,23 @@ def _tilt_rows(tilts: list[dict[str, Any]], length_unit: str) -> dict[str, str]:
     return rows
 
 
-def _resolution_rows(resolution: dict[str, Any]) -> dict[str, str]:
+def _resolution_rows(resolution: dict[str, Any], unit: str, coarsest: float) -> dict[str, str]:
+    """Return the rows of a volume's resolution; what is above ``coarsest`` is the missing wedge's, not a figure."""
     rows = {}
     limited = resolution.get("at_nyquist") or []
+
+    def length(value: float, name: str) -> str:
+        if value > coarsest:
+            return f"none up to {coarsest:.3g} {unit} (missing wedge)"
+        return f"{value:.2f} {unit}" + (" (the voxel's limit)" if name in limited else "")
+
     if resolution.get("half_bit") is not None:
-        rows["resolution, FSC half-bit (even/odd tilts)"] = _length(resolution["half_bit"], "half_bit" in limited)
+        rows["resolution, FSC half-bit (even/odd tilts)"] = length(resolution["half_bit"], "half_bit")
     for name, value in (resolution.get("half_bit_axes") or {}).items():
-        rows[f"  along {name}"] = _length(value, f"half_bit {name}" in limited)
+        rows[f"  along {name}"] = length(value, f"half_bit {name}")
     for name, value in (resolution.get("last_peak") or {}).items():
-        rows[f"last peak of the power spectrum, {name}"] = "none" if value is None else f"{value:.2f} Å"
+        rows[f"last peak of the power spectrum, {name}"] = "none" if value is None else f"{value:.2f} {unit}"
     return rows
-
-
-def _length(value: float, limited: bool) -> str:
-    if value > COARSEST_ANGSTROM:
-        return f"none up to {COARSEST_ANGSTROM:g} Å (missing wedge)"
-    return f"{value:.2f} Å" + (" (the voxel's limit)" if limited else "")
 
 
 def _atom_rows(atoms: dict[str, Any]) -> dict[str, str]:

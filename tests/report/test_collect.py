@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ import pytest
 
 from hpcrec.analysis.resolution import fourier_shell_correlation
 from hpcrec.io.checkpoint import save_checkpoint
-from hpcrec.io.results import TiltResult, VolumeResult, assemble_projections, tilt_path, write_tilt_result, write_volume
+from hpcrec.io.results import (
+    TiltResult,
+    VolumeResult,
+    assemble_projections,
+    read_volume,
+    tilt_path,
+    write_tilt_result,
+    write_volume,
+)
 from hpcrec.report.collect import report_content, write_report
 from hpcrec.run.curves import correlation_arrays
 from hpcrec.run.directory import RunDirectory, open_directory
@@ -109,8 +118,31 @@ def test_ptychography_alone(directory: RunDirectory) -> None:
 def test_data_in_pixel_units_get_no_scale(tmp_path: Path) -> None:
     directory = open_directory(tmp_path / "out", {k: v for k, v in RAW.items() if k != "beam"})
     add_tilts(directory)
+    add_volume(directory)
+    quality = {"tilts": [{"index": 3, "drift": 0.1, "half_bit": 4.0, "mass": 3.0}], "resolution": {"half_bit": 4.0}}
+    directory.write_json(directory.quality, quality)
     assert all(tilt.sampling is None for tilt in report_content(directory).tilts)
-    page(directory)
+    text = page(directory)
+    for words in ("drift (px)", "half-bit (px)", "summed phase (rad·px²)", "4.00 px", "of 0.5 px"):
+        assert words in text
+    assert "Å" not in text
+
+
+def test_tilts_that_are_not_in_the_volume_keep_their_scale(directory: RunDirectory) -> None:
+    add_tilts(directory)
+    add_volume(directory)
+    volume = read_volume(directory.volume)
+    part = {name: a[1:] if len(a) == len(TILTS) else a for name, a in volume.arrays.items()}
+    write_volume(directory.volume, replace(volume, arrays=part, voxel_size=1.0), mrc=False)
+    tilts = report_content(directory).tilts
+    assert [tilt.sampling for tilt in tilts] == [(0.5, 0.5), (1.0, 1.0), (1.0, 1.0)]
+
+
+def test_object_states_are_averaged(tmp_path: Path) -> None:
+    """Two slices that were written stand for two states of one slice."""
+    directory = open_directory(tmp_path / "out", {**RAW, "ptychography": {"object_states": 2}})
+    add_tilts(directory)
+    np.testing.assert_allclose(report_content(directory).tilts[1].phase, phase(1), atol=1e-6)
 
 
 def test_a_volume_without_analysis(directory: RunDirectory) -> None:
