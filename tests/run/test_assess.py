@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from one_tilt import run_one
 
 from hpcrec.analysis.patterns import COLUMNS
 from hpcrec.data.dataset import TiltScan
 from hpcrec.errors import ConfigError, DataError, QualityError
-from hpcrec.io.base import open_series
-from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_ranks
+from hpcrec.parallel.communicator import run_ranks
 from hpcrec.run.config import fingerprint, load_job
-from hpcrec.run.job import Job, QualitySection
+from hpcrec.run.job import QualitySection
 from hpcrec.run.record import (
     broken_limits,
     quality_arrays,
@@ -25,21 +25,9 @@ from hpcrec.run.record import (
     read_quality_record,
     write_quality_record,
 )
-from hpcrec.run.runner import TiltOutcome, TiltRun
-from hpcrec.run.start import common_grid
+from hpcrec.run.runner import TiltOutcome
 
 HELD_OUT = "quality.hold_out=0.03"
-
-
-def silent(event: Any) -> None:
-    """Hear nothing."""
-
-
-def run_one(job: Job, folder: Path, group: Communicator | None = None, hear: Any = silent) -> TiltOutcome | None:
-    folder.mkdir(exist_ok=True)
-    group = SerialCommunicator() if group is None else group
-    with open_series(job.data) as series:
-        return TiltRun(job, series, common_grid(job, series), 1, group, folder, hear).run()
 
 
 @pytest.fixture

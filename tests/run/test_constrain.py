@@ -7,79 +7,49 @@ from typing import Any
 
 import numpy as np
 import pytest
+from one_tilt import run_one, silent
 
 from hpcrec.errors import ConfigError
 from hpcrec.geometry.grid import object_grid
 from hpcrec.io.base import open_series
 from hpcrec.objectives.constraints import GAUGES, OBJECT_CONSTRAINTS, PROBE_CONSTRAINTS, constraint_class
-from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_ranks
+from hpcrec.parallel.communicator import SerialCommunicator, run_ranks
 from hpcrec.run.config import check_job, load_job
 from hpcrec.run.constrain import illumination_share
 from hpcrec.run.job import ConstraintSection, Job
 from hpcrec.run.runner import TiltOutcome, TiltRun, illumination
 from hpcrec.run.start import common_grid
 
-EVERYTHING = """
-[refine.variable_probe]
-start_iteration = 1
-modes = 1
-[constraints.centre]
-[constraints.ramp]
-every = 2
-[constraints.scale]
-[constraints.tv]
-weight = 0.005
-[constraints.smoothness]
-sigma_angstrom = 0.1
-[constraints.butterworth]
-cutoff_inverse_angstrom = 2.0
-[constraints.kz_filter]
-beta = 1.0
-[constraints.layer_tv]
-weight_rad = 0.005
-[constraints.z_smoothing]
-sigma_angstrom = 2.0
-[constraints.identical_slices]
-strength = 0.1
-[constraints.sparse_phase]
-threshold_rad = 0.002
-start_iteration = 1
-[constraints.complex_ratio]
-ratio = -0.05
-strength = 0.2
-[constraints.positive_phase]
-[constraints.amplitude_bound]
-highest = 1.05
-[constraints.phase_only]
-stop_iteration = 2
-[constraints.probe_aperture]
-semiangle_mrad = 32.0
-edge_mrad = 2.0
-[constraints.probe_support]
-radius_angstrom = 3.1
-edge_angstrom = 0.2
-[constraints.probe_power]
-"""
+EVERYTHING = [
+    "refine.variable_probe={start_iteration = 1, modes = 1}",
+    "constraints.centre={}",
+    "constraints.ramp.every=2",
+    "constraints.scale={}",
+    "constraints.tv.weight=0.005",
+    "constraints.smoothness.sigma_angstrom=0.1",
+    "constraints.butterworth.cutoff_inverse_angstrom=2",
+    "constraints.kz_filter.beta=1",
+    "constraints.layer_tv.weight_rad=0.005",
+    "constraints.z_smoothing.sigma_angstrom=2",
+    "constraints.identical_slices.strength=0.1",
+    "constraints.sparse_phase={threshold_rad = 0.002, start_iteration = 1}",
+    "constraints.complex_ratio={ratio = -0.05, strength = 0.2}",
+    "constraints.positive_phase={}",
+    "constraints.amplitude_bound.highest=1.05",
+    "constraints.phase_only.stop_iteration=2",
+    "constraints.probe_aperture={semiangle_mrad = 32, edge_mrad = 2}",
+    "constraints.probe_support={radius_angstrom = 3.1, edge_angstrom = 0.2}",
+    "constraints.probe_power={}",
+]
 SLICES = ["ptychography.slices=2", "ptychography.slice_thickness_angstrom=4"]
 
 
-def silent(event: Any) -> None:
-    """Hear nothing."""
-
-
-def job_with(tiny_job: Path, text: str, *overrides: str) -> Job:
-    tiny_job.write_text(tiny_job.read_text() + text)
+def job_with(tiny_job: Path, *overrides: str) -> Job:
     return load_job(tiny_job, [*SLICES, *overrides])[0]
 
 
-def run_tilt(job: Job, folder: Path, group: Communicator, hear: Any = silent) -> TiltOutcome | None:
-    folder.mkdir(exist_ok=True)
-    with open_series(job.data) as series:
-        return TiltRun(job, series, common_grid(job, series), 1, group, folder, hear).run()
-
-
 def one(job: Job, folder: Path, hear: Any = silent) -> TiltOutcome:
-    found = run_tilt(job, folder, SerialCommunicator(), hear)
+    found = run_one(job, folder, hear=hear)
     assert found is not None
     return found
 
@@ -98,29 +68,25 @@ def test_the_section_names_the_tables_in_their_order() -> None:
 def test_ranks_do_not_change_the_answer(tiny_job: Path, tmp_path: Path, exchange: str, engine: str) -> None:
     """Everything at once, in double precision: sums in another order are all that differs."""
     changes = ["ptychography.precision=double", f"ptychography.engine={engine}", f"parallel.exchange={exchange}"]
-    job = job_with(tiny_job, EVERYTHING, *changes)
+    job = job_with(tiny_job, *EVERYTHING, *changes)
     alone = one(job, tmp_path / "alone")
-    many = run_ranks(3, lambda group: run_tilt(job, tmp_path / "many", group))[0]
+    many = run_ranks(3, lambda group: run_one(job, tmp_path / "many", group))[0]
     assert many is not None
     assert np.linalg.norm(many.obj - alone.obj) <= 1e-9 * np.linalg.norm(alone.obj)
     assert np.linalg.norm(many.probe - alone.probe) <= 1e-9 * np.linalg.norm(alone.probe)
     np.testing.assert_allclose(many.data_error, alone.data_error, rtol=1e-8)
 
 
-class Interrupted(Exception):
-    """The process was killed."""
-
-
 @pytest.mark.parametrize("engine", ["gradient", "lsqml"])
 def test_a_resumed_tilt_equals_an_uninterrupted_one(tiny_job: Path, tmp_path: Path, engine: str) -> None:
-    job = job_with(tiny_job, EVERYTHING, f"ptychography.engine={engine}")
+    job = job_with(tiny_job, *EVERYTHING, f"ptychography.engine={engine}")
     whole = one(job, tmp_path / "whole")
 
     def die(event: Any) -> None:
         if event["event"] == "sweep" and event["iteration"] == 3:
-            raise Interrupted
+            raise InterruptedError
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedError):
         one(job, tmp_path / "cut", die)
     again = one(job, tmp_path / "cut")
     np.testing.assert_array_equal(again.obj, whole.obj)
@@ -129,22 +95,22 @@ def test_a_resumed_tilt_equals_an_uninterrupted_one(tiny_job: Path, tmp_path: Pa
 
 
 def test_bounds_hold_at_the_end_and_set_the_scale(tiny_job: Path, tmp_path: Path) -> None:
-    text = "[constraints.amplitude_bound]\nhighest = 1.0\n[constraints.positive_phase]\n"
-    job = job_with(tiny_job, text, "ptychography.gradient.probe_start=1")
+    bounds = ["constraints.amplitude_bound.highest=1.0", "constraints.positive_phase={}"]
+    job = job_with(tiny_job, *bounds, "ptychography.gradient.probe_start=1")
     found = one(job, tmp_path / "bound")
     # Single precision
     assert np.abs(found.obj).max() <= 1 + 1e-6
     assert np.angle(found.obj).min() >= 0
     power, start = (float(np.sum(np.abs(p) ** 2, dtype=float)) for p in (found.probe, found.setup.probe))
     assert abs(power / start - 1) > 1e-4, "the probe's power is free"
-    held = job_with(tiny_job, "[constraints.probe_power]\n", "ptychography.gradient.probe_start=1")
+    held = job_with(tiny_job, *bounds, "constraints.probe_power={}", "ptychography.gradient.probe_start=1")
     found = one(held, tmp_path / "held")
     assert np.sum(np.abs(found.probe) ** 2, dtype=float) == pytest.approx(start, rel=1e-5)
 
 
 def test_a_gauge_keeps_the_scale_it_set(tiny_job: Path, tmp_path: Path) -> None:
     """Else the engine would give the probe its first power back at the end of every sweep."""
-    job = job_with(tiny_job, "[constraints.scale]\nstop_iteration = 2\n", "ptychography.gradient.probe_start=0")
+    job = job_with(tiny_job, "constraints.scale.stop_iteration=2", "ptychography.gradient.probe_start=0")
     powers = []
     with open_series(job.data) as series:
         run = TiltRun(job, series, common_grid(job, series), 1, SerialCommunicator(), tmp_path, silent)
@@ -156,8 +122,8 @@ def test_a_gauge_keeps_the_scale_it_set(tiny_job: Path, tmp_path: Path) -> None:
 
 
 def test_gauges_take_the_variable_probe_along(tiny_job: Path, tmp_path: Path) -> None:
-    text = "[refine.variable_probe]\nstart_iteration = 0\n[constraints.scale]\nevery = 3\n"
-    job = job_with(tiny_job, text, "ptychography.gradient.probe_start=0")
+    changes = ["refine.variable_probe.start_iteration=0", "constraints.scale.every=3"]
+    job = job_with(tiny_job, *changes, "ptychography.gradient.probe_start=0")
     with open_series(job.data) as series:
         run = TiltRun(job, series, common_grid(job, series), 1, SerialCommunicator(), tmp_path, silent)
         run.sweep()

@@ -8,29 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from one_tilt import run_one
 
 from hpcrec.engines.gradient import GradientEngine
 from hpcrec.errors import DivergedError
-from hpcrec.io.base import open_series
 from hpcrec.models.base import PtychographyState
-from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_ranks
+from hpcrec.parallel.communicator import run_ranks
 from hpcrec.run.config import load_job
-from hpcrec.run.job import Job
 from hpcrec.run.monitor import converged, course, last_start
-from hpcrec.run.runner import TiltOutcome, TiltRun
-from hpcrec.run.start import common_grid
 
 EARLY = ["ptychography.iterations=30", "ptychography.early_stop_tolerance=0.2", "ptychography.early_stop_window=3"]
-
-
-def silent(event: Any) -> None:
-    """Hear nothing."""
-
-
-def run_one(job: Job, folder: Path, group: Communicator | None = None, hear: Any = silent) -> TiltOutcome | None:
-    folder.mkdir(exist_ok=True)
-    with open_series(job.data) as series:
-        return TiltRun(job, series, common_grid(job, series), 1, group or SerialCommunicator(), folder, hear).run()
 
 
 def test_a_curve_that_flattens_is_converged() -> None:

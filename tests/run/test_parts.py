@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from one_tilt import silent
 
+from hpcrec.analysis.resolution import ShellCorrelation
 from hpcrec.errors import ConfigError
 from hpcrec.geometry.grid import Grid
 from hpcrec.io.base import open_series
@@ -22,11 +24,10 @@ from hpcrec.run.start import common_grid
 COARSE = ["ptychography.coarse_iterations=5", "refine.positions.start_iteration=2"]
 
 
-def silent(event: Any) -> None:
-    """Hear nothing."""
-
-
-def reconstruct(job: Job, folder: Path, group: Communicator | None = None, hear: Any = silent) -> TiltOutcome | None:
+def both(
+    job: Job, folder: Path, group: Communicator | None = None, hear: Any = silent
+) -> tuple[TiltOutcome | None, ShellCorrelation | None]:
+    """Reconstruct tilt 1 with all its parts: the outcome, and the ring correlation of its half scans."""
     folder.mkdir(exist_ok=True)
     with open_series(job.data) as series:
         task = TiltTask(
@@ -38,7 +39,15 @@ def reconstruct(job: Job, folder: Path, group: Communicator | None = None, hear:
             checkpoints=folder,
             report=hear,
         )
-        return reconstruct_tilt(task)[0]
+        return reconstruct_tilt(task)
+
+
+def reconstruct(*arguments: Any, **more: Any) -> TiltOutcome | None:
+    return both(*arguments, **more)[0]
+
+
+def half_scan_curve(*arguments: Any, **more: Any) -> Any:
+    return both(*arguments, **more)[1]
 
 
 def assert_same(a: TiltOutcome | None, b: TiltOutcome | None) -> None:
@@ -130,21 +139,6 @@ def test_near_field_images_have_no_coarse_half(tiny_job: Path) -> None:
 
 
 FRC = ["quality.frc=true", "quality.hold_out=0.03"]
-
-
-def half_scan_curve(job: Job, folder: Path, group: Communicator | None = None, hear: Any = silent) -> Any:
-    folder.mkdir(exist_ok=True)
-    with open_series(job.data) as series:
-        task = TiltTask(
-            job=job,
-            series=series,
-            grid=common_grid(job, series),
-            i_tilt=1,
-            group=group or SerialCommunicator(),
-            checkpoints=folder,
-            report=hear,
-        )
-        return reconstruct_tilt(task)[1]
 
 
 def test_half_scans_are_correlated_the_same_on_any_ranks(tiny_job: Path, tmp_path: Path) -> None:
