@@ -33,7 +33,7 @@ def build_model(
         mask=mask,
         propagator=near_field_factor(job, window, sampling, wavelength) if chosen.field == "near" else None,
         saturation=chosen.saturation_counts,
-        blur=_point_spread(window, chosen.point_spread_pixels * chosen.upsampling),
+        blur=_point_spread(window, chosen.point_spread_pixels * chosen.upsampling, section.precision),
         binning=chosen.upsampling,
     )
     return PtychographyModel(
@@ -76,7 +76,7 @@ def near_field_factor(
     return found.astype(complex_dtype(job.ptychography.precision))
 
 
-def _point_spread(window: tuple[int, int], width: float) -> ComplexArray | None:
+def _point_spread(window: tuple[int, int], width: float, precision: str) -> ComplexArray | None:
     """Return the transfer function of a Gaussian point spread of standard deviation ``width`` in model pixels."""
     if width == 0:
         return None
@@ -84,7 +84,7 @@ def _point_spread(window: tuple[int, int], width: float) -> ComplexArray | None:
     spread = np.exp(-0.5 * (y[:, None] ** 2 + x[None, :] ** 2) / width**2)
     # The unitary transform needs √n to be the plain sum
     found: ComplexArray = fft2((spread / spread.sum()).astype(np.complex128)) * np.sqrt(spread.size)
-    return found
+    return found.astype(complex_dtype(precision))
 
 
 def _flight(n_points: int, way: tuple[float, float]) -> FloatArray | None:
