@@ -129,7 +129,7 @@ def fourier_shell_correlation(
     radius, once, part = _shell_geometry(np.shape(a), voxel, direction, full)
     nyquist = 0.5 / max(voxel)
     width = 1.0 / max(n * v for n, v in zip(np.shape(a), voxel))
-    n_shells = int(nyquist / width) + 1
+    n_shells = int(nyquist / width + 1e-6) + 1  # the quotient is a whole number but for round-off
     shell = np.rint(radius / width).astype(np.int64)
     use = part & (shell < n_shells)
 

@@ -46,6 +46,14 @@ def test_independent_voxels_count_friedel_pairs_once():
     np.testing.assert_allclose(masked.n_independent, 0.5 * fsc.n_independent)
 
 
+@pytest.mark.parametrize(("n", "voxel"), [(n, v) for n in (20, 28, 46, 58, 92) for v in (0.1, 0.17, 0.3, 0.35)])
+def test_the_last_shell_is_that_of_nyquist(n, voxel):
+    image = np.random.default_rng(0).standard_normal((n, n))
+    curve = fourier_shell_correlation(image, image, (voxel, voxel))
+    assert len(curve.frequency) == n // 2 + 1
+    assert curve.frequency[-1] == pytest.approx(0.5 / voxel)
+
+
 def test_identical_volumes_reach_nyquist():
     volume = np.random.default_rng(2).standard_normal((32, 32, 32))
     crossing = fourier_shell_correlation(volume, volume, VOXEL).crossing("half_bit")
