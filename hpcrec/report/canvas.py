@@ -112,20 +112,20 @@ def nice_length(length: float) -> float:
     return float(max(step * decade for step in (1, 2, 5) if step * decade <= length * (1 + 1e-9)))
 
 
-def length_text(angstrom: float) -> str:
-    """Return a length with the unit that suits it: Å, nm or µm."""
-    if angstrom < 100:
-        return f"{angstrom:g} Å"
-    return f"{angstrom / 10:g} nm" if angstrom < 1e4 else f"{angstrom / 1e4:g} µm"
+def length_text(length: float, unit: str = "Å") -> str:
+    """Return a length with its unit; ångström as Å, nm or µm, as suits it."""
+    if unit != "Å" or length < 100:
+        return f"{length:g} {unit}"
+    return f"{length / 10:g} nm" if length < 1e4 else f"{length / 1e4:g} µm"
 
 
-def scale_bar(axes: Any, shape: tuple[int, ...], pixel: float | None) -> None:
-    """Draw a bar of about a quarter of the width on an image (y, x); in pixels where ``pixel`` Å is unknown."""
+def scale_bar(axes: Any, shape: tuple[int, ...], pixel: float | None, unit: str = "Å") -> None:
+    """Draw a bar of about a quarter of the width on an image (y, x); pixels of it where their size is unknown."""
     length = nice_length(shape[1] * (pixel or 1.0) / 3.5)
     size = length / (pixel or 1.0)
     x, y, thick = 0.05 * shape[1], 0.93 * shape[0], max(0.014 * shape[0], 0.8)
     axes.add_patch(Rectangle((x, y), size, thick, color="white", ec="black", lw=0.3))
-    label = length_text(length) if pixel else f"{length:g} px"
+    label = length_text(length, unit if pixel else "px")
     axes.text(
         x + size / 2, y - 0.015 * shape[0], label, color="white", ha="center", va="bottom", fontsize=7.5, weight="bold"
     ).set_path_effects(_outline())

@@ -139,8 +139,7 @@ def _moves_panel(axes: Any, patterns: PatternView, unit: str) -> None:
         width=0.003,
     )  # fmt: skip
     length = nice_length(longest)
-    text = length_text(length) if unit == "Å" else f"{length:g} {unit}"
-    axes.quiverkey(arrows, 0.86, 1.04, length, text, labelpos="E", coordinates="axes")
+    axes.quiverkey(arrows, 0.86, 1.04, length, length_text(length, unit), labelpos="E", coordinates="axes")
     _map_axes(axes, unit)
 
 

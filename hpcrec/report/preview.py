@@ -25,7 +25,7 @@ def preview_png(shown: Preview) -> bytes:
         axes = figure.subplots()
         low, high = grey_range([shown.image])
         drawn = axes.imshow(shown.image, cmap="magma", vmin=low, vmax=high, aspect=dy / dx)
-        scale_bar(axes, shown.image.shape, dx)
+        scale_bar(axes, shown.image.shape, dx, shown.length_unit)
         bare(axes, f"{_NAMES[shown.method]}, tilt {shown.tilt} ({math.degrees(shown.angle):+.1f}°)")
         figure.colorbar(drawn, ax=axes, shrink=0.6, pad=0.02, label=shown.quantity).outline.set_visible(False)
         if shown.notes:

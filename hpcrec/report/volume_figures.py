@@ -30,7 +30,7 @@ def orthoslices(view: VolumeView, unit: str) -> Picture:
             low, high = grey_range(images, 1.0, 99.9)
             for axes, image, (_, name, plane) in zip(grid[row], images, _SECTIONS):
                 axes.imshow(image, cmap="magma", vmin=low, vmax=high)
-                scale_bar(axes, image.shape, view.voxel_size if unit == "Å" else None)
+                scale_bar(axes, image.shape, view.voxel_size, unit)
                 bare(axes, f"{plane}: {what} {name}" + (" = 0" if row == 0 else ""))
         caption = "Central slices (top) and sums (bottom) of the volume. z is the beam at zero tilt, y the tilt axis."
         return finish(figure, caption, "Orthogonal slices and sums of the volume")

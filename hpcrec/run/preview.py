@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -30,7 +30,10 @@ _READ: Final = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A picture: ``image`` (y, x) float32, ``sampling`` (dy, dx) Å, ``quantity`` shown, ``notes`` for the caption."""
+    """A picture: ``image`` (y, x) float32, ``sampling`` (dy, dx), ``quantity`` shown, ``notes`` for the caption.
+
+    ``length_unit`` of the sampling: "Å", or "px" where the data have no other.
+    """
 
     image: FloatArray
     sampling: tuple[float, float]
@@ -39,6 +42,7 @@ class Preview:
     angle: float
     quantity: str = "phase (rad)"
     notes: tuple[str, ...] = ()
+    length_unit: str = "Å"
 
 
 def make_preview(job: Job, method: str, tilt: int | None = None) -> Preview:
@@ -53,7 +57,8 @@ def make_preview(job: Job, method: str, tilt: int | None = None) -> Preview:
     if job.detector.field == "near":
         raise ConfigError("previews are made from far-field patterns; a near field needs hpcrec run")
     with open_series(job.data) as series:
-        return METHODS[method](job, series, series.tilt(tilt_index(series, tilt)))
+        shown = METHODS[method](job, series, series.tilt(tilt_index(series, tilt)))
+    return replace(shown, length_unit="Å" if job.beam else "px")
 
 
 def _icom(job: Job, series: TiltSeries, scan: TiltScan) -> Preview:

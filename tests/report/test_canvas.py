@@ -38,3 +38,10 @@ def test_style_leaves_nothing_behind():
         scale_bar(axes, (50, 80), 0.2)
     assert dict(mpl.rcParams) == before
     assert axes.texts[0].get_text() == "2 Å"
+
+
+def test_a_bar_says_what_its_pixels_are():
+    axes = new_figure(2, 2).subplots()
+    for pixel, unit in ((20.0, "Å"), (20.0, "px"), (None, "Å")):
+        scale_bar(axes, (50, 80), pixel, unit)
+    assert [text.get_text() for text in axes.texts] == ["20 nm", "200 px", "20 px"]
