@@ -39,6 +39,7 @@ def job_faults(job: Job) -> list[str]:
     faults.extend(_range_faults(job))
     faults.extend(_detector_faults(job))
     faults.extend(_refine_faults(job))
+    faults.extend(_table_faults(job))
     faults.extend(constraint_faults(job))
     faults.extend(_quality_faults(job))
     if p.object_states > 1 and job.tomography:
@@ -102,10 +103,24 @@ def _refine_faults(job: Job) -> list[str]:
         faults.append("refine.annealing.stop_iteration: missing; the circle of trials shrinks until then")
     if refine.aberrations is not None and job.beam is None:
         faults.append("refine.aberrations: needs a [beam] section")
-    for field in dataclasses.fields(refine):
-        options = getattr(refine, field.name)
-        if options is not None and options.start_iteration < 0:
-            faults.append(f"refine.{field.name}.start_iteration: must be 0 or more")
+    return faults
+
+
+def _table_faults(job: Job) -> list[str]:
+    """Return the numbers of engines and refinements that make no sense: steps, widths and counts below their least."""
+    faults = []
+    for where, section in (("ptychography", job.ptychography), ("refine", job.refine)):
+        for name in (f.name for f in dataclasses.fields(section)):
+            table = getattr(section, name)
+            if not dataclasses.is_dataclass(table):
+                continue
+            for key in (f.name for f in dataclasses.fields(table)):
+                value, least = getattr(table, key), _LEAST.get(key, 0)
+                if isinstance(value, int | float) and value < least:
+                    faults.append(f"{where}.{name}.{key}: must be {least} or more, got {value:g}")
+            stop = getattr(table, "stop_iteration", None)
+            if stop is not None and stop <= getattr(table, "start_iteration", 0):
+                faults.append(f"{where}.{name}.stop_iteration: must be above start_iteration, got {stop}")
     return faults
 
 
@@ -122,6 +137,8 @@ def _quality_faults(job: Job) -> list[str]:
     return faults + [f"quality.{k}: must be positive, got {v:g}" for k, v in limits.items() if v is not None and v <= 0]
 
 
+# In the tables of engines and refinements; 0 for all other keys
+_LEAST: Final = {"groups": 1, "history": 1, "patterns_per_kick": 1, "trials": 1, "modes": 1, "largest_factor": 1}
 _LOWEST: Final = {
     "ptychography.iterations": 1,
     "ptychography.batch_size": 0,
@@ -131,9 +148,6 @@ _LOWEST: Final = {
     "ptychography.checkpoint_every": 1,
     "ptychography.seed": 0,
     "ptychography.object_states": 1,
-    "ptychography.wasp.groups": 1,
-    "ptychography.lbfgs.history": 1,
-    "ptychography.mpie.patterns_per_kick": 1,
     "probe.modes": 1,
     "probe.source_sigma_angstrom": 0,
     "probe.focal_spread_angstrom": 0,
