@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from hpcrec.report.content import AlignmentView, PatternView, ReportContent, Res
 from hpcrec.report.page import render_report
 from hpcrec.run.config import from_plain
 from hpcrec.run.curves import correlations, peaks
-from hpcrec.run.directory import RunDirectory
+from hpcrec.run.directory import RunDirectory, frozen_job
 from hpcrec.run.observers import read_events
 from hpcrec.tomography.turn import turn_vectors
 
@@ -31,7 +30,7 @@ def write_report(directory: RunDirectory) -> None:
 
 def report_content(directory: RunDirectory) -> ReportContent:
     """Return what the page shows."""
-    job = tomllib.loads(directory.job.read_text(encoding="utf-8"))
+    job = frozen_job(directory.job)
     volume = read_volume(directory.volume) if directory.volume.exists() else None
     found = latest_good(directory.checkpoints, "analysis")
     curves = {} if found is None else found.arrays

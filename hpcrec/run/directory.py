@@ -113,7 +113,7 @@ def open_directory(path: Path, raw: Mapping[str, Any]) -> RunDirectory:
     directory = RunDirectory(path)
     old: dict[str, Any] | None = None
     if directory.job.exists():
-        old = _frozen_job(directory.job)
+        old = frozen_job(directory.job)
         fixed = [
             line
             for name in (*STAGE_SECTIONS["ptychography"], "name")
@@ -136,7 +136,8 @@ def open_directory(path: Path, raw: Mapping[str, Any]) -> RunDirectory:
     return directory
 
 
-def _frozen_job(path: Path) -> dict[str, Any]:
+def frozen_job(path: Path) -> dict[str, Any]:
+    """Return the raw tables of a run directory's ``job.toml``; raises ConfigError for a damaged one."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:

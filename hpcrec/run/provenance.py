@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -61,9 +62,9 @@ def _processor() -> str:
 
 
 def _source_state() -> dict[str, Any]:
-    """Return the commit of a checkout and whether it was changed; nothing for an installed package."""
+    """Return the commit of a checkout and whether it was changed; nothing for an installed package or without git."""
     root = Path(hpcrec.__file__).resolve().parent.parent
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return {}
 
     def git(*arguments: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from hpcrec.analysis.resolution import fourier_shell_correlation
+from hpcrec.errors import ConfigError
 from hpcrec.io.checkpoint import save_checkpoint
 from hpcrec.io.results import (
     TiltResult,
@@ -99,6 +100,12 @@ def test_a_run_that_has_not_begun_has_its_parameters(directory: RunDirectory) ->
     assert content.title == "small"
     assert not content.tilts
     assert headings(page(directory)) == ["Parameters"]
+
+
+def test_a_damaged_job_is_said_to_be_so(directory: RunDirectory) -> None:
+    directory.job.write_text("version = ")
+    with pytest.raises(ConfigError, match="job.toml is damaged"):
+        report_content(directory)
 
 
 def test_ptychography_alone(directory: RunDirectory) -> None:

@@ -30,6 +30,14 @@ def test_the_record_says_how_and_from_what(monkeypatch: pytest.MonkeyPatch) -> N
     assert "not to be kept" not in json.dumps(record)
 
 
+def test_a_checkout_without_git_is_no_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container that holds the sources."""
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(package, "__file__", str(tmp_path / "hpcrec" / "__init__.py"))
+    monkeypatch.setenv("PATH", "")
+    assert set(collect_provenance({}, [], 1, "none")["hpcrec"]) == {"version"}
+
+
 def test_the_seed_has_its_default_and_time_is_in_utc() -> None:
     assert collect_provenance({}, [], 1, "none")["seed"] == 1
     assert abs((datetime.now(UTC) - datetime.fromisoformat(now())).total_seconds()) < 5
