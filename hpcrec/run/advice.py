@@ -46,7 +46,7 @@ def _slices(job: Job, series: TiltSeries) -> Advice | None:
     depth, section = focus_depth(job), job.ptychography
     if depth is None:
         return None
-    counts = [slice_count(job, i, float(a)) for i, a in enumerate(series.tilt_angles)]
+    counts = [slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles)]
     n, thickness = max(counts), slice_thickness(job)
     why = f"the depth of field λ/θ² at {job.probe.semiangle_mrad:g} mrad is {depth:.3g} Å"
     if n > 1:

@@ -7,7 +7,7 @@ import re
 from typing import Any, Final
 
 from hpcrec.engines import engine_class
-from hpcrec.run.constrain import constraint_faults
+from hpcrec.run.constrain import chosen_constraints, constraint_faults
 from hpcrec.run.job import Job
 from hpcrec.run.optics import chosen_slices
 
@@ -63,9 +63,9 @@ def _engine_faults(job: Job) -> list[str]:
         faults.append(f"ptychography.batch_size: the engine {p.engine!r} takes all patterns at once; leave it at 0")
     if engine.keeps_waves:
         faults += [
-            f"constraints.{name}: the exit waves of the engine {p.engine!r} would not follow; leave it out"
-            for name in ("centre", "ramp")
-            if getattr(job.constraints, name) is not None
+            f"constraints.{name}: the exit waves of the engine {p.engine!r}, from which it makes object and probe anew, "
+            "would not follow; leave it out, or take another engine"
+            for name in chosen_constraints(job)
         ]
     return faults
 

@@ -108,8 +108,8 @@ class PtychographySection:
         share within early_stop_window sweeps; 0 makes all sweeps
     batch_size : patterns in one update, over all ranks of a group; 0 takes the engine's own choice
     batch_kind : "random" scatters a batch over the scan, "compact" takes neighbours
-    slices : object slices of every tilt, a list with one number a tilt, or "auto": the sample's thickness over
-        that of a slice. Left out, it is "auto" where sample_thickness_angstrom is given, else 1
+    slices : object slices of every tilt, a list with one number for each tilt of the data, or "auto": the sample's
+        thickness over that of a slice. Left out, it is "auto" where sample_thickness_angstrom is given, else 1
     slice_thickness_angstrom : distance between slices; "auto" is the depth of field λ/θ² of the aperture, and what
         slices = "auto" takes where this is left out
     sample_thickness_angstrom, sample_shape : used by slices = "auto"; a film's path grows with 1/cos, a particle's

@@ -49,20 +49,25 @@ def slice_thickness(job: Job) -> float:
     return given
 
 
-def slice_count(job: Job, i_tilt: int, angle: float) -> int:
-    """Return the number of slices of one tilt; ``"auto"`` follows the sample's path length along the beam.
+def slice_count(job: Job, number: int, angle: float) -> int:
+    """Return the number of slices of the tilt of this number in the input file.
+
+    ``"auto"`` follows the sample's path length along the beam.
 
     Raises
     ------
-    ConfigError : a list of fewer numbers than there are tilts.
+    ConfigError : a list of fewer numbers than the data have tilts.
     """
     section, slices = job.ptychography, chosen_slices(job)
     if isinstance(slices, int):
         return slices
     if isinstance(slices, list):
-        if i_tilt >= len(slices):
-            raise ConfigError(f"ptychography.slices: {len(slices)} numbers for more tilts; give one for each tilt")
-        return slices[i_tilt]
+        if number >= len(slices):
+            raise ConfigError(
+                f"ptychography.slices: {len(slices)} numbers, but there is a tilt {number}; give one for each tilt of "
+                "the data, dropped ones included"
+            )
+        return slices[number]
     assert section.sample_thickness_angstrom is not None
     cos, sin = math.cos(angle), abs(math.sin(angle))
     path = 1 / max(cos, 0.1) if section.sample_shape == "film" else cos + sin

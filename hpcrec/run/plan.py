@@ -91,7 +91,7 @@ def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
     2 GiB. Engines that take all patterns at once hold them a second time. What constraints need on the first rank is
     counted for all; so are exit waves, which are there twice, and once more where a group's checkpoints are gathered.
     """
-    slices = max(slice_count(job, i, float(a)) for i, a in enumerate(series.tilt_angles))
+    slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
     itemsize = complex_dtype(job.ptychography.precision).itemsize
     whole = pixels = grid.shape[0] * grid.shape[1]
     if job.parallel.exchange == "tiled" and size > 1:
@@ -150,7 +150,7 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     setup = tilt_setup(job, series, middle, grid)
     speed = measure_speed(job, series, setup)
     counts = [len(p) for p in series.facts.positions]
-    slices = [slice_count(job, i, float(a)) for i, a in enumerate(series.tilt_angles)]
+    slices = [slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles)]
     work = sum(n * s for n, s in zip(counts, slices)) / setup.n_slices * job.ptychography.iterations
     if job.ptychography.coarse_iterations:
         starting_probe(job, half_resolution(series), 1)  # a fault now is better than one in the run

@@ -135,7 +135,7 @@ def _carried_back(job: Job, series: TiltSeries) -> ComplexArray:
 def tilt_setup(job: Job, series: TiltSeries, i_tilt: int, grid: Grid) -> TiltSetup:
     """Return the setup of one tilt; it reads a few patterns, so call it on one rank and hand the answer on."""
     scan = series.tilt(i_tilt)
-    n_slices = slice_count(job, i_tilt, scan.angle)
+    n_slices = slice_count(job, scan.number, scan.angle)
     beam = beam_of(job)
     probe = starting_probe(job, series, n_slices) * math.sqrt(mean_power(scan))
     return TiltSetup(

@@ -26,7 +26,7 @@ from hpcrec.parallel.communicator import SerialCommunicator
 from hpcrec.run.config import check_job, fingerprint, key_type, with_values
 from hpcrec.run.faults import value_at
 from hpcrec.run.job import Job
-from hpcrec.run.optics import chosen_slices, mode_count, slice_count, slice_thickness
+from hpcrec.run.optics import chosen_slices, mode_count, slice_thickness
 from hpcrec.run.picks import compact_subset, tilt_index
 from hpcrec.run.runner import TiltRun
 from hpcrec.run.start import common_grid
@@ -286,7 +286,7 @@ class Study:
 
     def _error(self, values: Mapping[str, Any], hear: Callable[[Mapping[str, Any]], None]) -> float:
         """Return the data error of the held-out patterns after a reconstruction with these values."""
-        job = trial_job(check_job(with_values(self._raw, values)), self._i_tilt, self._options.sweeps)
+        job = trial_job(check_job(with_values(self._raw, values)), self._options.sweeps)
         with open_series(job.data) as series, tempfile.TemporaryDirectory(prefix="hpcrec-tune-") as folder:
             part = single_tilt(series, self._i_tilt, self._chosen)
             with closing(
@@ -300,12 +300,10 @@ class Study:
         return error
 
 
-def trial_job(job: Job, i_tilt: int, sweeps: int) -> Job:
+def trial_job(job: Job, sweeps: int) -> Job:
     """Return the job of a trial: ``sweeps`` sweeps, some patterns held out, no checkpoint."""
-    section = job.ptychography
-    slices = slice_count(job, i_tilt, 0.0) if isinstance(section.slices, list) else section.slices
     changed = dataclasses.replace(
-        section, iterations=sweeps, checkpoint_every=sweeps, early_stop_tolerance=0.0, slices=slices
+        job.ptychography, iterations=sweeps, checkpoint_every=sweeps, early_stop_tolerance=0.0
     )
     return dataclasses.replace(
         job, ptychography=changed, quality=dataclasses.replace(job.quality, hold_out=HELD_OUT, frc=False)

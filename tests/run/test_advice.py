@@ -15,7 +15,7 @@ from hpcrec.run.advice import Advice, advise, probe_diameter
 from hpcrec.run.config import load_job
 from hpcrec.run.optics import mode_count, slice_count, slice_thickness
 from hpcrec.run.plan import make_plan
-from hpcrec.run.start import starting_probe
+from hpcrec.run.start import common_grid, starting_probe, tilt_setup
 
 
 @pytest.fixture
@@ -43,6 +43,16 @@ def test_slices_follow_the_depth_of_field(tiny_job: Path, series: TiltSeries) ->
     coarse = ["ptychography.slices=2", "ptychography.slice_thickness_angstrom=40"]
     assert "28 or less" in advice(tiny_job, series, "slices", *coarse).better
     assert advice(tiny_job, series, "slices", coarse[0], "ptychography.slice_thickness_angstrom=20").better == ""
+
+
+def test_a_list_of_slices_goes_by_the_numbers_of_the_data(tiny_job: Path) -> None:
+    """So that a tilt left out shifts no other one's."""
+    changes = ["ptychography.slices=[1, 2, 3]", "ptychography.slice_thickness_angstrom=4", "data.drop_tilts=[0]"]
+    job, _ = load_job(tiny_job, changes)
+    with open_series(job.data) as series:
+        assert tilt_setup(job, series, 1, common_grid(job, series)).n_slices == 3
+    with pytest.raises(ConfigError, match="3 numbers, but there is a tilt 3"):
+        slice_count(job, 3, 0.0)
 
 
 def test_auto_thickness_needs_an_aperture(tiny_job: Path) -> None:

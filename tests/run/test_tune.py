@@ -18,7 +18,7 @@ from ranks import LAUNCHER, launch
 from hpcrec.errors import ConfigError
 from hpcrec.run.config import key_type, load_job, with_values
 from hpcrec.run.runner import TiltRun
-from hpcrec.run.tune import Parameter, Study, TuneOptions, parse_parameter, trial_job
+from hpcrec.run.tune import Parameter, Study, TuneOptions, parse_parameter
 
 pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
 
@@ -179,14 +179,6 @@ def test_several_ranks_are_refused(tiny_job: Path, tmp_path: Path) -> None:
     assert done.returncode == ConfigError.exit_code
     assert done.stderr.count("start it without mpiexec") == 1
     assert not list(tmp_path.glob("a.*"))
-
-
-def test_a_trial_takes_the_slices_of_its_tilt(tiny_job: Path) -> None:
-    change = ["ptychography.slices=[1, 2, 3]", "ptychography.slice_thickness_angstrom=4"]
-    job = trial_job(load_job(tiny_job, change)[0], 2, 7)
-    assert (job.ptychography.slices, job.ptychography.iterations) == (3, 7)
-    with pytest.raises(ConfigError, match="3 numbers for more tilts"):
-        trial_job(load_job(tiny_job, change)[0], 3, 7)
 
 
 def test_the_command_writes_a_job_that_can_run(
