@@ -184,7 +184,7 @@ def test_projections_refuse_slices_and_small_batches(tmp_path: Path, slices: str
         load_job(write(tmp_path, GOOD), overrides)
     with pytest.raises(ConfigError, match="'raar' takes all patterns at once; leave it at 0"):
         load_job(write(tmp_path, GOOD), ["ptychography.engine=raar", "ptychography.batch_size=8"])
-    for name in ("centre", "positive_phase", "probe_support"):
+    for name in ("centre", "positive_phase", "probe_power"):
         with pytest.raises(ConfigError, match=f"constraints.{name}: the exit waves of the engine 'raar', "):
             load_job(write(tmp_path, GOOD + f"[constraints.{name}]\n"), ["ptychography.engine=raar"])
 
