@@ -63,7 +63,7 @@ def _engine_faults(job: Job) -> list[str]:
         faults.append(f"ptychography.batch_size: the engine {p.engine!r} takes all patterns at once; leave it at 0")
     if engine.keeps_waves:
         faults += [
-            f"constraints.{name}: the exit waves of the engine {p.engine!r}, from which object and probe are made anew, "
+            f"constraints.{name}: the exit waves of the engine {p.engine!r}, from which object and probe are made, "
             "would not follow; leave it out, or take another engine"
             for name in chosen_constraints(job)
         ]
