@@ -67,7 +67,10 @@ def plan_table(plan: Plan) -> Table:
         ("tilts", f"{plan.n_tilts}"),
         ("patterns", f"{plan.n_positions} of {ny} × {nx} pixels"),
         ("object", f"{oy} × {ox} pixels, up to {plan.max_slices} slices"),
-        ("ranks", f"{plan.n_ranks} on {available_cores()} cores, {plan.group_size} a tilt"),
+        (
+            "ranks",
+            f"{plan.n_ranks} on {available_cores()} cores, {plan.threads} threads each, {plan.group_size} a tilt",
+        ),
         ("memory a rank", f"{plan.memory_gib_per_rank:.2f} GiB of {plan.memory_limit_gib:.1f} GiB"),
         ("speed", f"{plan.patterns_per_s:.0f} patterns/s a rank, measured just now"),
         ("ptychography", duration(plan.ptychography_seconds)),

@@ -63,7 +63,7 @@ class Epie(Engine):
 
     def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
         """Return numerators (as gradients, −Σψ*χ) and weights of a share."""
-        return gradient_partial(self._model, state, batch, self._options, self._refinements)
+        return gradient_partial(self._model, state, batch, self._options, self._refinements, windowed=True)
 
     def apply(self, name: str, state: PtychographyState, total: Total) -> None:
         """Update object and probe, each with the other one as it was."""
@@ -79,12 +79,15 @@ class Epie(Engine):
 
 def step_object(state: PtychographyState, total: Total, chosen: EpieOptions, curvature: float) -> None:
     """Move the object by α Σψ*χ / ((1−γ) W + γ max(W, I)), a share of it in each slice, and constrain it."""
+    peak, gamma = float((np.abs(state.probe) ** 2).sum(axis=0).max()), chosen.object_regularity
+    # All slices move at once and to first order alike, so each takes its share of the step
+    scale = -chosen.object_step / (curvature * state.n_slices)
+    if total.windows is not None:
+        bound = chosen.object_constraint
+        total.windows.step(state.obj, share=1 - gamma, floor=gamma * peak, scale=scale, bound=bound)
+        return
     field, weight = total.fields["object_gradient"], total.fields["illumination"].values
-    peak = float((np.abs(state.probe) ** 2).sum(axis=0).max())
     if peak > 0 and not field.box.empty:
-        gamma = chosen.object_regularity
-        # All slices move at once and to first order alike, so each takes its share of the step
-        scale = -chosen.object_step / (curvature * state.n_slices)
         change = precondition(field.values, weight, 1 - gamma, gamma * peak, scale, quadratic=False)
         change_object(state, field.box, change)
         constrain_object(state, field.box, weight > 0, chosen.object_constraint)

@@ -19,6 +19,7 @@ from hpcrec.engines.sweeps import (
     finish_sweep,
     gradient_partial,
     prepare_state,
+    round_off,
 )
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Field, Partial, Total
@@ -83,7 +84,8 @@ class GradientEngine(Engine):
 
     def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
         """Return gradients and weights of a share."""
-        return gradient_partial(self._model, state, batch, self._options, self._refinements)
+        windowed = self._options.method == "nesterov"
+        return gradient_partial(self._model, state, batch, self._options, self._refinements, windowed=windowed)
 
     def apply(self, name: str, state: PtychographyState, total: Total) -> None:
         """Take one step."""
@@ -98,22 +100,34 @@ class GradientEngine(Engine):
         finish_sweep(state, self._options, self._refinements, momenta=("probe_velocity",))
 
     def _step_object(self, state: PtychographyState, total: Total) -> None:
-        field, weight = total.fields["object_gradient"], total.fields["illumination"].values
-        peak = total.peaks["illumination"]
-        darken_round_off(weight, peak)
+        chosen, peak = self._options, total.peaks["illumination"]
         state.memory["updates"][0] += 1
-        if self._options.method == "adam":
+        # All slices move at once and to first order alike, so each takes its share of the step
+        floor, scale = chosen.weight_floor, -self._object_step / (self._model.curvature * state.n_slices)
+        if total.windows is not None:
+            total.windows.step(
+                state.obj,
+                share=1 - floor,
+                floor=floor * peak,
+                scale=scale,
+                quadratic=True,
+                dark=round_off(state.obj.dtype, peak),
+                velocity=state.object_memory["velocity"],
+                momentum=chosen.momentum,
+                bound=chosen.object_constraint,
+            )
+            return
+        field, weight = total.fields["object_gradient"], total.fields["illumination"].values
+        darken_round_off(weight, peak)
+        if chosen.method == "adam":
             self._adam_object(state, field, weight > 0)
         else:
-            floor = self._options.weight_floor
-            # All slices move at once and to first order alike, so each takes its share of the step
-            scale = -self._object_step / (self._model.curvature * state.n_slices)
             change = precondition(field.values, weight, 1 - floor, floor * peak, scale, quadratic=True)
             rows, columns = field.box.slices(state.box)
             velocity = state.object_memory["velocity"]
             corner = (rows.start, columns.start)
-            step_with_momentum(state.obj, velocity, change, weight, corner, self._options.momentum)
-        constrain_object(state, field.box, weight > 0, self._options.object_constraint)
+            step_with_momentum(state.obj, velocity, change, weight, corner, chosen.momentum)
+        constrain_object(state, field.box, weight > 0, chosen.object_constraint)
 
     def _adam_object(self, state: PtychographyState, field: Field, touched: BoolArray) -> None:
         index = (slice(None), *field.box.slices(state.box))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,23 +55,31 @@ def gradient_partial(
     batch: Batch,
     options: SweepOptions,
     refinements: Sequence[Refinement],
+    *,
+    windowed: bool = False,
 ) -> Partial:
-    """Return the sums of a share: fields ``object_gradient``, ``illumination``; what is due of probe and the rest."""
+    """Return the sums of a share: fields ``object_gradient``, ``illumination``; what is due of probe and the rest.
+
+    With ``windowed``, for engines that step by :class:`~hpcrec.models.windows.WindowSums`, these take the place of the
+    fields where the state allows.
+    """
     probe, due = options.probe_due(state), [r for r in refinements if r.due(state)]
     wanted: set[Wanted] = {name for r in due for name in r.wanted}
     if probe:
         wanted.add("probe")
-    gradients = model.gradients(state, batch, sorted(wanted))
+    gradients = model.gradients(state, batch, sorted(wanted), windowed=windowed and state.windowed)
     fields = {
         "object_gradient": Field(gradients.box, gradients.obj),
         "illumination": Field(gradients.box, gradients.illumination),
     }
+    if gradients.windows is not None:
+        fields = {}
     sums = loss_sums(gradients)
     if probe:
         sums |= {"probe_gradient": gradients.probe, "object_weight": gradients.object_weight}
     for refinement in due:
         sums |= refinement.collect(state, batch, gradients)
-    return Partial(fields, sums)
+    return Partial(fields, sums, gradients.windows)
 
 
 def loss_sums(found: Gradients | Responses) -> dict[str, np.ndarray]:
@@ -86,7 +94,12 @@ def darken_round_off(weight: FloatArray, peak: float) -> None:
     that asks whether a pixel was lit must not depend on it. Noise of ψ makes weights of some ε² of the peak; the limit
     ε^1.5 (4e-11 of the peak in single precision) lies well above them, and below any light that can be counted.
     """
-    weight[weight <= float(np.finfo(weight.dtype).eps) ** 1.5 * peak] = 0
+    weight[weight <= round_off(weight.dtype, peak)] = 0
+
+
+def round_off(dtype: np.dtype[Any], peak: float) -> float:
+    """Return what counts as round-off of weights of ``peak`` in arrays of ``dtype``, real or complex."""
+    return float(float(np.finfo(dtype).eps) ** 1.5 * peak)
 
 
 def change_object(state: PtychographyState, box: Box, change: ComplexArray) -> None:

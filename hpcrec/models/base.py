@@ -31,6 +31,8 @@ class PtychographyState:
     core : the pixels of ``box`` that this rank adds to sums over the object; None: all
     visited : patterns of a sweep, where some positions are left out; None: all
     own : (n,) positions whose patterns this rank has, ascending; None: all
+    whole_pixels : positions count as if they were on whole pixels; half of the transforms of one slice are saved
+    windowed : this rank has all patterns, so that gradients may stay on the windows of a batch
     """
 
     obj: ComplexArray
@@ -47,6 +49,8 @@ class PtychographyState:
     core: Box | None = None
     visited: int | None = None
     own: IntArray | None = None
+    whole_pixels: bool = False
+    windowed: bool = False
 
     @property
     def n_visited(self) -> int:

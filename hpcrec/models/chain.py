@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
+
+_ON_OBJECT: Final = ("obj", "illumination")
+_ADDED: Final = ("totals", "spectrum", "variation", "background")
+_OF_PATTERNS: Final = ("shifts", "coefficients", "moments", "scale")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +41,8 @@ class Chain:
     obj : (state, slice, y, x) complex
     corners : (n, flight, 2) first pixels of the windows in ``obj``'s own numbering
     shifts : (n, flight, 2) sub-pixel shifts δ of the probe in pixels
-    spectrum : (mode, ky, kx) F of the probe
-    variation, coefficients : (m, ky, kx) F of what is added to mode 0, times (n, m) real; or both None
+    spectrum : (mode, ky, kx) F of the probe; with ``whole`` pixels the probe itself, which no shift moves
+    variation, coefficients : (m, ky, kx) F, or as it is, of what is added to mode 0, times (n, m) real; or both None
     propagators : (slice − 1, ky, kx) H of the gaps; rate : (ky, kx) dH/dΔz / (iH) in rad/Å
     tangents : (n, 2) or (1, 2) tan θ of the sample's tilt at each pattern; None: not tilted
     tilts : (n, slice − 1, 2) pixels by which a pattern's own tilt moves waves in a gap; None: what H holds is all
@@ -55,6 +62,7 @@ class Chain:
     tilts: FloatArray | None = None
     scale: FloatArray | None = None
     background: FloatArray | None = None
+    whole: bool = False
 
     @property
     def share(self) -> float:
@@ -74,7 +82,7 @@ class ChainSums:
 
     obj : (state, slice, y, x) ∂L/∂O*; illumination : (state, slice, y, x) Σ|ψ_s|²; from pixel ``origin`` of the object
     totals : (3,) float64: loss, Σ(√Î − √I)², ΣI over the good pixels
-    spectrum : (mode, ky, kx) ∂L/∂(FP)*
+    spectrum : (mode, ky, kx) ∂L/∂(FP)*, or by P* with whole pixels
     shifts : (n, flight, 2) ∂L/∂δ per pixel
     variation : (m, ky, kx) ∂L/∂(FU)*; coefficients : (n, m) ∂L/∂a
     moments : (n, slice − 1, 3) Σ r Im(G* X), Σ q_y Im(G* X), Σ q_x Im(G* X) of each gap, with X the spectrum of the
@@ -101,6 +109,36 @@ class ChainSums:
         return any(a is not None for a in (self.spectrum, self.shifts, self.variation))
 
 
+def part_of(chain: Chain, part: slice) -> Chain:
+    """Return the chain of some of its patterns."""
+
+    def cut(values: Any) -> Any:
+        return values if values is None or len(values) == 1 else values[part]
+
+    of_patterns = ("shifts", "coefficients", "tangents", "tilts", "scale")
+    return replace(chain, corners=chain.corners[part], **{name: cut(getattr(chain, name)) for name in of_patterns})
+
+
+def joined(parts: list[ChainSums], *, lent: bool) -> ChainSums:
+    """Return the sums of consecutive parts of a share, added to the arrays of the first.
+
+    ``lent`` : object gradient and illumination stay apart.
+    """
+    first, *others = parts
+    if not others:
+        return first
+    for other in others:
+        for name in _ADDED if lent else (*_ADDED, *_ON_OBJECT):
+            values = getattr(first, name)
+            if values is not None:
+                values += getattr(other, name)
+    of_patterns: dict[str, Any] = {}
+    for name in _OF_PATTERNS:
+        if getattr(first, name) is not None:
+            of_patterns[name] = np.concatenate([getattr(part, name) for part in parts])
+    return replace(first, **of_patterns)
+
+
 def good_pixels(detector: Detector, patterns: Array, good: BoolArray | None) -> BoolArray | None:
     """Return the pixels (n or 1, ky, kx) that count: good in the mask and in each pattern's own, not saturated."""
     parts = [] if detector.mask is None else [detector.mask[None]]
@@ -112,3 +150,8 @@ def good_pixels(detector: Detector, patterns: Array, good: BoolArray | None) -> 
     for part in parts:
         found = part if found is None else found & part
     return found
+
+
+def cleaned(patterns: Array, good: BoolArray | None) -> Array:
+    """Return the patterns with zeros on bad pixels, which may hold anything, not-a-number included."""
+    return patterns if good is None else np.where(good, patterns, patterns.dtype.type(0))

@@ -6,6 +6,8 @@ Single precision, host memory, one thread. The first call of a process loads the
 from __future__ import annotations
 
 import math
+import threading
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,6 @@ from hpcrec.backend.kernels import ptychography as kernels
 from hpcrec.backend.kernels import waves
 from hpcrec.models.chain import Chain, ChainSums, Detector
 from hpcrec.objectives.losses import AMPLITUDE_FLOOR, ANSCOMBE_FLOOR, GAUSSIAN_FLOOR, LOSSES, POISSON_FLOOR
-from hpcrec.operators.propagate import shift_ramps
 
 _LOSSES = {
     "amplitude": (waves.AMPLITUDE, np.float32(AMPLITUDE_FLOOR)),
@@ -109,14 +110,15 @@ def _plans(chain: Chain) -> tuple[int, int]:
 
 
 def _waves(chain: Chain) -> tuple[Any, ...]:
-    """Return object, corners, spectrum, variation, coefficients, ramps, gaps and near field as the kernels take them.
+    """Return object, corners, spectrum, variation, coefficients, ramps, gaps, near field … as the kernels take them.
 
-    Gaps: factors (slice − 1, …), whether patterns have tilts of their own, and these as ramps along y and x.
+    Gaps: factors (slice − 1, …), whether patterns have tilts of their own, and these as ramps along y and x. Last come
+    whether the probe is not shifted, and its share.
     """
     n = len(chain.corners)
     ny, nx = chain.spectrum.shape[-2:]
     pixels = ny * nx
-    ramps = _ramps(chain.shifts, (ny, nx), chain.share / math.sqrt(pixels))
+    ramps = _ramps(chain.shifts, (ny, nx), 1.0 if chain.whole else chain.share / math.sqrt(pixels))
     tilts = np.zeros((n, max(len(chain.propagators), 1), 2)) if chain.tilts is None else chain.tilts
     variation = np.zeros((0, 2 * pixels), np.float32) if chain.variation is None else _flat(chain.variation)
     mixed = np.zeros((n, 0)) if chain.coefficients is None else chain.coefficients
@@ -126,23 +128,31 @@ def _waves(chain: Chain) -> tuple[Any, ...]:
     gaps = _flat(chain.propagators * np.float32(1 / pixels)), chain.tilts is not None, *_ramps(tilts, (ny, nx), 1.0)
     return (
         _floats(chain.obj), chain.corners, _flat(chain.spectrum), variation, coefficients, ramps, gaps,
-        (near is not None, factor, *_ramps(-chain.shifts, (ny, nx), 1.0)),
+        (near is not None, factor, *_ramps(-chain.shifts, (ny, nx), 1.0)), (chain.whole, np.float32(chain.share)),
     )  # fmt: skip
 
 
 def _ramps(shifts: FloatArray, shape: tuple[int, int], factor: float) -> tuple[FloatArray, FloatArray]:
-    """Return the ramps along y, times ``factor``, and along x of shifts (…, 2) in pixels."""
-    ramp_y, ramp_x = shift_ramps(shifts.reshape(-1, 2), shape, np.complex64)
-    along_y = _floats(ramp_y * np.float32(factor)).reshape(*shifts.shape[:-1], 2 * shape[0])
-    return along_y, _floats(ramp_x).reshape(*shifts.shape[:-1], 2 * shape[1])
+    """Return the ramps along y, times ``factor``, and along x of shifts (…, 2) in pixels, see shift_ramps."""
+    found = []
+    for axis, (n, scale) in enumerate(zip(shape, (factor, 1.0))):
+        ramps = np.empty((*shifts.shape[:-1], 2 * n), np.float32)
+        waves.fill_ramps(shifts[..., axis].ravel(), scale, ramps.reshape(-1, 2 * n))
+        found.append(ramps)
+    return found[0], found[1]
 
 
 def _detector(chain: Chain, patterns: Array, good: BoolArray | None) -> tuple[Any, ...]:
-    """Return patterns, masks, loss, its floor, scale and background as the kernels take them."""
+    """Return patterns, masks, loss, its floor, scale, background and whether these are left out, for the kernels."""
     pixels = chain.rate.size
-    measured = np.ascontiguousarray(patterns, np.float32).reshape(len(patterns), pixels)
-    masks = np.ones((1, pixels), np.float32) if good is None else good.reshape(-1, pixels).astype(np.float32)
-    return measured, masks, *_LOSSES[chain.detector.loss], *_scale_and_background(chain)
+    known = patterns if patterns.dtype in waves.COUNTS else patterns.astype(np.float32)
+    counts = np.ascontiguousarray(known).reshape(len(known), pixels).view(np.uint8)
+    masks = np.ones((1, pixels), np.uint8)
+    if good is not None:
+        masks = np.ascontiguousarray(good.reshape(-1, pixels)).view(np.uint8)
+    bare = chain.scale is None and chain.background is None
+    kind = waves.COUNTS.index(known.dtype.type)
+    return counts, kind, masks, *_LOSSES[chain.detector.loss], *_scale_and_background(chain), bare
 
 
 def _scale_and_background(chain: Chain) -> tuple[FloatArray, FloatArray]:
@@ -158,8 +168,13 @@ def _sums_of(spectra: ComplexArray | None) -> FloatArray:
 
 
 def _room(chain: Chain, *shape: int) -> FloatArray:
-    """Return room for waves (…, floats), each aligned to 64 bytes."""
-    return aligned_empty((*shape, -(-2 * chain.rate.size // 16) * 16 + _PAD), np.float32)
+    """Return room for waves (…, floats), each aligned to 64 bytes; whoever asks next in this thread gets it too."""
+    return _kept_room((*shape, -(-2 * chain.rate.size // 16) * 16 + _PAD), threading.get_ident())
+
+
+@lru_cache(maxsize=32)
+def _kept_room(shape: tuple[int, ...], thread: int) -> FloatArray:
+    return aligned_empty(shape, np.float32)
 
 
 def _floats(a: ComplexArray) -> FloatArray:

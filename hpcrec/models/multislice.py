@@ -14,7 +14,7 @@ import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
 from hpcrec.backend.fft import aligned_empty, fft2, fft2_inplace, ifft2_inplace
-from hpcrec.models.chain import Chain, ChainSums
+from hpcrec.models.chain import Chain, ChainSums, cleaned
 from hpcrec.models.detector import detected, weigh
 from hpcrec.objectives.losses import LOSSES
 from hpcrec.operators.patches import add_patches, cut_patches
@@ -33,6 +33,7 @@ def chain_intensities(chain: Chain) -> FloatArray:
 
 def add_gradients(chain: Chain, patterns: Array, good: BoolArray | None, sums: ChainSums) -> None:
     """Add the gradients of ``patterns`` (n, ky, kx) over their ``good`` pixels (n or 1, ky, kx) to ``sums``."""
+    patterns = cleaned(patterns, good)
     for part in _chunks(chain):
         waves = _forward(chain, part)
         weight = weigh(chain, part, _power(waves.far), patterns[part], _good(good, part), sums)
@@ -63,6 +64,7 @@ def add_responses(
     Columns: Σ|A|², Re Σ A B*, Σ|B|², Re Σ A* χ, Re Σ B* χ. Only ``sums.totals`` is added to.
     """
     out = np.empty((len(chain.corners), 5))
+    patterns = cleaned(patterns, good)
     for part in _chunks(chain):
         waves = _forward(chain, part)
         a, b = _tangents(chain, part, waves, obj, origin, spectrum)
@@ -108,7 +110,7 @@ def _forward(chain: Chain, part: slice) -> _Waves:
     shape = (len(ramps), ramps.shape[1], n_states, *entering.shape[3:])
     wave = aligned_empty(shape, entering.dtype)
     wave[...] = entering
-    incoming = [ifft2_inplace(wave)]
+    incoming = [wave if chain.whole else ifft2_inplace(wave)]
     for s in range(n_slices - 1):
         wave = np.multiply(incoming[-1], patches[s], out=aligned_empty(shape, wave.dtype))
         incoming.append(_propagate(wave, _gap(chain, part, s)))
@@ -212,7 +214,7 @@ def _backward(chain: Chain, part: slice, waves: _Waves, sums: ChainSums) -> None
                 sums.moments[part, s - 1] += _moments(chain, g, wave)
             g *= _gap(chain, part, s - 1).conj()
             ifft2_inplace(g)
-    if sums.entry:
+    if sums.entry and not chain.whole:
         fft2_inplace(g)
     waves.far = _joined(g)
 
@@ -274,7 +276,8 @@ def _tangents(
     share = waves.ramps.real.dtype.type(chain.share)
     a[...] = 0
     b[...] = (waves.ramps * share)[:, :, None, None] * spectrum
-    ifft2_inplace(b)
+    if not chain.whole:
+        ifft2_inplace(b)
     for s, wave in enumerate(waves.incoming):
         if s:
             _propagate(a, _gap(chain, part, s - 1))

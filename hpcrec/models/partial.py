@@ -14,6 +14,7 @@ import numpy as np
 
 from hpcrec.backend.array import Array
 from hpcrec.geometry.tiles import Box
+from hpcrec.models.windows import WindowSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,19 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """What one rank found in one batch; partials of the same pass hold the same names and may be added."""
+    """What one rank found in one batch; partials of the same pass hold the same names and may be added.
+
+    ``windows`` takes the place of the fields of a gradient where one rank has all patterns, see ``state.windowed``.
+    """
 
     fields: dict[str, Field] = field(default_factory=dict)
     sums: dict[str, Array] = field(default_factory=dict)
+    windows: WindowSums | None = None
 
     def __add__(self, other: Partial) -> Partial:
         """Add field by field and sum by sum."""
+        if self.windows is not None or other.windows is not None:
+            raise ValueError("gradients on windows are of one rank and cannot be added")
         return Partial(
             {name: value + other.fields[name] for name, value in self.fields.items()},
             {name: value + other.sums[name] for name, value in self.sums.items()},
@@ -64,3 +71,4 @@ class Total:
     fields: dict[str, Field]
     sums: dict[str, Array]
     peaks: dict[str, float] = field(default_factory=dict)
+    windows: WindowSums | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -19,14 +20,16 @@ from hpcrec.backend.array import (
     to_host,
 )
 from hpcrec.backend.fft import fft2, ifft2
+from hpcrec.backend.threads import Threads
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import Box, bounding_box
 from hpcrec.models import compiled, multislice
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.chain import Chain, ChainSums, Detector, good_pixels
+from hpcrec.models.chain import Chain, ChainSums, Detector, good_pixels, joined, part_of
 from hpcrec.models.partial import Field
 from hpcrec.models.refined import object_weight, refined_gradients
+from hpcrec.models.windows import WindowSums
 from hpcrec.objectives.losses import LOSSES
 from hpcrec.physics.propagation import propagation_fault, propagation_rate, tilted_factor
 
@@ -42,6 +45,7 @@ class Gradients:
     loss, error, counts : the loss, Σ(√Î − √I)² and ΣI over the good pixels
     object_weight : (y, x) Σ|O_1|² over the windows, if anything of the probe is wanted
     probe : (mode, y, x) gradient by the probe
+    windows : instead of ``obj`` and ``illumination``, which are empty then, where a caller asked for it
     of_patterns : arrays (n, …) float64 of the share's own patterns, ``added`` arrays summed over them, as far as
         wanted; each with its weight (``…_weight``), see :mod:`hpcrec.models.refined`:
         of_patterns: "positions" (n, 2) in 1/Å; "tilt" (n, 2) by tan θ; "coefficients" (n, m); "intensity" (n,) by c
@@ -58,6 +62,7 @@ class Gradients:
     probe: ComplexArray
     of_patterns: dict[str, FloatArray] = field(default_factory=dict)
     added: dict[str, Array] = field(default_factory=dict)
+    windows: WindowSums | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,7 @@ class PtychographyModel:
     band_limit : square band limit of the propagator as a fraction of Nyquist; None keeps all frequencies
     kernel : "compiled" loops, the plain "numpy" twin, or "auto": compiled in single precision, where the compiled
         kernels know the detector (sharp pixels, no binning)
+    threads : of the compiled kernel; each has object sums of its own
 
     The probe stays in real space, centred at n//2; a window's first pixel is round(pixel) − n//2, the rest of the
     position is an exact Fourier shift of the probe. ``state.refined`` may hold what departs from these parameters,
@@ -110,6 +116,7 @@ class PtychographyModel:
         precision: Literal["single", "double"] = "single",
         band_limit: float | None = None,
         kernel: Literal["auto", "numpy", "compiled"] = "auto",
+        threads: int = 1,
     ) -> None:
         detector = Detector() if detector is None else detector
         fault = propagation_fault(shape, sampling, wavelength, slice_thickness, band_limit)
@@ -130,6 +137,8 @@ class PtychographyModel:
         if kernel == "compiled" and fault:
             raise ConfigError(f"kernel: {fault}; use 'numpy' or 'auto'")
         self._code = multislice if kernel == "numpy" or fault else compiled
+        self._threads = Threads(threads)
+        self._lent = np.zeros((0, 0, 0, 0), self.dtype), np.zeros((0, 0, 0, 0), real_dtype(self.dtype))
 
     def windows(self, positions: FloatArray, grid: Grid) -> tuple[IntArray, FloatArray]:
         """Return the windows' first pixels (…, 2) on the whole grid and the sub-pixel shifts (…, 2) of the probe."""
@@ -146,27 +155,65 @@ class PtychographyModel:
         found: FloatArray = self._code.chain_intensities(self._chain(state, indices)[0])
         return found
 
-    def gradients(self, state: PtychographyState, batch: Batch, wanted: Collection[Wanted] = ()) -> Gradients:
-        """Return the gradients of a batch by the object, and by what else is ``wanted``."""
-        chain, box = self._chain(state, batch.indices)
-        sums = self._room(state, chain, box, wanted)
-        self._code.add_gradients(chain, self.clean(batch), self._good(batch), sums)
+    def gradients(
+        self, state: PtychographyState, batch: Batch, wanted: Collection[Wanted] = (), *, windowed: bool = False
+    ) -> Gradients:
+        """Return the gradients of a batch by the object, and by what else is ``wanted``.
+
+        ``windowed`` : the object's gradient and illumination stay in :class:`WindowSums`, for the compiled kernel.
+        """
+        chain, box = self._chain(state, batch.indices, shifted="positions" in wanted)
+        lent = self._lend(state) if windowed and self._code is compiled else None
+        sums = self._summed(state, chain, box, batch, wanted, lent)
+        windows = None
+        if lent is not None:
+            corners = chain.corners.reshape(-1, 2)
+            windows = WindowSums(corners[np.argsort(corners[:, 1])], self.shape, *lent, self._threads)
         loss, error, counts = sums.totals.tolist()
         of_probe = "probe" in wanted or "variation" in wanted
         weight = object_weight(chain) if of_probe else np.zeros(self.shape, chain.rate.dtype)
         more = refined_gradients(state, chain, box, sums, self.sampling, self.thicknesses(state))
         return Gradients(
             box=box,
-            obj=sums.obj.reshape(len(state.obj), *box.shape),
-            illumination=sums.illumination.reshape(len(state.obj), *box.shape),
+            obj=_flat_states(sums.obj, empty=lent is not None),
+            illumination=_flat_states(sums.illumination, empty=lent is not None),
             loss=loss,
             error=error,
             counts=counts,
             object_weight=weight,
-            probe=np.zeros_like(chain.spectrum) if sums.spectrum is None else ifft2(sums.spectrum),
+            probe=_probe_gradient(chain, sums),
             of_patterns=more.of_patterns,
             added=more.added,
+            windows=windows,
         )
+
+    def _summed(
+        self,
+        state: PtychographyState,
+        chain: Chain,
+        box: Box,
+        batch: Batch,
+        wanted: Collection[Wanted],
+        lent: tuple[ComplexArray, FloatArray] | None,
+    ) -> ChainSums:
+        """Return the sums of a batch, made by this rank's threads."""
+        good, calls, rooms = self._good(batch), [], []
+        shares = self._threads.shares(len(batch.indices)) if self._code is compiled else [slice(None)]
+        for i, share in enumerate(shares):
+            part = chain if len(shares) == 1 else part_of(chain, share)
+            room = self._room(state, part, box, wanted, None if lent is None else (lent[0][i], lent[1][i]))
+            own_good = good if good is None or len(good) == 1 else good[share]
+            rooms.append(room)
+            calls.append(partial(self._code.add_gradients, part, batch.patterns[share], own_good, room))
+        self._threads.run(calls)
+        return joined(rooms, lent=lent is not None)
+
+    def _lend(self, state: PtychographyState) -> tuple[ComplexArray, FloatArray]:
+        """Return a gradient and an illumination (thread, slice, y, x) of zeros, kept as users clear what they take."""
+        shape = (self._threads.n_threads, *state.obj.shape)
+        if self._lent[0].shape != shape:
+            self._lent = np.zeros(shape, self.dtype), np.zeros(shape, real_dtype(self.dtype))
+        return self._lent
 
     def pattern_errors(self, state: PtychographyState, batch: Batch) -> FloatArray:
         """Return Σ(√Î − √I)² over the good pixels of each pattern of a batch, (n,) float64."""
@@ -190,7 +237,7 @@ class PtychographyModel:
         change = self._by_state(state, obj_change.values)
         sums = self._room(state, chain, box, ())
         terms = self._code.add_responses(
-            chain, self.clean(batch), self._good(batch), change, origin, self._spectrum(probe_change), sums
+            chain, batch.patterns, self._good(batch), change, origin, self._entering(chain.whole, probe_change), sums
         )
         return Responses(terms, *sums.totals.tolist())
 
@@ -205,8 +252,10 @@ class PtychographyModel:
     def _good(self, batch: Batch) -> BoolArray | None:
         return good_pixels(self.detector, batch.patterns, batch.good)
 
-    def _spectrum(self, probe: Array) -> ComplexArray:
-        return fft2(probe.astype(self.dtype, copy=False))
+    def _entering(self, whole: bool, probe: Array) -> ComplexArray:
+        """Return waves of the probe as chains take them: their spectra, or with whole pixels themselves."""
+        waves: ComplexArray = np.ascontiguousarray(probe, self.dtype)
+        return waves if whole else fft2(waves)
 
     def _by_state(self, state: PtychographyState, values: Array) -> ComplexArray:
         """Return an object's array (state · slice, y, x) as (state, slice, y, x)."""
@@ -216,9 +265,15 @@ class PtychographyModel:
         """Return where the probe is (n, flight, 2) in Å."""
         return to_host(positions)[:, None] + self.flight  # type: ignore[no-any-return]
 
-    def _chain(self, state: PtychographyState, indices: IntArray) -> tuple[Chain, Box]:
-        """Return the chain of some positions and the box their windows touch on the whole grid."""
+    def _chain(self, state: PtychographyState, indices: IntArray, *, shifted: bool = False) -> tuple[Chain, Box]:
+        """Return the chain of some positions and the box their windows touch on the whole grid.
+
+        ``shifted`` : whether the probe must pass through its spectrum, where positions are on whole pixels too.
+        """
         corners, shifts = self.windows(self._points(state.positions[indices]), state.grid)
+        whole = state.whole_pixels and not shifted
+        if state.whole_pixels:
+            shifts = np.zeros_like(shifts)
         box = bounding_box(corners.reshape(-1, 2), self.shape)
         if not state.box.contains(box):
             raise DataError(
@@ -231,16 +286,17 @@ class PtychographyModel:
             obj=self._by_state(state, state.obj),
             corners=corners - (state.box.y0, state.box.x0),
             shifts=shifts,
-            spectrum=self._spectrum(state.probe),
+            spectrum=self._entering(whole, state.probe),
             propagators=self._gaps(state),
             rate=self.rate.astype(real_dtype(self.dtype)),
             detector=self.detector,
-            variation=None if variation is None else self._spectrum(variation),
+            variation=None if variation is None else self._entering(whole, variation),
             coefficients=None if variation is None else refined["coefficients"][indices],
             tangents=self._tangents(state, indices),
             tilts=self._tilts(state, indices),
             scale=refined["intensity"][indices] if "intensity" in refined else None,
             background=refined["background"].astype(real_dtype(self.dtype)) if "background" in refined else None,
+            whole=whole,
         )
         return chain, box
 
@@ -275,16 +331,28 @@ class PtychographyModel:
             return None
         return -self.thicknesses(state)[:, None] * np.tan(tilts[indices])[:, None] / self.sampling  # type: ignore[no-any-return]
 
-    def _room(self, state: PtychographyState, chain: Chain, box: Box, wanted: Collection[Wanted]) -> ChainSums:
-        """Return empty sums for what is wanted."""
+    def _room(
+        self,
+        state: PtychographyState,
+        chain: Chain,
+        box: Box,
+        wanted: Collection[Wanted],
+        lent: tuple[ComplexArray, FloatArray] | None = None,
+    ) -> ChainSums:
+        """Return empty sums for what is wanted; those on the object in the ``lent`` arrays (slice, y, x)."""
         n, n_flight = chain.corners.shape[:2]
         real, shape = real_dtype(self.dtype), (*chain.obj.shape[:2], *box.shape)
         varied = "variation" in wanted and chain.variation is not None and chain.coefficients is not None
         gaps = ("tilt" in wanted or "thickness" in wanted) and len(chain.propagators) > 0
+        origin = (box.y0 - state.box.y0, box.x0 - state.box.x0)
+        if lent is None:
+            lent = np.zeros(shape, self.dtype), np.zeros(shape, real)
+        else:
+            origin, shape = (0, 0), (*chain.obj.shape[:2], *state.obj.shape[1:])
         return ChainSums(
-            origin=(box.y0 - state.box.y0, box.x0 - state.box.x0),
-            obj=np.zeros(shape, self.dtype),
-            illumination=np.zeros(shape, real),
+            origin=origin,
+            obj=lent[0].reshape(shape),
+            illumination=lent[1].reshape(shape),
             totals=np.zeros(3),
             spectrum=np.zeros_like(chain.spectrum) if "probe" in wanted else None,
             shifts=np.zeros((n, n_flight, 2)) if "positions" in wanted else None,
@@ -310,3 +378,15 @@ def _pattern_shape(shape: tuple[int, int], detector: Detector) -> tuple[int, int
     if detector.mask is not None and detector.mask.shape != pattern:
         raise ConfigError(f"mask: expected the shape {pattern} of a pattern, got {detector.mask.shape}")
     return pattern
+
+
+def _flat_states(values: Array, *, empty: bool) -> Array:
+    """Return an array (state, slice, y, x) as (state · slice, y, x), or no row of it."""
+    values = values[:, :, :0] if empty else values
+    return values.reshape(values.shape[0] * values.shape[1], *values.shape[2:])
+
+
+def _probe_gradient(chain: Chain, sums: ChainSums) -> ComplexArray:
+    if sums.spectrum is None:
+        return np.zeros_like(chain.spectrum)
+    return sums.spectrum if chain.whole else ifft2(sums.spectrum)

@@ -12,7 +12,7 @@ import numpy as np
 
 from hpcrec.backend.array import Array, FloatArray, array_module
 from hpcrec.backend.fft import ifft2
-from hpcrec.backend.kernels.position_weight import add_position_weights
+from hpcrec.backend.kernels.windows import add_position_weights, add_window_powers
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import PtychographyState
 from hpcrec.models.chain import Chain, ChainSums
@@ -50,7 +50,7 @@ def refined_gradients(
         assert chain.coefficients is not None
         mine["coefficients"] = sums.coefficients
         mine["coefficients_weight"] = scale * coefficient_weight(chain)
-        added["variation"] = ifft2(sums.variation)
+        added["variation"] = sums.variation if chain.whole else ifft2(sums.variation)
         added["variation_weight"] = np.sum(chain.coefficients**2, axis=0)
     if sums.scale is not None:
         mine["intensity"], mine["intensity_weight"] = sums.scale.T
@@ -76,6 +76,17 @@ def _add_gaps(
 
 def object_weight(chain: Chain) -> FloatArray:
     """Return Σ|O_1|² (y, x) over the windows, the mean over flight points and states."""
+    if array_module(chain.obj) is not np:
+        return plain_object_weight(chain)
+    weight = np.zeros(chain.spectrum.shape[-2:], chain.rate.dtype)
+    scale = weight.dtype.type(chain.share**2)
+    for obj in chain.obj[:, 0]:
+        add_window_powers(obj.view(weight.dtype), chain.corners.reshape(-1, 2), scale, weight)
+    return weight
+
+
+def plain_object_weight(chain: Chain) -> FloatArray:
+    """Return the same as :func:`object_weight`."""
     ny, nx = chain.spectrum.shape[-2:]
     weight = np.zeros((ny, nx), chain.rate.dtype)
     for obj in chain.obj[:, 0]:
@@ -90,7 +101,7 @@ def coefficient_weight(chain: Chain) -> FloatArray:
     """Return Σ|U O_1|² (n, m) of each pattern and mode of the variation."""
     assert chain.variation is not None
     ny, nx = chain.spectrum.shape[-2:]
-    power = np.abs(ifft2(chain.variation)) ** 2
+    power = np.abs(chain.variation if chain.whole else ifft2(chain.variation)) ** 2
     weight = np.zeros((len(chain.corners), len(power)))
     for obj in chain.obj[:, 0]:
         for j, (y, x) in enumerate(chain.corners[:, chain.corners.shape[1] // 2]):

@@ -26,7 +26,7 @@ def revised_gradients(
     before by the adjoint of the gap (Maiden, Humphry and Rodenburg, J. Opt. Soc. Am. A 29, 1606 (2012)). The probe's
     numerator is O* D of the first slice. With β / max|O|² = 1, γ = 1 these are the exact gradients.
     """
-    chain, box = model._chain(state, batch.indices)
+    chain, box = model._chain(state, batch.indices, shifted=True)
     good, patterns = good_pixels(chain.detector, batch.patterns, batch.good), model.clean(batch)
     shape, real = (*chain.obj.shape[:2], *box.shape), real_dtype(model.dtype)
     sums = ChainSums(

@@ -25,7 +25,7 @@ from hpcrec.operators.patches import add_patches
 
 def exit_waves(model: PtychographyModel, state: PtychographyState, indices: IntArray) -> ComplexArray:
     """Return the modelled exit waves P_j O of the positions ``indices`` (n,)."""
-    chain, _ = model._chain(state, indices)
+    chain, _ = model._chain(state, indices, shifted=True)
     out = np.empty((len(indices), chain.n_parts, *model.shape), model.dtype)
     for part, _, incoming, patches in _entering(chain):
         out[part] = multislice._joined(incoming * patches)
@@ -41,7 +41,7 @@ def with_measured_moduli(
     is p = ``noise_share`` · Σ min(I₀, ¼), the error that Poisson noise of the pattern leaves: where e = Σ(√Î − √I₀)²
     over the good pixels is below p, the waves stay as they are; others take the share 1 − √(p/e) of the way.
     """
-    chain, _ = model._chain(state, batch.indices)
+    chain, _ = model._chain(state, batch.indices, shifted=True)
     chain = replace(chain, detector=replace(chain.detector, loss="amplitude"))
     good, patterns = good_pixels(chain.detector, batch.patterns, batch.good), model.clean(batch)
     unused = ChainSums(origin=(0, 0), obj=waves[:0], illumination=waves[:0].real, totals=np.zeros(3))
@@ -67,7 +67,7 @@ def overlap_object(
     model: PtychographyModel, state: PtychographyState, indices: IntArray, waves: ComplexArray
 ) -> tuple[Field, Field]:
     """Return Σ P_j* (P_j O − ψ_j) and Σ|P_j|² on object pixels (state, y, x), for the waves ψ of ``indices``."""
-    chain, box = model._chain(state, indices)
+    chain, box = model._chain(state, indices, shifted=True)
     shape, origin = (len(chain.obj), 1, *box.shape), _origin(state, box)
     found, weight = np.zeros(shape, model.dtype), np.zeros(shape, real_dtype(model.dtype))
     for part, _, incoming, patches in _entering(chain):
@@ -85,7 +85,7 @@ def overlap_probe(
     model: PtychographyModel, state: PtychographyState, indices: IntArray, waves: ComplexArray
 ) -> tuple[ComplexArray, FloatArray]:
     """Return Σ O* (P_j O − ψ_j), the sub-pixel shifts undone (mode, y, x), and Σ|O|² (y, x) over the windows."""
-    chain, _ = model._chain(state, indices)
+    chain, _ = model._chain(state, indices, shifted=True)
     found = np.zeros_like(chain.spectrum)
     weight = np.zeros(model.shape, real_dtype(model.dtype))
     share = weight.dtype.type(chain.share)

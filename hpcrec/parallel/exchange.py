@@ -160,6 +160,9 @@ class Replicated:
         if self.communicator.size > 1 and names:
             for name, box in zip(names, self._touched([fields[name].box for name in names]), strict=True):
                 fields[name] = Field(box, self.communicator.sum(spread(fields[name], box)))
+        windows = partial.windows
+        if windows is not None:
+            return Total(fields, dict(partial.sums), {name: windows.peak() for name in peaks}, windows)
         return Total(
             fields, sum_all(self.communicator, partial.sums), {name: peak(fields[name].values) for name in peaks}
         )

@@ -25,6 +25,7 @@ def build_model(
     sampling: tuple[float, float],
     wavelength: float,
     mask: BoolArray | None = None,
+    threads: int = 1,
 ) -> PtychographyModel:
     """Return the forward model; ``window`` is that of the probe, ``mask`` (ky, kx) that of the patterns."""
     chosen, section = job.detector, job.ptychography
@@ -46,6 +47,7 @@ def build_model(
         propagation=section.propagation,
         precision=section.precision,
         kernel=section.kernel,
+        threads=threads,
     )
 
 

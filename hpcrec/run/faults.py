@@ -99,6 +99,13 @@ def _refine_faults(job: Job) -> list[str]:
         ]
     if refine.affine is not None and refine.positions is None and refine.annealing is None:
         faults.append("refine.affine: draws refined positions together; add [refine.positions] or [refine.annealing]")
+    for name in ("positions", "annealing"):
+        table, first = getattr(refine, name), job.ptychography.whole_pixel_iterations
+        if table is not None and table.start_iteration < first:
+            faults.append(
+                f"refine.{name}.start_iteration: must be {first} or more, ptychography.whole_pixel_iterations, got "
+                f"{table.start_iteration}"
+            )
     if refine.annealing is not None and refine.annealing.stop_iteration is None:
         faults.append("refine.annealing.stop_iteration: missing; the circle of trials shrinks until then")
     if refine.aberrations is not None and job.beam is None:
@@ -143,6 +150,7 @@ _LOWEST: Final = {
     "ptychography.iterations": 1,
     "ptychography.batch_size": 0,
     "ptychography.coarse_iterations": 0,
+    "ptychography.whole_pixel_iterations": 0,
     "ptychography.early_stop_tolerance": 0,
     "ptychography.early_stop_window": 1,
     "ptychography.checkpoint_every": 1,
@@ -155,6 +163,7 @@ _LOWEST: Final = {
     "detector.flight_points": 1,
     "detector.point_spread_pixels": 0,
     "parallel.workers": 0,
+    "parallel.threads": 1,
     "parallel.halo_margin_angstrom": 0,
     "parallel.memory_gib_per_rank": 0,
     "tomography.binning": 1,

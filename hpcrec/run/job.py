@@ -104,6 +104,8 @@ class PtychographySection:
     iterations : sweeps over all patterns, at most
     coarse_iterations : sweeps before these at half the resolution, on the middle half of the detector: cheap, and far
         structures find one another sooner
+    whole_pixel_iterations : first sweeps that take positions at the nearest pixel, which halves the transforms of one
+        slice; sub-pixel positions, and what refines them, begin after these
     early_stop_tolerance : stop where the data error (of held-out patterns, where there are any) falls by less than this
         share within early_stop_window sweeps; 0 makes all sweeps
     batch_size : patterns in one update, over all ranks of a group; 0 takes the engine's own choice
@@ -140,6 +142,7 @@ class PtychographySection:
     ] = "lsqml"
     iterations: int = 50
     coarse_iterations: int = 0
+    whole_pixel_iterations: int = 0
     early_stop_tolerance: float = 0.0
     early_stop_window: int = 10
     batch_size: int = 0
@@ -272,6 +275,7 @@ class ParallelSection:
     exchange : "replicated" keeps the whole object on each rank of a group, "tiled" a part with its halo
     group_size : ranks that share one tilt; "auto" is 1 unless memory asks for more or tilts are fewer than ranks
     halo_margin_angstrom : how far positions may move before a tile must hold more pixels
+    threads : of a rank's compiled loops; "auto" takes the cores that it need not share with other ranks
     memory_gib_per_rank : what a rank may use; 0 takes the machine's memory divided by the ranks on it
     workers : Dask processes of the tomography stage; 0 takes one a core, at most one a rank
     scheduler : a running Dask scheduler: its address, or the .json file that "dask-mpi --scheduler-file" wrote;
@@ -281,6 +285,7 @@ class ParallelSection:
     exchange: Literal["auto", "replicated", "tiled"] = "auto"
     group_size: int | Literal["auto"] = "auto"
     halo_margin_angstrom: float = 2.0
+    threads: int | Literal["auto"] = "auto"
     memory_gib_per_rank: float = 0.0
     workers: int = 0
     scheduler: str = ""

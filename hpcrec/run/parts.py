@@ -38,7 +38,7 @@ _OF_PIXELS: Final = ("variation", "coefficients", "background")
 
 @dataclass(frozen=True, kw_only=True)
 class TiltTask:
-    """One tilt for one group of ranks: the job, the series with its common grid, and where checkpoints lie."""
+    """One tilt for one group of ranks: the job, the series with its common grid, where checkpoints lie, threads."""
 
     job: Job
     series: TiltSeries
@@ -47,6 +47,7 @@ class TiltTask:
     group: Communicator
     checkpoints: Path
     report: Observer
+    threads: int = 1
 
     @property
     def number(self) -> int:
@@ -111,9 +112,8 @@ def _begun(task: TiltTask, name: str) -> bool:
 
 def _sweep(task: TiltTask, name: str, start: Start | None = None) -> TiltOutcome | None:
     report = task.report if name == MAIN else _aside(name, task.report)
-    with closing(
-        TiltRun(task.job, task.series, task.grid, task.i_tilt, task.group, task.checkpoints, report, name, start)
-    ) as run:
+    where = (task.grid, task.i_tilt, task.group, task.checkpoints)
+    with closing(TiltRun(task.job, task.series, *where, report, name, start, task.threads)) as run:
         outcome = run.run()
         if name != MAIN:
             run.save()

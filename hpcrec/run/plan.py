@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from hpcrec.geometry.pose import Pose
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch
 from hpcrec.operators.projection import Projector
-from hpcrec.parallel.communicator import SerialCommunicator
+from hpcrec.parallel.communicator import Communicator, SerialCommunicator
 from hpcrec.parallel.exchange import make_exchange
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.constrain import whole_copies
@@ -31,6 +32,7 @@ from hpcrec.run.start import TiltSetup, common_grid, probe_window, start_state, 
 GIB = 2**30
 BASE_GIB = 0.5
 OBJECT_COPIES = 7
+THREAD_COPIES = 1.5
 VOLUME_COPIES = 8
 PATTERN_CACHE_BYTES = 2 * GIB
 
@@ -40,6 +42,7 @@ class Plan:
     """What a job will take on ``n_ranks`` ranks of this machine."""
 
     n_ranks: int
+    threads: int
     group_size: int
     n_tilts: int
     n_positions: int
@@ -78,18 +81,30 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def rank_threads(job: Job, world: Communicator) -> int:
+    """Return the threads of this rank: the job's number, or its cores over the ranks that may use the same; collective.
+
+    Launchers that bind ranks to cores of their own leave each all of them.
+    """
+    here = (platform.node(), tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ())
+    everywhere = world.broadcast(world.gather(here))
+    chosen = job.parallel.threads
+    return max(1, available_cores() // everywhere.count(here)) if chosen == "auto" else chosen
+
+
 def memory_limit(job: Job, n_ranks: int) -> float:
     """Return the GiB one rank may use: the job's limit, or the machine's memory shared by the ranks."""
     return job.parallel.memory_gib_per_rank or psutil.virtual_memory().total / GIB * 0.9 / n_ranks
 
 
-def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
+def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int, threads: int = 1) -> float:
     """Return the GiB that a rank of a group of ``size`` needs at most: object copies, patterns in memory, a constant.
 
     A rank keeps the object, its gradient, weight, direction, momentum and exchange buffers (at most seven copies of
     its object box, and what some engines keep beside) and the patterns of its share, in their own integer type, up to
-    2 GiB. Engines that take all patterns at once hold them a second time. What constraints need on the first rank is
-    counted for all; so are exit waves, which are there twice, and once more where a group's checkpoints are gathered.
+    2 GiB; each of ``threads`` but the first has a gradient and a weight of its own. Engines that take all patterns at
+    once hold them a second time. What constraints need on the first rank is counted for all; so are exit waves, which
+    are there twice, and once more where a group's checkpoints are gathered.
     """
     slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
     itemsize = complex_dtype(job.ptychography.precision).itemsize
@@ -108,7 +123,8 @@ def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
     if engine.keeps_waves:
         patterns += waves_bytes(job, series) * (2 / size + (size > 1))
     history = getattr(getattr(job.ptychography, job.ptychography.engine), "history", 0)
-    copies = (OBJECT_COPIES + engine.extra_copies + 2 * history) * pixels + whole_copies(job) * whole
+    copies = OBJECT_COPIES + engine.extra_copies + 2 * history + THREAD_COPIES * (threads - 1)
+    copies = copies * pixels + whole_copies(job) * whole
     return float(BASE_GIB + (copies * slices * job.ptychography.object_states * itemsize + patterns) / GIB)
 
 
@@ -148,7 +164,9 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     size = group_size(job, series, grid, n_ranks)
     middle = int(np.argmin(np.abs(series.tilt_angles)))
     setup = tilt_setup(job, series, middle, grid)
-    speed = measure_speed(job, series, setup)
+    chosen = job.parallel.threads
+    threads = max(1, available_cores() // n_ranks) if chosen == "auto" else chosen
+    speed = measure_speed(job, series, setup, threads)
     counts = [len(p) for p in series.facts.positions]
     slices = [slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles)]
     work = sum(n * s for n, s in zip(counts, slices)) / setup.n_slices * job.ptychography.iterations
@@ -156,7 +174,7 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
         starting_probe(job, half_resolution(series), 1)  # a fault now is better than one in the run
         work *= 1 + job.ptychography.coarse_iterations / (4 * job.ptychography.iterations)
     work *= 2 if job.quality.frc else 1
-    busy = min(n_ranks, available_cores(), max(n_ranks // size, 1) * size)
+    busy = min(n_ranks, max(available_cores() // threads, 1), max(n_ranks // size, 1) * size)
     return Plan(
         n_ranks=n_ranks,
         group_size=size,
@@ -165,7 +183,8 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
         pattern_shape=series.pattern_shape,
         max_slices=max(slices),
         object_shape=grid.shape,
-        memory_gib_per_rank=rank_memory(job, series, grid, size),
+        threads=threads,
+        memory_gib_per_rank=rank_memory(job, series, grid, size, threads),
         memory_limit_gib=memory_limit(job, n_ranks),
         patterns_per_s=speed,
         ptychography_seconds=work / speed / busy,
@@ -201,13 +220,14 @@ def tomography_seconds(job: Job, series: TiltSeries, grid: Grid) -> float:
     return float(one * series.n_tilts * (steps + aligning))
 
 
-def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, seconds: float = 0.6) -> float:
+def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, threads: int = 1, seconds: float = 0.6) -> float:
     """Return the patterns per second of one rank for this job, measured on real patterns of one tilt."""
-    engine = build_engine(job, build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask))
+    model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask, threads)
+    engine = build_engine(job, model)
     state = start_state(job, setup, Box(0, setup.grid.shape[0], 0, setup.grid.shape[1]))
     scan = series.tilt(setup.i_tilt)
     indices = np.arange(min(32, scan.n_positions))
-    state.own = indices
+    state.own, state.windowed = indices, True
     engine.prepare(state)
     batch = Batch(indices=indices, patterns=scan.read(indices), n_global=len(indices))
     exchange = make_exchange("replicated", SerialCommunicator(), setup.positions, setup.grid, setup.window)

@@ -98,15 +98,16 @@ class TiltRun:
         report: Observer,
         part: str = "sweeps",
         start: Start | None = None,
+        threads: int = 1,
     ) -> None:
         self.job, self.group, self.report, self.checkpoints = job, group, report, checkpoints
         self.prefix = checkpoint_prefix(part, int(series.tilt_numbers[i_tilt]))
         self.setup: TiltSetup = group.broadcast(tilt_setup(job, series, i_tilt, grid) if group.rank == 0 else None)
         setup = self.setup
-        self.model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask)
+        self.model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask, threads)
         self.engine = build_engine(job, self.model)
         self.constraints = Constraints(job, self.model, float(np.sum(abs(setup.probe) ** 2, dtype=np.float64)))
-        kind = "replicated" if job.parallel.exchange == "auto" else job.parallel.exchange
+        kind = "replicated" if job.parallel.exchange == "auto" or group.size == 1 else job.parallel.exchange
         margin = int(np.ceil(job.parallel.halo_margin_angstrom / min(setup.sampling))) + moving_margin(job, series)
         self.exchange: Exchange = make_exchange(kind, group, setup.positions, grid, setup.window, margin)
         self.scan = scan = series.tilt(i_tilt)
@@ -142,6 +143,7 @@ class TiltRun:
                 values = hand_out_patterns(self.group, self.places, waves.get(name))
                 state.pattern_memory[name.removeprefix("patterns:")] = values
         state.own, state.core, state.visited = self.own, self.exchange.core, len(self.used)
+        state.windowed = self.group.size == 1
         self.engine.prepare(state)
         return state
 
@@ -192,6 +194,7 @@ class TiltRun:
     def sweep(self) -> None:
         """Visit every pattern once."""
         job = self.job.ptychography
+        self.state.whole_pixels = self.state.iteration < job.whole_pixel_iterations
         sums = np.zeros(3)
         batches = global_batches(
             len(self.used),
@@ -259,6 +262,7 @@ class TiltRun:
             self.report(event)
 
     def _outcome(self, seconds: float, sweeps: int) -> TiltOutcome | None:
+        self.state.whole_pixels = False
         patterns = self.assessor.table(self.state, np.arange(self.n_positions))
         obj = self.exchange.whole(self.state.obj)
         memory = self.group.gather(peak_memory_gib())

@@ -20,7 +20,7 @@ from hpcrec.parallel.queue import Master
 from hpcrec.run.job import Job
 from hpcrec.run.observers import Observer
 from hpcrec.run.parts import TiltTask, reconstruct_tilt, remove_parts
-from hpcrec.run.plan import group_size
+from hpcrec.run.plan import group_size, rank_threads
 from hpcrec.run.record import quality_arrays, quality_path, quality_record, write_quality_record
 from hpcrec.run.runner import TiltOutcome
 from hpcrec.run.start import common_grid, probe_window
@@ -37,7 +37,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     _same_plans(job, probe_window(job, series), world, checkpoints, "fftw_wisdom")
     if job.ptychography.coarse_iterations:
         _same_plans(job, probe_window(job, half_resolution(series)), world, checkpoints, "fftw_wisdom_coarse")
-    grid = common_grid(job, series)
+    grid, threads = common_grid(job, series), rank_threads(job, world)
     size = world.broadcast(group_size(job, series, grid, world.size) if world.rank == 0 else None)
     group = world.split(min(world.rank // size, max(world.size // size, 1) - 1))
     todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []
@@ -53,6 +53,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
                     group=group,
                     checkpoints=checkpoints,
                     report=master.report,
+                    threads=threads,
                 )
             )
             if outcome is not None:

@@ -21,7 +21,15 @@ class Phantom:
     """True state, start state and patterns of a phase object of one or two slices under one or two modes."""
 
     def __init__(
-        self, n_slices=1, n_modes=1, precision="single", loss="amplitude", counts=1e5, thickness=40.0, noise=False
+        self,
+        n_slices=1,
+        n_modes=1,
+        precision="single",
+        loss="amplitude",
+        counts=1e5,
+        thickness=40.0,
+        noise=False,
+        threads=1,
     ):
         rng = np.random.default_rng(11)
         self.model = PtychographyModel(
@@ -31,6 +39,7 @@ class Phantom:
             thickness if n_slices > 1 else 0.0,
             detector=Detector(loss=loss),
             precision=precision,
+            threads=threads,
         )
         y, x = np.meshgrid(np.arange(8) * 1.3, np.arange(8) * 1.3, indexing="ij")
         self.positions = np.stack([y.ravel(), x.ravel()], axis=1) + rng.uniform(-0.3, 0.3, (64, 2))
@@ -61,6 +70,8 @@ class Phantom:
 
 def total_of(partial, peaks=()):
     """The total that one rank alone sees."""
+    if partial.windows is not None:
+        return Total({}, partial.sums, {name: partial.windows.peak() for name in peaks}, partial.windows)
     found = {name: float(partial.fields[name].values.max(initial=0)) for name in peaks}
     return Total(partial.fields, partial.sums, found)
 

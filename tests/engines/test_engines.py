@@ -367,3 +367,35 @@ def test_the_scale_gauge_takes_a_varying_probe_along():
     before = phantom.model.simulate(state, np.arange(5))
     engine.finish_iteration(state)
     np.testing.assert_allclose(phantom.model.simulate(state, np.arange(5)), before, atol=1e-4 * before.max())
+
+
+@pytest.mark.parametrize("name", ["epie", "rpie", "gradient"])
+@pytest.mark.parametrize("constraint", ["none", "amplitude_bound", "phase_only"])
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_gradients_on_windows_give_the_same_object(name, constraint, n_threads):
+    """The way of one rank, without boxes, in sweeps that refine the probe; the same but for the order of sums."""
+    results = []
+    for windowed in (False, True):
+        phantom = Phantom(2, 2, threads=n_threads if windowed else 1)
+        phantom.start.windowed = windowed
+        options = {"probe_start": 1, "object_constraint": constraint}
+        results.append(reconstruct(phantom, name, 3, batch_size=12, **options)[0])
+    dense, windowed = results
+    for values in ("obj", "probe"):
+        wanted = getattr(dense, values)
+        np.testing.assert_allclose(getattr(windowed, values), wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+@ALL
+def test_sweeps_on_whole_pixels_see_rounded_positions(name):
+    """The same as with positions on pixels; engines with waves of their own too."""
+    results = []
+    for whole in (False, True):
+        phantom = Phantom(slices_of(name, 2), 2, precision="double")
+        phantom.start.whole_pixels = whole
+        if not whole:
+            phantom.start.positions = phantom.grid.to_length(np.rint(phantom.grid.to_pixels(phantom.start.positions)))
+        results.append(reconstruct(phantom, name, 2, probe_start=1)[0])
+    for values in ("obj", "probe"):
+        wanted = getattr(results[0], values)
+        np.testing.assert_allclose(getattr(results[1], values), wanted, atol=1e-6 * np.abs(wanted).max())

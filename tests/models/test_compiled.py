@@ -102,3 +102,67 @@ def test_bad_pixels_may_hold_anything():
 def test_the_compiled_kernel_is_single_precision():
     with pytest.raises(ConfigError, match="single precision"):
         case(1, 1, precision="double", kernel="compiled")
+
+
+@pytest.mark.parametrize("more", [{}, {"more": EVERYTHING, "n_states": 2, "flight": FLIGHT}, DETECTORS["near"]])
+def test_whole_pixels_agree(more):
+    """Without shifts the probe passes no transform: the same sums as its plain twin."""
+    plain, fast, state, batch = twins(2, 2, "amplitude", True, **more)
+    state.whole_pixels = True
+    chosen = [name for name in WANTED if name != "positions"]
+    wanted, found = (model.gradients(state, batch, chosen) for model in (plain, fast))
+    for name in ("obj", "illumination", "probe", "object_weight"):
+        assert_close(getattr(found, name), getattr(wanted, name), name)
+    for group in ("of_patterns", "added"):
+        for name, values in getattr(wanted, group).items():
+            assert_close(getattr(found, group)[name], values, name, 20 if group == "of_patterns" else 4)
+    change, probe_change = Field(state.box, random_like(state.obj, np.random.default_rng(1))), 0.3j * state.probe
+    wanted, found = (model.responses(state, batch, change, probe_change).terms for model in (plain, fast))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=TOLERANCE * np.abs(wanted).max())
+    assert_close(fast.simulate(state, np.arange(5)), plain.simulate(state, np.arange(5)), "intensities")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int32, np.dtype(">u2"), np.float32, np.float64])
+def test_counts_come_in_any_type(dtype):
+    _, fast, state, batch = twins(1, 1)
+    found = fast.gradients(state, type(batch)(batch.indices, np.minimum(batch.patterns, 255).astype(dtype)))
+    wanted = fast.gradients(state, type(batch)(batch.indices, np.minimum(batch.patterns, 255).astype(np.float32)))
+    np.testing.assert_array_equal(found.obj, wanted.obj)
+    assert found.counts == wanted.counts
+
+
+@pytest.mark.parametrize("n_threads", [2, 3, 8])
+@pytest.mark.parametrize("more", [{}, {"more": EVERYTHING, "n_states": 2, "flight": FLIGHT}])
+def test_threads_change_nothing(n_threads, more):
+    """More threads than patterns too; what belongs to single patterns keeps its order."""
+    one, state, batch = case(2, 2, "poisson", True, precision="single", kernel="compiled", **more)
+    many, _, _ = case(2, 2, "poisson", True, precision="single", kernel="compiled", threads=n_threads, **more)
+    wanted, found = (model.gradients(state, batch, WANTED) for model in (one, many))
+    for name in ("obj", "illumination", "probe"):
+        assert_close(getattr(found, name), getattr(wanted, name), name)
+    for group in ("of_patterns", "added"):
+        for name, values in getattr(wanted, group).items():
+            assert_close(getattr(found, group)[name], values, name, 20 if group == "of_patterns" else 4)
+    assert found.loss == pytest.approx(wanted.loss, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_windows_hold_the_gradient_and_are_cleared(n_threads):
+    model, state, batch = case(2, 1, precision="single", kernel="compiled", threads=n_threads)
+    wanted = model.gradients(state, batch)
+    state.obj = state.obj.astype(np.complex64)
+    for _ in range(2):
+        lent = model.gradients(state, batch, windowed=True)
+        assert lent.obj.size == lent.illumination.size == 0
+        windows = lent.windows
+        inside = (slice(None), *wanted.box.slices(state.box))
+        assert_close(windows.obj.sum(axis=0)[inside], wanted.obj, "obj")
+        assert windows.peak() == pytest.approx(wanted.illumination.max(), rel=TOLERANCE)
+        assert_close(windows.illumination.sum(axis=0)[inside], wanted.illumination, "illumination")
+        moved = np.ones_like(state.obj)
+        windows.step(moved, share=0.0, floor=1e6, scale=-0.5e6)
+        change = np.zeros_like(moved)
+        change[inside] = np.where(wanted.illumination > 0, -0.5 * wanted.obj, 0)
+        assert_close(moved - 1, change, "step")
+        assert not windows.obj.any()
+        assert not windows.illumination.any()

@@ -466,3 +466,21 @@ def test_single_precision_stays_single():
     assert gradients.obj.dtype == gradients.probe.dtype == np.complex64
     assert gradients.illumination.dtype == gradients.object_weight.dtype == np.float32
     assert model.simulate(state, np.arange(5)).dtype == np.float32
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "auto"])
+def test_whole_pixels_are_exact_where_positions_are(kernel):
+    """The short way without shifts and the exact one meet at positions on pixels."""
+    model, state, batch = case(2, 2, more=("variation", "coefficients"), kernel=kernel)
+    rounded = replace(state, positions=state.grid.to_length(np.rint(state.grid.to_pixels(state.positions))))
+    wanted = model.gradients(rounded, batch, ("probe", "variation"))
+    found = model.gradients(replace(state, whole_pixels=True), batch, ("probe", "variation"))
+    for name in ("obj", "illumination", "probe", "object_weight"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), atol=1e-9 * abs(wanted.obj).max())
+    for name, values in wanted.added.items():
+        np.testing.assert_allclose(found.added[name], values, rtol=1e-9, atol=1e-9 * abs(values).max())
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-12)
+    # Where the positions are refined, their gradient is that at the pixels
+    found = model.gradients(replace(state, whole_pixels=True), batch, ("positions",)).of_patterns["positions"]
+    wanted = model.gradients(rounded, batch, ("positions",)).of_patterns["positions"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)

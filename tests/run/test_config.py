@@ -201,3 +201,10 @@ def test_a_volume_needs_one_object_state(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a volume needs one object state"):
         load_job(write(tmp_path, GOOD + "[tomography]\n"), ["ptychography.object_states=2"])
     assert load_job(write(tmp_path, GOOD), ["ptychography.object_states=2"])[0].ptychography.object_states == 2
+
+
+def test_positions_are_refined_after_sweeps_on_whole_pixels(tmp_path: Path) -> None:
+    text = GOOD + "[refine.positions]\nstart_iteration = 3\n"
+    load_job(write(tmp_path, text), ["ptychography.whole_pixel_iterations=3"])
+    with pytest.raises(ConfigError, match=r"refine\.positions\.start_iteration: must be 4 or more"):
+        load_job(write(tmp_path, text), ["ptychography.whole_pixel_iterations=4"])

@@ -212,3 +212,26 @@ def test_tilts_keep_their_number_in_the_file(tiny_job: Path, tmp_path: Path) -> 
         reconstruct_tilts(job, series, SerialCommunicator(), tmp_path / "part", silent)
     alone = read_tilt_result(tilt_path(tmp_path / "part", 2))
     assert np.linalg.norm(alone.obj - whole[2]) <= 1e-6 * np.linalg.norm(alone.obj)
+
+
+def test_threads_and_whole_pixels_reach_the_sweeps(tiny_job: Path, tmp_path: Path) -> None:
+    """Threads change nothing but round-off; the first sweeps take the nearest pixels, the last look at the tilt not."""
+    job, _ = load_job(tiny_job, ["ptychography.iterations=4", "ptychography.whole_pixel_iterations=2"])
+    errors, seen = [], []
+    with open_series(job.data) as series:
+        for threads in (1, 2):
+            folder = tmp_path / str(threads)
+            folder.mkdir()
+            grid = common_grid(job, series)
+            run = TiltRun(job, series, grid, 1, SerialCommunicator(), folder, silent, threads=threads)
+            sweep = run.sweep
+
+            def spied(run: TiltRun = run, sweep: Any = sweep) -> None:
+                sweep()
+                seen.append(run.state.whole_pixels)
+
+            run.sweep = spied  # type: ignore[method-assign]
+            errors.append(run.run().data_error)
+            assert not run.state.whole_pixels
+    assert seen == [True, True, False, False] * 2
+    np.testing.assert_allclose(errors[1], errors[0], rtol=1e-4)

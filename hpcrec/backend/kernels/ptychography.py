@@ -19,15 +19,21 @@ from numba import njit, types
 
 from hpcrec.backend.fft import execute_address
 from hpcrec.backend.kernels.waves import (
+    AMPLITUDE,
     add_detector_sums,
     add_moments,
     add_power,
     add_scaled,
+    add_turned_back,
+    answer_amplitudes,
     carry_back,
     detect,
+    illuminate,
     multiply,
     real_dot,
+    scale_all,
     scale_wave,
+    take_pattern,
     transmit,
     turn,
     vary,
@@ -52,10 +58,13 @@ def _cross(wave: Any, factor: Any, tilted: bool, ry: Any, rx: Any, plans: Any) -
 
 
 @_compile
-def _illuminate(wave: Any, spectrum: Any, ry: Any, rx: Any, plans: Any) -> None:
-    """Wave = the shifted probe mode."""
-    wave[: ry.size * rx.size // 2] = spectrum[: ry.size * rx.size // 2]
-    turn(wave, ry, rx, np.float32(1))
+def _illuminate(wave: Any, spectrum: Any, ry: Any, rx: Any, entry: Any, plans: Any) -> None:
+    """Wave = the shifted probe mode; entry: whether it is not shifted, but comes as it is, times the second number."""
+    if entry[0]:
+        for k in range(ry.size * rx.size // 2):
+            wave[k] = spectrum[k] * entry[1]
+        return
+    illuminate(wave, spectrum, ry, rx)
     _execute(plans[1], wave.ctypes.data, wave.ctypes.data)
 
 
@@ -105,19 +114,20 @@ def intensities(plans: Any, waves: Any, scale: Any, background: Any, room: Any, 
 
     plans: addresses; waves: as :mod:`hpcrec.models.compiled` lays them out; scale (n,); background (ny·nx).
     """
-    obj, corners, spectrum, variation, coefficients, ramps, gaps, near = waves
+    obj, corners, spectrum, variation, coefficients, ramps, gaps, near, entry = waves
     ny, nx, n_modes = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2, len(spectrum)
     pixels, wave = ny * nx, room[n_modes]
     power, unit = room[n_modes + 1], np.float32(1 if near[0] else 1 / (ny * nx))
     for m in range(n_modes):
         room[m, : 2 * pixels] = spectrum[m]
     for j in range(len(corners)):
-        vary(room[0], spectrum[0], variation, coefficients[j], pixels)
+        if len(variation):
+            vary(room[0], spectrum[0], variation, coefficients[j], pixels)
         first = True
         for f in range(corners.shape[1]):
             for state in range(len(obj)):
                 for m in range(n_modes):
-                    _illuminate(wave, room[m], ramps[0][j, f], ramps[1][j, f], plans)
+                    _illuminate(wave, room[m], ramps[0][j, f], ramps[1][j, f], entry, plans)
                     y, x = corners[j, f, 0], corners[j, f, 1]
                     _pass_slices(wave, obj[state], gaps, near, j, f, y, x, ny, nx, plans)
                     add_power(power, wave, unit, pixels, first)
@@ -133,13 +143,14 @@ def gradients(
 ) -> None:  # fmt: skip
     """Add gradients of patterns to the arrays of :class:`hpcrec.models.chain.ChainSums`.
 
-    detector: patterns (n, ny·nx), mask (n or 1, ny·nx), loss, floor, scale (n,), background (ny·nx); origin: pixel of
-    ``obj`` where object sums begin; ``incoming`` (part, slice, …), ``running`` (part + 3, …), ``modes`` (mode, …): room
-    to work in; frequencies: rate (ny·nx), and cycles per pixel along y and x; wanted: whether spectrum, shifts,
-    variation, moments, scale and background are. Rest as in :func:`intensities`.
+    detector: bytes of the patterns (n, …) and their kind, mask (n or 1, ny·nx) of 0 and 1, loss, floor, scale (n,),
+    background (ny·nx), whether these two say nothing; origin: pixel of ``obj`` where object sums begin; ``incoming``
+    (part, slice, …), ``running`` (part + 3, …), ``modes`` (mode, …): room to work in; frequencies: rate (ny·nx), and
+    cycles per pixel along y and x; wanted: whether spectrum, shifts, variation, moments, scale and background are. Rest
+    as in :func:`intensities`.
     """
-    obj, corners, spectrum, variation, coefficients, ramps, gaps, near = waves
-    patterns, masks, loss, floor, scales, background = detector
+    obj, corners, spectrum, variation, coefficients, ramps, gaps, near, entry = waves
+    patterns, kind, masks, loss, floor, scales, background, bare = detector
     propagators, tilted, tilt_y, tilt_x = gaps
     rate, qy, qx = frequencies
     probe, shifts, varied, moments, scaled, grounded = wanted
@@ -147,31 +158,42 @@ def gradients(
     ny, nx, pixels = qy.size, qx.size, qy.size * qx.size
     one, inverse = np.float32(1), np.float32(1 / pixels)
     unit = one if near[0] else inverse
-    power, counts, weight, extra = (
-        running[n_parts],
-        running[n_parts][pixels:],
-        running[n_parts + 1],
-        running[n_parts + 2],
-    )
+    power, counts = running[n_parts], running[n_parts][pixels:]
+    weight, measured, extra = running[n_parts + 1], running[n_parts + 1][pixels:], running[n_parts + 2]
+    straight = entry[0] and entry[1] == one
+    at_once = n_parts == 1 and bare and loss == AMPLITUDE and not (near[0] or scaled or grounded)
     here = np.zeros(3)
     for m in range(n_modes):
         modes[m, : 2 * pixels] = spectrum[m]
     for j in range(len(corners)):
         mask = masks[j % len(masks)]
-        vary(modes[0], spectrum[0], variation, coefficients[j], pixels)
+        if len(variation):
+            vary(modes[0], spectrum[0], variation, coefficients[j], pixels)
         for c in range(n_parts):
             f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
             y, x = corners[j, f, 0], corners[j, f, 1]
-            _illuminate(incoming[c, 0], modes[m], ramps[0][j, f], ramps[1][j, f], plans)
+            wave = modes[m] if straight else incoming[c, 0]
+            if not straight:
+                _illuminate(wave, modes[m], ramps[0][j, f], ramps[1][j, f], entry, plans)
             for s in range(last):
-                transmit(incoming[c, s + 1], incoming[c, s], obj[state, s], y, x, ny, nx, False)
-                _cross(incoming[c, s + 1], propagators[s], tilted, tilt_y[j, s], tilt_x[j, s], plans)
-            transmit(running[c], incoming[c, last], obj[state, last], y, x, ny, nx, False)
+                transmit(incoming[c, s + 1], wave, obj[state, s], y, x, ny, nx, False)
+                wave = incoming[c, s + 1]
+                _cross(wave, propagators[s], tilted, tilt_y[j, s], tilt_x[j, s], plans)
+            transmit(running[c], wave, obj[state, last], y, x, ny, nx, False)
             _to_detector(running[c], near, j, f, plans)
-            add_power(power, running[c], unit, pixels, c == 0)
-        detect(counts[:pixels], power, scales[j], background)
-        weigh(weight, counts, patterns[j], mask, loss, floor, totals)
-        add_detector_sums(power, counts, weight, mask, out_scale[j], out_background, scaled, grounded)
+            if not at_once:
+                add_power(power, running[c], unit, pixels, c == 0)
+        take_pattern(measured, patterns[j], kind, mask)
+        if at_once:
+            answer_amplitudes(running[0], measured, mask, floor, unit, totals)
+        else:
+            found = power
+            if not bare:
+                detect(counts[:pixels], power, scales[j], background)
+                found = counts
+            weigh(weight, found, measured, mask, loss, floor, totals)
+            if scaled or grounded:
+                add_detector_sums(power, found, weight, mask, out_scale[j], out_background, scaled, grounded)
         for c in range(n_parts):
             f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
             y, x, g = corners[j, f, 0], corners[j, f, 1], running[c]
@@ -179,7 +201,8 @@ def gradients(
             if back:
                 extra[: 2 * pixels] = g[: 2 * pixels]
                 _execute(plans[0], extra.ctypes.data, extra.ctypes.data)
-            scale_wave(g, weight, unit * scales[j], pixels)
+            if not at_once:
+                scale_wave(g, weight, unit * scales[j], pixels)
             if near[0]:
                 _execute(plans[0], g.ctypes.data, g.ctypes.data)
             if back:
@@ -192,8 +215,9 @@ def gradients(
                 turn(g, near[2][j, f], near[3][j, f], -one)
             _execute(plans[1], g.ctypes.data, g.ctypes.data)
             for s in range(last, -1, -1):
+                wave = modes[m] if straight and s == 0 else incoming[c, s]
                 carry_back(
-                    g, incoming[c, s], obj[state, s], y, x, out_obj[state, s], out_light[state, s],
+                    g, wave, obj[state, s], y, x, out_obj[state, s], out_light[state, s],
                     y - origin[0], x - origin[1], ny, nx,
                 )  # fmt: skip
                 if s:
@@ -206,8 +230,14 @@ def gradients(
                     if tilted:
                         turn(g, tilt_y[j, s - 1], tilt_x[j, s - 1], -one)
                     _execute(plans[1], g.ctypes.data, g.ctypes.data)
-            if probe or shifts or varied:
+            if entry[0] and (probe or varied):
+                scale_all(g, entry[1], pixels)
+            elif probe or shifts or varied:
                 _execute(plans[0], g.ctypes.data, g.ctypes.data)
+            if probe and not (entry[0] or shifts or varied):
+                add_turned_back(out_spectrum[m], g, ramps[0][j, f], ramps[1][j, f])
+                continue
+            if (shifts or varied) and not entry[0]:
                 turn(g, ramps[0][j, f], ramps[1][j, f], -one)
             if probe:
                 add_scaled(out_spectrum[m], g, one, pixels)
@@ -231,31 +261,35 @@ def responses(
 
     ``room`` (4, part, …) and ``modes`` (mode, …) to work in. Rest as in :func:`gradients`.
     """
-    obj, corners, spectrum, variation, coefficients, ramps, gaps, near = waves
-    patterns, masks, loss, floor, scales, background = detector
+    obj, corners, spectrum, variation, coefficients, ramps, gaps, near, entry = waves
+    patterns, kind, masks, loss, floor, scales, background, bare = detector
     n_modes, n_states, n_parts = len(spectrum), len(obj), room.shape[1]
     ny, nx = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
     pixels = ny * nx
     unit = np.float32(1) if near[0] else np.float32(1 / pixels)
-    power, counts, weight = room[3, 0], room[3, 0][pixels:], modes[n_modes]
+    power, counts = room[3, 0], room[3, 0][pixels:]
+    weight, measured = modes[n_modes], modes[n_modes][pixels:]
     for m in range(n_modes):
         modes[m, : 2 * pixels] = spectrum[m]
     for j in range(len(corners)):
-        vary(modes[0], spectrum[0], variation, coefficients[j], pixels)
+        if len(variation):
+            vary(modes[0], spectrum[0], variation, coefficients[j], pixels)
         for c in range(n_parts):
             f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
             y, x, ry, rx = corners[j, f, 0], corners[j, f, 1], ramps[0][j, f], ramps[1][j, f]
             if with_probe:
-                _illuminate(room[2, c], spectrum_change[m], ry, rx, plans)
+                _illuminate(room[2, c], spectrum_change[m], ry, rx, entry, plans)
                 _pass_slices(room[2, c], obj[state], gaps, near, j, f, y, x, ny, nx, plans)
-            _illuminate(room[0, c], modes[m], ry, rx, plans)
+            _illuminate(room[0, c], modes[m], ry, rx, entry, plans)
             _tangent(
                 room[0, c], room[1, c], obj[state], change[state], gaps, near, j, f, y, x, y - origin[0], x - origin[1],
                 ny, nx, plans,
             )  # fmt: skip
             add_power(power, room[0, c], unit, pixels, c == 0)
+        mask = masks[j % len(masks)]
+        take_pattern(measured, patterns[j], kind, mask)
         detect(counts[:pixels], power, scales[j], background)
-        weigh(weight, counts, patterns[j], masks[j % len(masks)], loss, floor, totals)
+        weigh(weight, counts, measured, mask, loss, floor, totals)
         for c in range(n_parts):
             chi, a, b = room[0, c], room[1, c], room[2, c]
             scale_wave(chi, weight, minus_inverse_curvature * scales[j], pixels)

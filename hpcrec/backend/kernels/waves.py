@@ -13,7 +13,10 @@ import numpy as np
 from numba import njit
 
 AMPLITUDE, POISSON, GAUSSIAN = 0, 1, 2
+# Types in which patterns come as they are
+COUNTS = (np.uint8, np.uint16, np.uint32, np.float32)
 _compile: Any = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
+_exactly: Any = njit(error_model="numpy", nogil=True, cache=True)
 
 
 @_compile
@@ -76,6 +79,49 @@ def turn(wave: Any, ry: Any, rx: Any, sign: Any) -> None:
 
 
 @_compile
+def fill_ramps(shifts: Any, factor: float, out: Any) -> None:
+    """Fill ``out`` (n, 2m) with factor · exp(−2πi q δ) of shifts δ (n,) in pixels, q of the m frequencies."""
+    m = out.shape[1] // 2
+    for j in range(shifts.size):
+        step_r, step_i = math.cos(2 * math.pi * shifts[j] / m), -math.sin(2 * math.pi * shifts[j] / m)
+        re, im = factor, 0.0
+        for k in range(m // 2 + 1):
+            if 2 * k < m:
+                out[j, 2 * k], out[j, 2 * k + 1] = re, im
+            if k:
+                out[j, 2 * (m - k)], out[j, 2 * (m - k) + 1] = re, -im
+            re, im = re * step_r - im * step_i, re * step_i + im * step_r
+
+
+@_compile
+def illuminate(wave: Any, spectrum: Any, ry: Any, rx: Any) -> None:
+    """Wave = spectrum · ramps."""
+    n = rx.size
+    for i in range(ry.size // 2):
+        yr, yi = ry[2 * i], ry[2 * i + 1]
+        c, a = wave[i * n : (i + 1) * n], spectrum[i * n : (i + 1) * n]
+        for k in range(n // 2):
+            wr = rx[2 * k] * yr - rx[2 * k + 1] * yi
+            wi = rx[2 * k] * yi + rx[2 * k + 1] * yr
+            c[2 * k] = a[2 * k] * wr - a[2 * k + 1] * wi
+            c[2 * k + 1] = a[2 * k] * wi + a[2 * k + 1] * wr
+
+
+@_compile
+def add_turned_back(out: Any, wave: Any, ry: Any, rx: Any) -> None:
+    """Out += wave · conjugate ramps."""
+    n = rx.size
+    for i in range(ry.size // 2):
+        yr, yi = ry[2 * i], ry[2 * i + 1]
+        c, a = out[i * n : (i + 1) * n], wave[i * n : (i + 1) * n]
+        for k in range(n // 2):
+            wr = rx[2 * k] * yr - rx[2 * k + 1] * yi
+            wi = rx[2 * k] * yi + rx[2 * k + 1] * yr
+            c[2 * k] += a[2 * k] * wr + a[2 * k + 1] * wi
+            c[2 * k + 1] += a[2 * k + 1] * wr - a[2 * k] * wi
+
+
+@_compile
 def add_moments(out: Any, g: Any, spectrum: Any, rate: Any, qy: Any, qx: Any, scale: Any) -> None:
     """Add ``scale`` times Σ r Im(G* X), Σ q_y Im(G* X), Σ q_x Im(G* X) to ``out`` (3,), X = ``spectrum``."""
     n = qx.size
@@ -110,31 +156,77 @@ def detect(counts: Any, power: Any, scale: Any, background: Any) -> None:
         counts[k] = scale * power[k] + background[k]
 
 
+# Without fastmath: bad pixels may hold not-a-number
+@_exactly
+def take(out: Any, values: Any, mask: Any) -> None:
+    """Out = values as float32, zero where the mask is."""
+    for k in range(mask.size):
+        out[k] = np.float32(values[k]) if mask[k] else np.float32(0)
+
+
+@_exactly
+def take_pattern(out: Any, raw: Any, kind: int, mask: Any) -> None:
+    """Out = counts of a pattern given by its bytes; ``kind`` is the place of its type in :data:`COUNTS`."""
+    if kind == 0:
+        take(out, raw, mask)
+    elif kind == 1:
+        take(out, raw.view(np.uint16), mask)
+    elif kind == 2:
+        take(out, raw.view(np.uint32), mask)
+    else:
+        take(out, raw.view(np.float32), mask)
+
+
 @_compile
 def weigh(weight: Any, counts: Any, measured: Any, mask: Any, loss: int, floor: Any, totals: Any) -> None:
-    """Weight = ∂L/∂Î of the modelled counts Î; add loss, error and counts to ``totals``."""
+    """Weight = ∂L/∂Î of the modelled counts Î; add loss, error and counts to ``totals``. May overwrite ``counts``.
+
+    For amplitudes, with r² = (I + ε)/(Î + ε): weight 1 − r and loss (Î + ε)(1 − r)²; Σ(√Î − √I)² = Σ Î + I − 2√(Î I).
+    """
     total, error, sum_counts = np.float32(0), np.float32(0), np.float32(0)
-    for k in range(mask.size):
-        difference = (math.sqrt(counts[k]) - math.sqrt(measured[k])) * mask[k]
-        error += difference * difference
-        sum_counts += measured[k] * mask[k]
+    two = np.float32(2)
     if loss == POISSON:
         for k in range(mask.size):
-            ratio = (measured[k] + floor) / (counts[k] + floor)
-            total += (counts[k] - measured[k] + (measured[k] + floor) * math.log(ratio)) * mask[k]
-            weight[k] = (np.float32(1) - ratio) * mask[k]
+            m, c, good = measured[k], counts[k], np.float32(mask[k])
+            ratio = (m + floor) / (c + floor)
+            error += (c + m - two * math.sqrt(c * m)) * good
+            sum_counts += m
+            total += (c - m + (m + floor) * math.log(ratio)) * good
+            weight[k] = (np.float32(1) - ratio) * good
     elif loss == GAUSSIAN:
         for k in range(mask.size):
-            difference = (counts[k] - measured[k]) * mask[k]
-            weight[k] = np.float32(2) * difference / (measured[k] + floor)
-            total += difference * weight[k]
-        total *= np.float32(0.5)
+            m, c, good = measured[k], counts[k], np.float32(mask[k])
+            difference = (c - m) * good
+            error += (c + m - two * math.sqrt(c * m)) * good
+            sum_counts += m
+            weight[k] = two * difference / (m + floor)
+            total += difference * difference / (m + floor)
     else:
         for k in range(mask.size):
-            found = math.sqrt(counts[k] + floor)
-            difference = (found - math.sqrt(measured[k] + floor)) * mask[k]
-            total += difference * difference
-            weight[k] = difference / found
+            m, c, good = measured[k], counts[k], np.float32(mask[k])
+            error += (c + m - two * math.sqrt(c * m)) * good
+            sum_counts += m
+            off = (np.float32(1) - math.sqrt((m + floor) / (c + floor))) * good
+            total += (c + floor) * off * off
+            weight[k] = off
+    totals[0] += total
+    totals[1] += error
+    totals[2] += sum_counts
+
+
+@_compile
+def answer_amplitudes(wave: Any, measured: Any, mask: Any, floor: Any, unit: Any, totals: Any) -> None:
+    """Do what add_power, weigh and scale_wave do with one part and the amplitude loss, in one pass."""
+    total, error, sum_counts = np.float32(0), np.float32(0), np.float32(0)
+    for k in range(mask.size):
+        re, im, m, good = wave[2 * k], wave[2 * k + 1], measured[k], np.float32(mask[k])
+        c = (re * re + im * im) * unit
+        error += (c + m - np.float32(2) * math.sqrt(c * m)) * good
+        sum_counts += m
+        off = (np.float32(1) - math.sqrt((m + floor) / (c + floor))) * good
+        total += (c + floor) * off * off
+        wave[2 * k] = re * off * unit
+        wave[2 * k + 1] = im * off * unit
     totals[0] += total
     totals[1] += error
     totals[2] += sum_counts
@@ -150,13 +242,13 @@ def add_detector_sums(
         along, total = np.float32(0), np.float32(0)
         for k in range(mask.size):
             along += weight[k] * power[k]
-            total += power[k] * mask[k]
+            total += power[k] * np.float32(mask[k])
         of_scale[0] += along
         of_scale[1] += total
     if with_background:
         for k in range(mask.size):
             of_background[0, k] += weight[k]
-            of_background[1, k] += mask[k] * np.float32(0.5) / (counts[k] + np.float32(1))
+            of_background[1, k] += np.float32(mask[k]) * np.float32(0.5) / (counts[k] + np.float32(1))
 
 
 @_compile
@@ -165,6 +257,14 @@ def scale_wave(wave: Any, weight: Any, scale: Any, pixels: int) -> None:
     for k in range(pixels):
         wave[2 * k] *= weight[k] * scale
         wave[2 * k + 1] *= weight[k] * scale
+
+
+@_compile
+def scale_all(wave: Any, factor: Any, pixels: int) -> None:
+    """Wave *= factor, if that is not 1."""
+    if factor != np.float32(1):
+        for k in range(2 * pixels):
+            wave[k] *= factor
 
 
 @_compile

@@ -1,0 +1,43 @@
+"""Threads of one process for compiled loops, which leave the interpreter's lock alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+
+class Threads:
+    """A fixed number of threads; with one, everything runs in the caller's own."""
+
+    def __init__(self, n_threads: int = 1) -> None:
+        self.n_threads = n_threads
+
+    def shares(self, n: int) -> list[slice]:
+        """Return how ``n`` things are shared: runs of nearly equal length, none empty; one empty run of nothing."""
+        n_runs = max(min(self.n_threads, n), 1)
+        edges = [i * n // n_runs for i in range(n_runs + 1)]
+        return [slice(a, b) for a, b in zip(edges, edges[1:])]
+
+    def run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Return the results of calls, the first one made here; the first fault is raised when all have ended."""
+        if len(calls) == 1:
+            return [calls[0]()]
+        waiting = [_pool(self.n_threads).submit(call) for call in calls[1:]]
+
+        def results() -> Iterator[Any]:
+            try:
+                yield calls[0]()
+            finally:
+                for future in waiting:
+                    future.exception()
+            for future in waiting:
+                yield future.result()
+
+        return list(results())
+
+
+@lru_cache(maxsize=4)
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n_threads - 1, thread_name_prefix="hpcrec-compute")
