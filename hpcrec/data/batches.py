@@ -10,11 +10,14 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
 from typing import Final, Literal, Protocol, Self
 
 import numpy as np
 
 from hpcrec.backend.array import Array, IntArray
+from hpcrec.data.spool import Spool
 from hpcrec.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -74,13 +77,22 @@ def global_batches(
 
 
 class BatchReader:
-    """The patterns of a rank's share: kept in memory if they fit, else read ahead by a thread.
+    """The patterns of a rank's share: kept in memory if they fit, else in a scratch file and read ahead by a thread.
 
     ``source`` is read-only; ``share`` (n,) indices this rank will ever ask for; patterns stay in the detector's type.
-    ``memory_limit`` in bytes bounds what is kept; ``read_ahead`` batches wait ready if it does not suffice.
+    ``memory_limit`` in bytes bounds what is kept; beyond it patterns go to a file in the folder ``scratch`` on first
+    use (None: they are read from the source again and again), and ``read_ahead`` batches wait ready.
     """
 
-    def __init__(self, source: PatternSource, share: IntArray, *, memory_limit: int, read_ahead: int = 2) -> None:
+    def __init__(
+        self,
+        source: PatternSource,
+        share: IntArray,
+        *,
+        memory_limit: int,
+        scratch: Path | None = None,
+        read_ahead: int = 2,
+    ) -> None:
         if read_ahead < 1:
             raise ConfigError(f"read_ahead must be at least 1, got {read_ahead}")
         self._source = source
@@ -89,22 +101,28 @@ class BatchReader:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hpcrec-read")
         pattern_bytes = int(np.prod(source.pattern_shape)) * source.dtype.itemsize
         self.in_memory = len(self._share) * pattern_bytes <= memory_limit
-        self._per_block = max(_BLOCK_BYTES // pattern_bytes, 1)
+        self._per_block = max(min(_BLOCK_BYTES, max(memory_limit, 1)) // pattern_bytes, 1)
+        self._scratch = scratch
         self._kept: Array | None = None
+        self._spool: Spool | None = None
+        self._filling = Lock()
         if not self.in_memory:
-            logger.info("%d patterns exceed %d bytes of memory and are read ahead", len(self._share), memory_limit)
+            where = f"kept in {scratch}" if scratch else "read again in each sweep"
+            logger.info("%d patterns exceed %d bytes of memory and are %s", len(self._share), memory_limit, where)
 
     def read(self, indices: IntArray) -> Array:
         """Return patterns (n, ky, kx) in the order of ``indices``; raises :class:`DataError` outside the share."""
         indices = np.asarray(indices, np.int64)
-        if not self.in_memory:
+        if not self.in_memory and self._scratch is None:
             return self._source.read(indices)
+        rows = np.searchsorted(self._share, indices)
+        if len(indices) and (rows.max() >= len(self._share) or not np.array_equal(self._share[rows], indices)):
+            raise DataError("a pattern outside this rank's share was asked for; the shares must cover the batches")
+        if not self.in_memory:
+            return self._spooled().read(rows)
         if self._kept is None:
             self._kept = self._load()
-        where = np.searchsorted(self._share, indices)
-        if len(indices) and (where.max() >= len(self._share) or not np.array_equal(self._share[where], indices)):
-            raise DataError("a pattern outside this rank's share was asked for; the shares must cover the batches")
-        patterns: Array = self._kept[where]
+        patterns: Array = self._kept[rows]
         return patterns
 
     def iterate(self, batches: Iterable[IntArray]) -> Iterator[Array]:
@@ -117,7 +135,7 @@ class BatchReader:
         try:
             while True:
                 while len(waiting) < self._read_ahead and (batch := next(remaining, None)) is not None:
-                    waiting.append(self._pool.submit(self._source.read, batch))
+                    waiting.append(self._pool.submit(self.read, batch))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -126,9 +144,11 @@ class BatchReader:
                 future.cancel()
 
     def close(self) -> None:
-        """Stop the thread and give the memory back."""
+        """Stop the thread and give memory and file back."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._kept = None
+        if self._spool is not None:
+            self._spool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -136,9 +156,24 @@ class BatchReader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _load(self) -> Array:
-        kept = np.empty((len(self._share), *self._source.pattern_shape), self._source.dtype)
+    def _blocks(self) -> Iterator[tuple[slice, Array]]:
+        """Yield the share piece by piece, in the order of the source."""
         for first in range(0, len(self._share), self._per_block):
             part = slice(first, first + self._per_block)
-            kept[part] = self._source.read(self._share[part])
+            yield part, self._source.read(self._share[part])
+
+    def _load(self) -> Array:
+        kept = np.empty((len(self._share), *self._source.pattern_shape), self._source.dtype)
+        for part, patterns in self._blocks():
+            kept[part] = patterns
         return kept
+
+    def _spooled(self) -> Spool:
+        with self._filling:
+            if self._spool is None:
+                assert self._scratch is not None
+                spool = Spool(self._scratch, self._source.pattern_shape, self._source.dtype)
+                for _, patterns in self._blocks():
+                    spool.append(patterns)
+                self._spool = spool
+            return self._spool

@@ -25,7 +25,7 @@ from hpcrec.run.faults import job_faults
 from hpcrec.run.job import BeamSection, Job
 
 T = TypeVar("T")
-PATH_KEYS = {("data", "path"), ("analysis", "reference")}
+PATH_KEYS = {("data", "path"), ("analysis", "reference"), ("parallel", "scratch")}
 STAGE_SECTIONS = {
     "ptychography": ("data", "beam", "probe", "detector", "ptychography", "refine", "constraints", "quality"),
     "tomography": ("tomography",),

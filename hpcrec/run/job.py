@@ -277,6 +277,8 @@ class ParallelSection:
     halo_margin_angstrom : how far positions may move before a tile must hold more pixels
     threads : of a rank's compiled loops; "auto" takes the cores that it need not share with other ranks
     memory_gib_per_rank : what a rank may use; 0 takes the machine's memory divided by the ranks on it
+    scratch : folder for patterns that exceed the memory of a rank, on a fast disk of the machine; empty takes the run
+        directory
     workers : Dask processes of the tomography stage; 0 takes one a core, at most one a rank
     scheduler : a running Dask scheduler: its address, or the .json file that "dask-mpi --scheduler-file" wrote;
         empty starts local workers
@@ -287,6 +289,7 @@ class ParallelSection:
     halo_margin_angstrom: float = 2.0
     threads: int | Literal["auto"] = "auto"
     memory_gib_per_rank: float = 0.0
+    scratch: str = ""
     workers: int = 0
     scheduler: str = ""
 

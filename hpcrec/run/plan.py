@@ -8,12 +8,9 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 
-from hpcrec.backend.array import complex_dtype
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.views import half_resolution
-from hpcrec.engines import engine_class
 from hpcrec.engines.base import visit
 from hpcrec.errors import DeviceError
 from hpcrec.geometry.grid import Grid
@@ -24,17 +21,12 @@ from hpcrec.operators.projection import Projector
 from hpcrec.parallel.communicator import Communicator, SerialCommunicator
 from hpcrec.parallel.exchange import make_exchange
 from hpcrec.run.build import build_engine, build_model
-from hpcrec.run.constrain import whole_copies
 from hpcrec.run.job import Job
-from hpcrec.run.optics import mode_count, slice_count
-from hpcrec.run.start import TiltSetup, common_grid, probe_window, start_state, starting_probe, tilt_setup
+from hpcrec.run.memory import memory_limit, rank_memory
+from hpcrec.run.optics import slice_count
+from hpcrec.run.start import TiltSetup, common_grid, start_state, starting_probe, tilt_setup
 
-GIB = 2**30
-BASE_GIB = 0.5
-OBJECT_COPIES = 7
-THREAD_COPIES = 1.5
 VOLUME_COPIES = 8
-PATTERN_CACHE_BYTES = 2 * GIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,50 +84,6 @@ def rank_threads(job: Job, world: Communicator) -> int:
     return max(1, available_cores() // everywhere.count(here)) if chosen == "auto" else chosen
 
 
-def memory_limit(job: Job, n_ranks: int) -> float:
-    """Return the GiB one rank may use: the job's limit, or the machine's memory shared by the ranks."""
-    return job.parallel.memory_gib_per_rank or psutil.virtual_memory().total / GIB * 0.9 / n_ranks
-
-
-def rank_memory(job: Job, series: TiltSeries, grid: Grid, size: int, threads: int = 1) -> float:
-    """Return the GiB that a rank of a group of ``size`` needs at most: object copies, patterns in memory, a constant.
-
-    A rank keeps the object, its gradient, weight, direction, momentum and exchange buffers (at most seven copies of
-    its object box, and what some engines keep beside) and the patterns of its share, in their own integer type, up to
-    2 GiB; each of ``threads`` but the first has a gradient and a weight of its own. Engines that take all patterns at
-    once hold them a second time. What constraints need on the first rank is counted for all; so are exit waves, which
-    are there twice, and once more where a group's checkpoints are gathered.
-    """
-    slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
-    itemsize = complex_dtype(job.ptychography.precision).itemsize
-    whole = pixels = grid.shape[0] * grid.shape[1]
-    if job.parallel.exchange == "tiled" and size > 1:
-        window = probe_window(job, series)
-        halo = 2 * (min(window) / 2 + job.parallel.halo_margin_angstrom / min(series.sampling))
-        side = np.sqrt(pixels / size) + halo
-        pixels = int(min(pixels, side * side))
-    n_positions = max(len(p) for p in series.facts.positions)
-    pattern = series.pattern_shape[0] * series.pattern_shape[1] * np.dtype(series.facts.dtype).itemsize
-    patterns = min(pattern * n_positions / size, PATTERN_CACHE_BYTES)
-    engine = engine_class(job.ptychography.engine)
-    if engine.full_batch:
-        patterns += pattern * n_positions / size
-    if engine.keeps_waves:
-        patterns += waves_bytes(job, series) * (2 / size + (size > 1))
-    history = getattr(getattr(job.ptychography, job.ptychography.engine), "history", 0)
-    copies = OBJECT_COPIES + engine.extra_copies + 2 * history + THREAD_COPIES * (threads - 1)
-    copies = copies * pixels + whole_copies(job) * whole
-    return float(BASE_GIB + (copies * slices * job.ptychography.object_states * itemsize + patterns) / GIB)
-
-
-def waves_bytes(job: Job, series: TiltSeries) -> int:
-    """Return the bytes of the exit waves of a whole tilt, all its incoherent parts."""
-    window, section = probe_window(job, series), job.ptychography
-    parts = job.detector.flight_points * section.object_states * mode_count(job)
-    itemsize = complex_dtype(section.precision).itemsize
-    return max(len(p) for p in series.facts.positions) * parts * window[0] * window[1] * itemsize
-
-
 def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int) -> int:
     """Return the ranks that share one tilt: the job's number, else the smallest that fits memory and idles no rank.
 
@@ -149,7 +97,7 @@ def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int) -> int:
     limit = memory_limit(job, n_ranks)
     smallest = max(1, n_ranks // max(series.n_tilts, 1))
     for size in range(smallest, n_ranks + 1):
-        if rank_memory(job, series, grid, size) <= limit:
+        if rank_memory(job, series, grid, size, limit=limit) <= limit:
             return size
     need = rank_memory(job, series, grid, n_ranks)
     raise DeviceError(
@@ -166,7 +114,7 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     setup = tilt_setup(job, series, middle, grid)
     chosen = job.parallel.threads
     threads = max(1, available_cores() // n_ranks) if chosen == "auto" else chosen
-    speed = measure_speed(job, series, setup, threads)
+    speed, limit = measure_speed(job, series, setup, threads), memory_limit(job, n_ranks)
     counts = [len(p) for p in series.facts.positions]
     slices = [slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles)]
     work = sum(n * s for n, s in zip(counts, slices)) / setup.n_slices * job.ptychography.iterations
@@ -184,8 +132,8 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
         max_slices=max(slices),
         object_shape=grid.shape,
         threads=threads,
-        memory_gib_per_rank=rank_memory(job, series, grid, size, threads),
-        memory_limit_gib=memory_limit(job, n_ranks),
+        memory_gib_per_rank=rank_memory(job, series, grid, size, threads, limit=limit),
+        memory_limit_gib=limit,
         patterns_per_s=speed,
         ptychography_seconds=work / speed / busy,
         tomography_seconds=tomography_seconds(job, series, grid) / n_workers(job, n_ranks),

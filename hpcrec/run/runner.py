@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -30,8 +30,9 @@ from hpcrec.run.constrain import Constraints
 from hpcrec.run.job import Job
 from hpcrec.run.monitor import Monitor
 from hpcrec.run.observers import Observer
-from hpcrec.run.plan import PATTERN_CACHE_BYTES
 from hpcrec.run.start import TiltSetup, moving_margin, start_state, tilt_setup
+
+UNBOUNDED: Final = 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,7 @@ class TiltRun:
         part: str = "sweeps",
         start: Start | None = None,
         threads: int = 1,
+        pattern_bytes: int = UNBOUNDED,
     ) -> None:
         self.job, self.group, self.report, self.checkpoints = job, group, report, checkpoints
         self.prefix = checkpoint_prefix(part, int(series.tilt_numbers[i_tilt]))
@@ -113,7 +115,8 @@ class TiltRun:
         self.scan = scan = series.tilt(i_tilt)
         self.n_positions = scan.n_positions
         mine = self.exchange.share(np.arange(scan.n_positions))
-        self.reader = BatchReader(scan, mine, memory_limit=PATTERN_CACHE_BYTES)
+        scratch = Path(job.parallel.scratch or checkpoints)
+        self.reader = BatchReader(scan, mine, memory_limit=pattern_bytes, scratch=scratch)
         self.held_out = held_out(job.quality, setup)
         self.used = np.setdiff1d(np.arange(scan.n_positions), self.held_out)
         self.own = np.intersect1d(mine, self.used)

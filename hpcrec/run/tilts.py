@@ -18,6 +18,7 @@ from hpcrec.io.results import TiltResult, read_tilt_result, tilt_path, write_til
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.queue import Master
 from hpcrec.run.job import Job
+from hpcrec.run.memory import pattern_room
 from hpcrec.run.observers import Observer
 from hpcrec.run.parts import TiltTask, reconstruct_tilt, remove_parts
 from hpcrec.run.plan import group_size, rank_threads
@@ -39,6 +40,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
         _same_plans(job, probe_window(job, half_resolution(series)), world, checkpoints, "fftw_wisdom_coarse")
     grid, threads = common_grid(job, series), rank_threads(job, world)
     size = world.broadcast(group_size(job, series, grid, world.size) if world.rank == 0 else None)
+    room = pattern_room(job, series, grid, size, world.size, threads)
     group = world.split(min(world.rank // size, max(world.size // size, 1) - 1))
     todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []
     hardest_first = sorted(todo, key=lambda i: -abs(series.tilt_angles[i]))
@@ -54,6 +56,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
                     checkpoints=checkpoints,
                     report=master.report,
                     threads=threads,
+                    pattern_bytes=room,
                 )
             )
             if outcome is not None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hpcrec.data.batches import BatchReader, global_batches
-from hpcrec.errors import ConfigError, DataError
+from hpcrec.errors import ConfigError, DataError, StorageError
 
 
 class Source:
@@ -110,3 +110,36 @@ def test_an_abandoned_iteration_does_not_block_closing():
     start = time.monotonic()
     reader.close()
     assert time.monotonic() - start < 1.0
+
+
+def test_what_exceeds_the_memory_is_sorted_into_a_file_once(tmp_path):
+    source = Source(40)
+    batches = [np.array([31, 2]), np.array([], int), np.array([5, 39, 0])]
+    share = np.array([39, 31, 0, 2, 5, 7])
+    with BatchReader(source, share, memory_limit=64, scratch=tmp_path) as reader:
+        for _ in range(3):
+            patterns = list(reader.iterate(batches))
+            assert [p[:, 0, 0].tolist() for p in patterns] == [[31, 2], [], [5, 39, 0]]
+        assert sum(n for _, n in source.calls) == len(share)
+        assert max(n for _, n in source.calls) == 2, "a block is as large as the memory"
+        assert patterns[0].dtype == np.uint16
+        assert (reader.read(np.array([7])) == 7).all()
+        with pytest.raises(DataError, match="share"):
+            reader.read(np.array([1]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fault_of_the_source_is_told_when_the_file_is_filled(tmp_path):
+    with (
+        BatchReader(Source(20, fail_at=4), np.arange(20), memory_limit=0, scratch=tmp_path) as reader,
+        pytest.raises(DataError, match="position 4"),
+    ):
+        list(reader.iterate([np.array([0])]))
+
+
+def test_a_scratch_folder_that_takes_no_file(tmp_path):
+    with (
+        BatchReader(Source(20), np.arange(20), memory_limit=0, scratch=tmp_path / "none") as reader,
+        pytest.raises(StorageError, match="No such file.*parallel.scratch"),
+    ):
+        reader.read(np.array([0]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,18 +20,8 @@ from hpcrec.run import plan
 from hpcrec.run.config import load_job
 from hpcrec.run.constrain import FILTER_COPIES, WHOLE_COPIES
 from hpcrec.run.job import Job
-from hpcrec.run.plan import (
-    BASE_GIB,
-    GIB,
-    OBJECT_COPIES,
-    duration,
-    group_size,
-    make_plan,
-    memory_limit,
-    n_workers,
-    rank_memory,
-    tomography_seconds,
-)
+from hpcrec.run.memory import BASE_GIB, GIB, LEAST_PATTERN_BYTES, OBJECT_COPIES, memory_limit, pattern_room, rank_memory
+from hpcrec.run.plan import duration, group_size, make_plan, n_workers, tomography_seconds
 from hpcrec.run.start import common_grid
 
 
@@ -175,3 +167,26 @@ def test_exit_waves_count(tiny_job: Path, series: TiltSeries) -> None:
     for size, copies in ((1, 2.0), (3, 2 / 3 + 1)):
         plain, more = (rank_memory(job, series, grid, size) for job in jobs)
         assert more - plain == pytest.approx((copies * waves + patterns / size) / GIB)
+
+
+def test_patterns_that_exceed_the_limit_count_with_what_is_left(tiny_job: Path, series: TiltSeries) -> None:
+    job = job_with(tiny_job)
+    grid = common_grid(job, series)
+    everything = rank_memory(job, series, grid, 1)
+    patterns = max(len(p) for p in series.facts.positions) * 32 * 32 * 2 / GIB
+    fixed = everything - patterns
+    assert patterns < LEAST_PATTERN_BYTES / GIB
+    for limit in (0.1, 2 * everything):
+        assert rank_memory(job, series, grid, 1, limit=limit) == pytest.approx(everything)
+        room = pattern_room(job_with(tiny_job, f"parallel.memory_gib_per_rank={limit}"), series, grid, 1, 1, 1)
+        assert room == max(int((limit - fixed) * GIB), LEAST_PATTERN_BYTES)
+
+
+def test_a_limit_of_the_address_space_counts(tiny_job: Path) -> None:
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30,) * 2)\n"
+        "from pathlib import Path; from hpcrec.run.config import load_job; from hpcrec.run.memory import memory_limit\n"
+        "print(memory_limit(load_job(Path(sys.argv[1]))[0], 1))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tiny_job], capture_output=True, text=True, check=True)
+    assert 0 < float(done.stdout) < 5.4

@@ -1,0 +1,59 @@
+"""A rank's patterns in a scratch file, where memory does not hold them: sorted out once, then read in any order."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from hpcrec.backend.array import Array, IntArray
+from hpcrec.errors import StorageError
+
+
+class Spool:
+    """Patterns (n, ky, kx) as they are used, in their own type, one after the other in a file without a name.
+
+    Files of detectors keep patterns compressed and many in a piece, so that one pattern costs as much as its piece;
+    here it costs its own bytes. The file goes with the process, however that ends.
+
+    Raises
+    ------
+    StorageError : the folder takes no file of this size.
+    """
+
+    def __init__(self, folder: Path, pattern_shape: tuple[int, int], dtype: np.dtype[np.generic]) -> None:
+        self._folder, self._shape, self._dtype = folder, pattern_shape, dtype
+        self._stride = math.prod(pattern_shape) * dtype.itemsize
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder, prefix="hpcrec-patterns-")  # noqa: SIM115
+        except OSError as fault:
+            raise self._fault(fault) from None
+
+    def append(self, patterns: Array) -> None:
+        """Write more patterns behind those that are there."""
+        try:
+            self._file.write(np.ascontiguousarray(patterns, self._dtype).data)
+            self._file.flush()
+        except OSError as fault:
+            raise self._fault(fault) from None
+
+    def read(self, rows: IntArray) -> Array:
+        """Return the patterns (n, ky, kx) at the places ``rows``; several threads may read."""
+        found = np.empty((len(rows), *self._shape), self._dtype)
+        for row, pattern in zip(rows.tolist(), found):
+            if os.preadv(self._file.fileno(), [pattern.data], row * self._stride) != self._stride:
+                raise StorageError(f"the scratch file in {self._folder} lost patterns: start the command again")
+        return found
+
+    def close(self) -> None:
+        """Give the space back."""
+        self._file.close()
+
+    def _fault(self, fault: OSError) -> StorageError:
+        return StorageError(
+            f"cannot keep the patterns that exceed the memory in {self._folder}: {fault.strerror}; free space there, "
+            "set parallel.scratch to another folder, or allow more memory"
+        )
