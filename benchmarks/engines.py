@@ -125,7 +125,7 @@ def reconstruct(
     exchange = make_exchange(kind, group, truth.positions, truth.grid, SHAPE)
     shape = (case.n_slices, *exchange.held.shape)
     state = PtychographyState(
-        obj=np.ones(shape, np.complex64),
+        obj=np.ones(shape, made.truth.obj.dtype),
         probe=truth.probe.copy(),
         positions=truth.positions,
         grid=truth.grid,
