@@ -23,10 +23,10 @@ from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.backend.threads import Threads
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.geometry.grid import Grid
-from hpcrec.geometry.tiles import Box, bounding_box
+from hpcrec.geometry.tiles import EMPTY_BOX, Box, bounding_box
 from hpcrec.models import compiled, multislice
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.chain import Chain, ChainSums, Detector, good_pixels, joined, part_of
+from hpcrec.models.chain import Chain, ChainSums, Detector, cleaned, good_pixels, joined, part_of
 from hpcrec.models.partial import Field
 from hpcrec.models.refined import object_weight, refined_gradients
 from hpcrec.models.windows import WindowSums
@@ -198,13 +198,10 @@ class PtychographyModel:
     ) -> ChainSums:
         """Return the sums of a batch, made by this rank's threads."""
         good, calls, rooms = self._good(batch), [], []
-        shares = self._threads.shares(len(batch.indices)) if self._code is compiled else [slice(None)]
-        for i, share in enumerate(shares):
-            part = chain if len(shares) == 1 else part_of(chain, share)
-            room = self._room(state, part, box, wanted, None if lent is None else (lent[0][i], lent[1][i]))
-            own_good = good if good is None or len(good) == 1 else good[share]
-            rooms.append(room)
-            calls.append(partial(self._code.add_gradients, part, batch.patterns[share], own_good, room))
+        for i, share in enumerate(self._shares(batch)):
+            part, own_good = _part(chain, good, share)
+            rooms.append(self._room(state, part, box, wanted, None if lent is None else (lent[0][i], lent[1][i])))
+            calls.append(partial(self._code.add_gradients, part, batch.patterns[share], own_good, rooms[-1]))
         self._threads.run(calls)
         return joined(rooms, lent=lent is not None)
 
@@ -235,19 +232,22 @@ class PtychographyModel:
             raise ValueError(f"the change covers {obj_change.box}, the windows of the batch {box}")
         origin = (obj_change.box.y0 - state.box.y0, obj_change.box.x0 - state.box.x0)
         change = self._by_state(state, obj_change.values)
-        sums = self._room(state, chain, box, ())
-        terms = self._code.add_responses(
-            chain, batch.patterns, self._good(batch), change, origin, self._entering(chain.whole, probe_change), sums
-        )
-        return Responses(terms, *sums.totals.tolist())
+        probe, good, calls, rooms = self._entering(chain.whole, probe_change), self._good(batch), [], []
+        for share in self._shares(batch):
+            part, own_good = _part(chain, good, share)
+            rooms.append(self._room(state, part, EMPTY_BOX, ()))
+            add, counts = self._code.add_responses, batch.patterns[share]
+            calls.append(partial(add, part, counts, own_good, change, origin, probe, rooms[-1]))
+        terms = self._threads.run(calls)
+        return Responses(np.concatenate(terms), *joined(rooms, lent=False).totals.tolist())
+
+    def _shares(self, batch: Batch) -> list[slice]:
+        """Return which patterns of a batch each thread takes."""
+        return self._threads.shares(len(batch.indices)) if self._code is compiled else [slice(None)]
 
     def clean(self, batch: Batch) -> Array:
         """Return the patterns with zeros on bad pixels, which may hold anything, not-a-number included."""
-        bad = [~m for m in (self.detector.mask, batch.good) if m is not None]
-        patterns = batch.patterns
-        for where in bad:
-            patterns = np.where(where, patterns.dtype.type(0), patterns)
-        return patterns
+        return cleaned(cleaned(batch.patterns, self.detector.mask), batch.good)
 
     def _good(self, batch: Batch) -> BoolArray | None:
         return good_pixels(self.detector, batch.patterns, batch.good)
@@ -390,3 +390,8 @@ def _probe_gradient(chain: Chain, sums: ChainSums) -> ComplexArray:
     if sums.spectrum is None:
         return np.zeros_like(chain.spectrum)
     return sums.spectrum if chain.whole else ifft2(sums.spectrum)
+
+
+def _part(chain: Chain, good: BoolArray | None, share: slice) -> tuple[Chain, BoolArray | None]:
+    """Return the chain and the good pixels of some of its patterns."""
+    return part_of(chain, share), good if good is None or len(good) == 1 else good[share]

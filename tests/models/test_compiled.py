@@ -144,6 +144,10 @@ def test_threads_change_nothing(n_threads, more):
         for name, values in getattr(wanted, group).items():
             assert_close(getattr(found, group)[name], values, name, 20 if group == "of_patterns" else 4)
     assert found.loss == pytest.approx(wanted.loss, rel=TOLERANCE)
+    change = Field(state.box, random_like(state.obj, np.random.default_rng(1)))
+    wanted, found = (model.responses(state, batch, change, 0.1j * state.probe) for model in (one, many))
+    np.testing.assert_allclose(found.terms, wanted.terms, rtol=TOLERANCE)
+    assert found.loss == pytest.approx(wanted.loss, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
