@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 
@@ -41,3 +42,20 @@ class Threads:
 @lru_cache(maxsize=4)
 def _pool(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads - 1, thread_name_prefix="hpcrec-compute")
+
+
+def available_threads() -> int:
+    """Return OMP_NUM_THREADS if it is set, else how many cores this process may use.
+
+    Workers of the tomography stage run with OMP_NUM_THREADS=1: there the processes share the cores.
+    """
+    chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if chosen.isdigit() and int(chosen) > 0:
+        return int(chosen)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_parts(task: Callable[[int, int], None], n: int, threads: int | None = None) -> None:
+    """Run ``task(first, last)`` over n things, split evenly among ``threads`` (default: those available)."""
+    workers = Threads(threads or available_threads())
+    workers.run([partial(task, part.start, part.stop) for part in workers.shares(n)])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
 from scipy.ndimage import correlate1d
 
 from hpcrec.backend.array import BoolArray, FloatArray, IntArray
+from hpcrec.backend.kernels.aligned import back_project_aligned, is_aligned, project_aligned
 from hpcrec.backend.kernels.projection import BORDER, back_project, project
+from hpcrec.backend.threads import run_parts
 from hpcrec.errors import ConfigError
 from hpcrec.geometry.pose import Pose, angles_from_rotation, rotation_about, rotation_from_angles
 from hpcrec.operators.base import LinearOperator
@@ -38,7 +39,10 @@ class Projector(LinearOperator):
     pixel_size : Å, default ``voxel_size``
     support : boolean (z, rows of the slab, x); voxels before the first and after the last True of each (z, x) column
         are taken as zero and get zero from the adjoint. Default all
-    threads : threads of one call
+    threads : threads of one call, which change no bit of the result; default those of the process
+    dtype : of volumes and projections
+
+    Poses that turn about y only, with pixels as large as voxels and one bin, take the way of :mod:`hpcrec.backend.kernels.aligned`.
 
     Literature: Long, Fessler, Balter, IEEE TMI 29 (2010) 1839 (footprints); Momey et al., IEEE TIP 24 (2015)
     (B-spline footprints).
@@ -57,7 +61,8 @@ class Projector(LinearOperator):
         pixel_size: float | None = None,
         support: BoolArray | None = None,
         footprint: Literal["linear", "quadratic"] = "quadratic",
-        threads: int = 1,
+        threads: int | None = None,
+        dtype: type[np.floating[Any]] = np.float32,
     ) -> None:
         y0, y1 = slab if slab is not None else (0, volume_shape[1])
         if not 0 <= y0 <= y1 <= volume_shape[1]:
@@ -74,11 +79,13 @@ class Projector(LinearOperator):
         self.threads = threads
         bins = (n_bins,) if n_bins > 1 else ()
         self.domain, self.range = self.volume_shape, (len(self.poses), *bins, *detector_shape)
-        self.dtype = np.dtype(np.float32)
+        self.dtype = np.dtype(dtype)
         self._degree = _DEGREES[footprint]
-        self._scale = np.float32(self.voxel_size**3 / self.pixel_size**2)
+        self._scale = self.voxel_size**3 / self.pixel_size**2
         self._affine = np.array([self._map(pose) for pose in self.poses], np.float64).reshape(-1, 4, 4)
         self._ranges = self._column_ranges(support)
+        alike = [n_bins == 1 and is_aligned(affine, self.volume_shape) for affine in self._affine]
+        self._straight, self._turned = np.flatnonzero(alike), np.flatnonzero(~np.array(alike, np.bool_))
 
     @classmethod
     def example(cls) -> Projector:
@@ -114,59 +121,79 @@ class Projector(LinearOperator):
         ranges[..., 1] = np.where(filled, n_y - support[:, ::-1].argmax(axis=1), 0)
         return ranges
 
-    def _each(self, task: Callable[[int, int], None], n: int) -> None:
-        """Run ``task(first, last)`` over n things split among the threads."""
-        edges = np.linspace(0, n, max(min(self.threads, n), 1) + 1).astype(int)
-        if len(edges) == 2:
-            return task(0, n)
-        with ThreadPoolExecutor(self.threads) as pool:
-            for _ in pool.map(task, edges[:-1], edges[1:]):
-                pass
-        return None
-
     def _splat(self, volume: FloatArray, moment: bool) -> FloatArray:
         if volume.shape != self.volume_shape:
             raise ConfigError(f"the volume must have the slab's shape {self.volume_shape}, got {volume.shape}")
-        columns = np.ascontiguousarray(volume.transpose(0, 2, 1), np.float32)
+        volume = np.ascontiguousarray(volume, self.dtype)
+        if len(self._turned) == 0:
+            return self._splat_straight(volume, moment)
+        stack = np.empty((len(self.poses), self.n_bins, *self.detector_shape), self.dtype)
+        stack[self._turned] = self._splat_turned(volume, moment)
+        if len(self._straight) > 0:
+            stack[self._straight, 0] = self._splat_straight(volume, moment)
+        return stack if self.n_bins > 1 else stack[:, 0]
+
+    def _splat_straight(self, volume: FloatArray, moment: bool) -> FloatArray:
+        affine = self._affine[self._straight]
+        return project_aligned(
+            volume, self._ranges, affine, self._degree, moment, self._scale, self.detector_shape, self.threads
+        )
+
+    def _splat_turned(self, volume: FloatArray, moment: bool) -> FloatArray:
+        """Return (turned projection, bin, y, x)."""
+        columns = np.ascontiguousarray(volume.transpose(0, 2, 1))
         height, width = self.detector_shape
-        shape = (len(self.poses), self.n_bins, width + 2 * BORDER, height + 2 * BORDER)
-        images = np.zeros(shape, np.float32)
+        affine = self._affine[self._turned]
+        images = np.zeros((len(affine), self.n_bins, width + 2 * BORDER, height + 2 * BORDER), self.dtype)
 
         def task(first: int, last: int) -> None:
             part = slice(first, last)
-            project(columns, self._ranges, self._affine[part], self._degree, moment, images[part])
+            project(columns, self._ranges, affine[part], self._degree, moment, images[part])
 
-        self._each(task, len(self.poses))
-        inner = images[:, :, BORDER:-BORDER, BORDER:-BORDER].transpose(0, 1, 3, 2) * self._scale
-        return np.ascontiguousarray(inner if self.n_bins > 1 else inner[:, 0])
+        run_parts(task, len(affine), self.threads)
+        inner = images[:, :, BORDER:-BORDER, BORDER:-BORDER].transpose(0, 1, 3, 2)
+        return np.asarray(inner * self.dtype.type(self._scale))
 
     def apply(self, a: FloatArray) -> FloatArray:
         """Return :meth:`forward` of ``a``."""
         return self.forward(a)
 
     def forward(self, volume: FloatArray) -> FloatArray:
-        """Project ``volume`` (z, rows, x): return (projection, [bin,] y, x) float32."""
+        """Project ``volume`` (z, rows, x): return (projection, [bin,] y, x)."""
         return self._splat(volume, moment=False)
 
     def depth_moment(self, volume: FloatArray) -> FloatArray:
-        """Project the volume weighted by each voxel's depth R r|_z in Å: (projection, [bin,] y, x) float32."""
+        """Project the volume weighted by each voxel's depth R r|_z in Å: (projection, [bin,] y, x)."""
         return self._splat(volume, moment=True)
 
     def adjoint(self, b: FloatArray) -> FloatArray:
-        """Apply the exact transpose of :meth:`forward` to ``b`` (projection, [bin,] y, x): (z, rows, x) float32."""
+        """Apply the exact transpose of :meth:`forward` to ``b`` (projection, [bin,] y, x): (z, rows, x)."""
         height, width = self.detector_shape
         shape = (len(self.poses), self.n_bins, height, width)
         if b.size != np.prod(shape):
             raise ConfigError(f"the stack must have the shape {shape}, got {b.shape}")
-        padded = np.zeros((*shape[:2], width + 2 * BORDER, height + 2 * BORDER), np.float32)
-        padded[:, :, BORDER:-BORDER, BORDER:-BORDER] = b.reshape(shape).transpose(0, 1, 3, 2) * self._scale
+        stack = np.ascontiguousarray(b.reshape(shape), self.dtype)
+        if len(self._straight) == 0:
+            return self._gather_turned(stack)
+        images = stack[self._straight, 0] if len(self._turned) > 0 else stack[:, 0]
+        affine, volume_shape = self._affine[self._straight], self.volume_shape
+        volume = back_project_aligned(
+            images, self._ranges, affine, self._degree, self._scale, volume_shape, self.threads
+        )
+        return volume + self._gather_turned(stack[self._turned]) if len(self._turned) > 0 else volume
+
+    def _gather_turned(self, stack: FloatArray) -> FloatArray:
+        """Return the adjoint of the turned projections (turned projection, bin, y, x)."""
+        height, width = self.detector_shape
+        padded = np.zeros((*stack.shape[:2], width + 2 * BORDER, height + 2 * BORDER), self.dtype)
+        padded[:, :, BORDER:-BORDER, BORDER:-BORDER] = stack.transpose(0, 1, 3, 2) * self.dtype.type(self._scale)
         n_z, n_y, n_x = self.volume_shape
-        columns = np.zeros((n_z, n_x, n_y), np.float32)
+        columns, affine = np.zeros((n_z, n_x, n_y), self.dtype), self._affine[self._turned]
 
         def task(first: int, last: int) -> None:
-            back_project(padded, self._ranges[first:last], self._affine, self._degree, first, columns[first:last])
+            back_project(padded, self._ranges[first:last], affine, self._degree, first, columns[first:last])
 
-        self._each(task, n_z)
+        run_parts(task, n_z, self.threads)
         return np.ascontiguousarray(columns.transpose(0, 2, 1))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numba import njit
 
 from hpcrec.backend.array import Array, FloatArray, IntArray
+from hpcrec.backend.kernels.rows import row_of
 
 BORDER = 2
 
@@ -29,134 +30,151 @@ def _steps_inside(position: float, slope: float, centre: float) -> int:
     return max(1, int(np.ceil((edge - position) / slope)))
 
 
-@njit(nogil=True, cache=True, fastmath=True)
-def _spline_weights(degree: int, start: float, slope: float, n: int, weights: Any) -> None:
-    """Weights (3, n) of the pixels left, at and right of centre, for offsets start + slope i within ±½."""
-    start32, slope32 = np.float32(start), np.float32(slope)
-    half, one = np.float32(0.5), np.float32(1)
+@njit(nogil=True, cache=True, fastmath=True, inline="always")
+def _spline_weights(degree: int, f: Any, half: Any) -> Any:
+    """Weights of the pixels left, at and right of the nearest one, for an offset f within ±½; ``half`` is ½ typed."""
     if degree == 1:
-        for i in range(n):
-            f = start32 + slope32 * np.float32(i)
-            weights[0, i] = max(-f, np.float32(0))
-            weights[1, i] = one - abs(f)
-            weights[2, i] = max(f, np.float32(0))
-    else:
-        for i in range(n):
-            f = start32 + slope32 * np.float32(i)
-            weights[0, i] = half * (half - f) * (half - f)
-            weights[1, i] = np.float32(0.75) - f * f
-            weights[2, i] = half * (half + f) * (half + f)
+        return max(-f, f - f), half + half - abs(f), max(f, f - f)
+    low, high = half - f, half + f
+    return half * low * low, half + half * half - f * f, half * high * high
 
 
-@njit(nogil=True, cache=True)
-def _segment(a: Any, base: Any, y: Any, y_end: Any, shape: Any, degree: int, wu: Any, wv: Any, where: Any) -> Any:
-    """Fill the weights of the longest run from y on that keeps its pixel column and its row offset.
+@njit(nogil=True, cache=True, error_model="numpy")
+def _segment(u: float, v: float, b: float, slopes: Any, n_most: int, n_bins: int, n_u: int, n_v: int) -> Any:
+    """Find the longest run of voxels, ``n_most`` at most, that keeps its pixel column, row offset and pair of bins.
 
-    ``where`` receives (first y, length, u index, v index, bin); indices count the border. Returns the next y.
+    ``u``, ``v``, ``b``: place of the first voxel; ``slopes`` (u, v − 1, b) per voxel. Returns the run's length, how many
+    of its first voxels to leave out and how many to take, the nearest pixel along u and v of the first voxel, the bin.
     """
-    n_bins, n_u, n_v = shape
-    u, v = base[0] + a[0, 1] * y, base[1] + a[1, 1] * y
     iu, iv = int(np.floor(u + 0.5)), int(np.floor(v + 0.5))
-    n = min(y_end - y, _steps_inside(u, a[0, 1], iu), _steps_inside(v, a[1, 1] - 1.0, iv))
-    where[4] = 0
+    n = min(n_most, _steps_inside(u, slopes[0], iu), _steps_inside(v, slopes[1], iv))
+    ib = 0
     if n_bins > 1:
-        b = base[2] + a[2, 1] * y
-        where[4] = min(max(int(np.floor(b)), 0), n_bins - 2)
-        n = min(n, _steps_inside(b, a[2, 1], np.floor(b) + 0.5))
+        ib = min(max(int(np.floor(b)), 0), n_bins - 2)
+        n = min(n, _steps_inside(b, slopes[2], np.floor(b) + 0.5))
     skip = max(0, -1 - iv)
     keep = min(n, n_v + 1 - iv) - skip
-    if iu < -1 or iu > n_u or keep <= 0:
-        where[1] = 0
-        return y + n
-    _spline_weights(degree, u - iu + a[0, 1] * skip, a[0, 1], keep, wu)
-    _spline_weights(degree, v - iv + (a[1, 1] - 1.0) * skip, a[1, 1] - 1.0, keep, wv)
-    where[0], where[1] = y + skip, keep
-    where[2], where[3] = iu - 1 + BORDER, iv + skip - 1 + BORDER
-    return y + n
+    if iu < -1 or iu > n_u:
+        keep = 0
+    return n, skip, max(keep, 0), iu, iv, ib
 
 
 @njit(nogil=True, cache=True, fastmath=True)
 def _bin_weight(start: Any, slope: Any, n: Any, second: int, weight: Any) -> None:
     """Linear weight (n,) of the lower (0) or upper (1) of two bins; beyond the ends the end bin takes all."""
     for i in range(n):
-        h = min(max(np.float32(start + slope * i), np.float32(0)), np.float32(1))
-        weight[i] = h if second else np.float32(1) - h
+        h = min(max(start + slope * i, 0.0), 1.0)
+        weight[i] = h if second else 1.0 - h
 
 
-@njit(nogil=True, cache=True, fastmath=True)
-def _scatter(values: Any, wu: Any, wv: Any, n: Any, image: Any, iu: Any, iv: Any, line: Any) -> None:
-    for p in range(3):
-        for i in range(n):
-            line[i] = values[i] * wu[p, i]
-        for q in range(3):
-            target = image[iu + p, iv + q : iv + q + n]
-            for i in range(n):
-                target[i] += line[i] * wv[q, i]
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _scatter(
+    values: Any, n: int, degree: int, u: Any, v: Any, slopes: Any, ramp: Any, image: Any, at: int, side: int
+) -> None:
+    """Spread n values over three rows of n + 2 pixels of ``image``, which begin at flat index ``at``.
+
+    ``values`` (≥ n + 4) has two zeros before and after the n. ``u``, ``v``: distance of the first voxel from its nearest
+    pixel; ``side`` pixels from row to row. Each pixel collects from three voxels and is read and written once.
+    """
+    half = values.dtype.type(0.5)
+    u0, v0 = ramp.dtype.type(u), ramp.dtype.type(v)
+    du, dv = ramp.dtype.type(slopes[0]), ramp.dtype.type(slopes[1])
+    one, two, three = row_of(image, at, n + 2), row_of(image, at + side, n + 2), row_of(image, at + 2 * side, n + 2)
+    u1, v1, u2, v2 = u0 - du, v0 - dv, u0 - du - du, v0 - dv - dv
+    for j in range(n + 2):
+        b0 = values[j + 2] * _spline_weights(degree, v0 + dv * ramp[j], half)[0]
+        b1 = values[j + 1] * _spline_weights(degree, v1 + dv * ramp[j], half)[1]
+        b2 = values[j] * _spline_weights(degree, v2 + dv * ramp[j], half)[2]
+        a0, c0, d0 = _spline_weights(degree, u0 + du * ramp[j], half)
+        a1, c1, d1 = _spline_weights(degree, u1 + du * ramp[j], half)
+        a2, c2, d2 = _spline_weights(degree, u2 + du * ramp[j], half)
+        one[j] += a0 * b0 + a1 * b1 + a2 * b2
+        two[j] += c0 * b0 + c1 * b1 + c2 * b2
+        three[j] += d0 * b0 + d1 * b1 + d2 * b2
 
 
-@njit(nogil=True, cache=True, fastmath=True)
-def _gather(out: Any, wu: Any, wv: Any, n: Any, image: Any, iu: Any, iv: Any, weight: Any) -> None:
-    for p in range(3):
-        source = image[iu + p, iv : iv + n + 2]
-        for i in range(n):
-            line = source[i] * wv[0, i] + source[i + 1] * wv[1, i] + source[i + 2] * wv[2, i]
-            out[i] += weight[i] * wu[p, i] * line
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _gather(
+    out: Any, n: int, degree: int, u: Any, v: Any, slopes: Any, ramp: Any, weight: Any, image: Any, at: int, side: int
+) -> None:
+    """Add to ``out`` (n,) the weighted sums over three rows of n + 2 pixels: the adjoint of :func:`_scatter`."""
+    half = out.dtype.type(0.5)
+    u0, v0 = ramp.dtype.type(u), ramp.dtype.type(v)
+    du, dv = ramp.dtype.type(slopes[0]), ramp.dtype.type(slopes[1])
+    one, two, three = row_of(image, at, n + 2), row_of(image, at + side, n + 2), row_of(image, at + 2 * side, n + 2)
+    for i in range(n):
+        a, b, c = _spline_weights(degree, v0 + dv * ramp[i], half)
+        d, e, f = _spline_weights(degree, u0 + du * ramp[i], half)
+        first = one[i] * a + one[i + 1] * b + one[i + 2] * c
+        second = two[i] * a + two[i + 1] * b + two[i + 2] * c
+        third = three[i] * a + three[i + 1] * b + three[i + 2] * c
+        out[i] += weight[i] * (d * first + e * second + f * third)
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def _project(volume: Any, ranges: Any, affine: Any, degree: int, moment: int, out: Any) -> None:
     n_z, n_x, n_y = volume.shape
     n_bins, n_u, n_v = out.shape[1], out.shape[2] - 2 * BORDER, out.shape[3] - 2 * BORDER
-    wu, wv = np.empty((3, n_y), np.float32), np.empty((3, n_y), np.float32)
-    values, line, weight = np.empty(n_y, np.float32), np.empty(n_y, np.float32), np.ones(n_y, np.float32)
-    where, base = np.zeros(5, np.int64), np.zeros(4)
+    side, plane = out.shape[3], out.shape[2] * out.shape[3]
+    values, weight = np.zeros(n_y + 4, volume.dtype), np.ones(n_y, volume.dtype)
+    ramp, inner = np.arange(n_y + 2).astype(volume.dtype), row_of(values, 2, n_y)
     for k in range(affine.shape[0]):
         a = affine[k]
+        slopes = (a[0, 1], a[1, 1] - 1.0, a[2, 1])
         for z in range(n_z):
             for x in range(n_x):
                 y, y_end = ranges[z, x, 0], ranges[z, x, 1]
-                base[:] = a[:, 0] * x + a[:, 2] * z + a[:, 3]
+                u, v = a[0, 0] * x + a[0, 2] * z + a[0, 3], a[1, 0] * x + a[1, 2] * z + a[1, 3]
+                b, depth = a[2, 0] * x + a[2, 2] * z + a[2, 3], a[3, 0] * x + a[3, 2] * z + a[3, 3]
                 while y < y_end:
-                    y = _segment(a, base, y, y_end, (n_bins, n_u, n_v), degree, wu, wv, where)
-                    y0, n, iu, iv, ib = where
+                    u_y, v_y, b_y = u + a[0, 1] * y, v + slopes[1] * y, b + a[2, 1] * y
+                    steps, skip, n, iu, iv, ib = _segment(u_y, v_y + y, b_y, slopes, y_end - y, n_bins, n_u, n_v)
+                    y0, y = y + skip, y + steps
                     if n == 0:
                         continue
+                    column = row_of(volume, (z * n_x + x) * n_y + y0, n)
                     for second in range(min(n_bins, 2)):
                         if n_bins > 1:
-                            _bin_weight(base[2] + a[2, 1] * y0 - ib, a[2, 1], n, second, weight)
-                        column = volume[z, x, y0 : y0 + n]
+                            _bin_weight(b + a[2, 1] * y0 - ib, a[2, 1], n, second, weight)
+                        for i in range(n):
+                            inner[i] = column[i] * weight[i]
                         if moment:
-                            depth, slope = np.float32(base[3] + a[3, 1] * y0), np.float32(a[3, 1])
+                            first, step = ramp.dtype.type(depth + a[3, 1] * y0), ramp.dtype.type(a[3, 1])
                             for i in range(n):
-                                values[i] = column[i] * weight[i] * (depth + slope * np.float32(i))
-                        else:
-                            for i in range(n):
-                                values[i] = column[i] * weight[i]
-                        _scatter(values, wu, wv, n, out[k, ib + second], iu, iv, line)
+                                inner[i] *= first + step * ramp[i]
+                        values[n + 2] = values[n + 3] = 0
+                        at = (k * n_bins + ib + second) * plane + (iu - 1 + BORDER) * side + iv + skip - 1 + BORDER
+                        u_0, v_0 = u + a[0, 1] * y0 - iu, v + slopes[1] * y0 + (y0 - skip - iv)
+                        _scatter(values, n, degree, u_0, v_0, slopes, ramp, out, at, side)
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def _back_project(images: Any, ranges: Any, affine: Any, degree: int, z_first: int, out: Any) -> None:
     n_z, n_x, n_y = out.shape
     n_bins, n_u, n_v = images.shape[1], images.shape[2] - 2 * BORDER, images.shape[3] - 2 * BORDER
-    wu, wv = np.empty((3, n_y), np.float32), np.empty((3, n_y), np.float32)
-    weight = np.ones(n_y, np.float32)
-    where, base = np.zeros(5, np.int64), np.zeros(4)
+    side, plane = images.shape[3], images.shape[2] * images.shape[3]
+    weight, ramp = np.ones(n_y, out.dtype), np.arange(n_y).astype(out.dtype)
     for z in range(n_z):
         for k in range(affine.shape[0]):
             a = affine[k]
+            slopes, z_all = (a[0, 1], a[1, 1] - 1.0, a[2, 1]), z + z_first
             for x in range(n_x):
                 y, y_end = ranges[z, x, 0], ranges[z, x, 1]
-                base[:] = a[:, 0] * x + a[:, 2] * (z + z_first) + a[:, 3]
+                u, v = a[0, 0] * x + a[0, 2] * z_all + a[0, 3], a[1, 0] * x + a[1, 2] * z_all + a[1, 3]
+                b = a[2, 0] * x + a[2, 2] * z_all + a[2, 3]
                 while y < y_end:
-                    y = _segment(a, base, y, y_end, (n_bins, n_u, n_v), degree, wu, wv, where)
-                    y0, n, iu, iv, ib = where
+                    u_y, v_y, b_y = u + a[0, 1] * y, v + slopes[1] * y, b + a[2, 1] * y
+                    steps, skip, n, iu, iv, ib = _segment(u_y, v_y + y, b_y, slopes, y_end - y, n_bins, n_u, n_v)
+                    y0, y = y + skip, y + steps
                     if n == 0:
                         continue
+                    column = row_of(out, (z * n_x + x) * n_y + y0, n)
                     for second in range(min(n_bins, 2)):
                         if n_bins > 1:
-                            _bin_weight(base[2] + a[2, 1] * y0 - ib, a[2, 1], n, second, weight)
-                        _gather(out[z, x, y0 : y0 + n], wu, wv, n, images[k, ib + second], iu, iv, weight)
+                            _bin_weight(b + a[2, 1] * y0 - ib, a[2, 1], n, second, weight)
+                        at = (k * n_bins + ib + second) * plane + (iu - 1 + BORDER) * side + iv + skip - 1 + BORDER
+                        u_0, v_0 = u + a[0, 1] * y0 - iu, v + slopes[1] * y0 + (y0 - skip - iv)
+                        _gather(column, n, degree, u_0, v_0, slopes, ramp, weight, images, at, side)
 
 
 def project(
