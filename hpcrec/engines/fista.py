@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from hpcrec.backend.array import FloatArray
+from hpcrec.backend.kernels.volume import proximal_step
 from hpcrec.engines.solvers import Scalars, SlabState, Solver
-from hpcrec.objectives.regularizers import shrink, shrink_positive
 from hpcrec.options import options
 
 
@@ -56,7 +56,13 @@ class Fista(Solver):
 
     def update(self, state: SlabState, gradient: FloatArray, scalars: Scalars) -> SlabState:
         """Return the slab after one step and its extrapolation."""
-        prox = shrink_positive if self.options.positivity else shrink
-        volume = prox(state.point - np.float32(scalars.step) * gradient, scalars.threshold)
-        point = volume + np.float32(scalars.momentum) * (volume - state.volume)
+        volume, point = proximal_step(
+            state.point,
+            state.volume,
+            gradient,
+            scalars.step,
+            scalars.threshold,
+            scalars.momentum,
+            self.options.positivity,
+        )
         return replace(state, volume=volume, point=point)

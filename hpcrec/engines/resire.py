@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-import numpy as np
-
 from hpcrec.backend.array import FloatArray
+from hpcrec.backend.kernels.volume import proximal_step
 from hpcrec.engines.solvers import Scalars, SlabState, Solver
-from hpcrec.objectives.regularizers import shrink_positive
 from hpcrec.options import options
 
 
@@ -45,5 +43,5 @@ class Resire(Solver):
 
     def update(self, state: SlabState, gradient: FloatArray, scalars: Scalars) -> SlabState:
         """Return the slab after one step."""
-        volume = shrink_positive(state.point - np.float32(scalars.step) * gradient, 0.0)
+        volume, _ = proximal_step(state.point, state.volume, gradient, scalars.step, 0.0, 0.0, True)
         return replace(state, volume=volume, point=volume)

@@ -1,0 +1,140 @@
+"""Compiled passes over volumes and images of the tomography: the solvers' step and a pose's derivative images."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numba import njit
+
+from hpcrec.backend.array import FloatArray
+from hpcrec.backend.threads import run_parts
+
+# Sixth-order central difference; 0.1 % accurate for structures of σ ≥ 1.5 pixels.
+STENCIL: Final = (45 / 60, -9 / 60, 1 / 60)
+
+
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _step(
+    point: Any, before: Any, gradient: Any, step: Any, threshold: Any, momentum: Any, positive: bool, volume: Any,
+    ahead: Any,
+) -> None:  # fmt: skip
+    for i in range(point.size):
+        moved = point[i] - step * gradient[i]
+        if positive:
+            found = max(moved - threshold, threshold - threshold)
+        else:
+            found = max(moved - threshold, threshold - threshold) + min(moved + threshold, threshold - threshold)
+        volume[i] = found
+        ahead[i] = found + momentum * (found - before[i])
+
+
+def proximal_step(
+    point: FloatArray,
+    before: FloatArray,
+    gradient: FloatArray,
+    step: float,
+    threshold: float,
+    momentum: float,
+    positive: bool,
+    threads: int | None = None,
+) -> tuple[FloatArray, FloatArray]:
+    """Return V = prox(y − s g) and y⁺ = V + β (V − before) in one pass over point y, before, gradient g, of one shape.
+
+    The proximal map is that of τ Σ|v| (``threshold`` τ), on v ≥ 0 where ``positive``. 20 bytes a float32 voxel.
+    """
+    if not point.shape == before.shape == gradient.shape:
+        raise ValueError(f"expected arrays of one shape, got {point.shape}, {before.shape}, {gradient.shape}")
+    kind = point.dtype.type
+    flat = [np.ascontiguousarray(a, kind).reshape(-1) for a in (point, before, gradient)]
+    volume, ahead = np.empty(point.shape, kind), np.empty(point.shape, kind)
+    out = volume.reshape(-1), ahead.reshape(-1)
+
+    def task(first: int, last: int) -> None:
+        part = slice(first, last)
+        given, made = [a[part] for a in flat], [a[part] for a in out]
+        _step(*given, kind(step), kind(threshold), kind(momentum), positive, *made)
+
+    run_parts(task, point.size, threads)
+    return volume, ahead
+
+
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _slope(image: Any, y: int, x: int, down: int, right: int, weights: Any) -> Any:
+    """Sixth-order difference of ``image`` at a pixel near its edge, along one axis; pixels outside repeat the edge."""
+    total = weights[0] - weights[0]
+    for i in range(3):
+        n = i + 1
+        total += weights[i] * (
+            image[min(y + n * down, image.shape[0] - 1), min(x + n * right, image.shape[1] - 1)]
+            - image[max(y - n * down, 0), max(x - n * right, 0)]
+        )
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _derivatives(
+    image: Any, moment: Any, turns: Any, middle: Any, pixel: float, y0: int, y1: int, weights: Any, out: Any
+) -> None:
+    n_y, n_x = image.shape
+    n = turns.astype(image.dtype)
+    gy, gx = np.empty(n_x, image.dtype), np.empty(n_x, image.dtype)
+    my, mx = np.empty(n_x, image.dtype), np.empty(n_x, image.dtype)
+    a, b, c = weights
+    across = ((np.arange(n_x) - n_x // 2) * pixel - middle[1]).astype(image.dtype)
+    for y in range(y0, y1):
+        if 3 <= y < n_y - 3:
+            for x in range(n_x):
+                gy[x] = (
+                    a * (image[y + 1, x] - image[y - 1, x])
+                    + b * (image[y + 2, x] - image[y - 2, x])
+                    + c * (image[y + 3, x] - image[y - 3, x])
+                )
+                my[x] = (
+                    a * (moment[y + 1, x] - moment[y - 1, x])
+                    + b * (moment[y + 2, x] - moment[y - 2, x])
+                    + c * (moment[y + 3, x] - moment[y - 3, x])
+                )
+        else:
+            for x in range(n_x):
+                gy[x], my[x] = _slope(image, y, x, 1, 0, weights), _slope(moment, y, x, 1, 0, weights)
+        line, other = image[y], moment[y]
+        for i in range(max(n_x - 6, 0)):
+            x = i + 3
+            gx[x] = a * (line[i + 4] - line[i + 2]) + b * (line[i + 5] - line[i + 1]) + c * (line[i + 6] - line[i])
+            mx[x] = a * (other[i + 4] - other[i + 2]) + b * (other[i + 5] - other[i + 1]) + c * (other[i + 6] - other[i])
+        for i in range(min(6, n_x)):
+            x = i if i < 3 else max(n_x - 1 - (i - 3), 0)
+            gx[x], mx[x] = _slope(image, y, x, 0, 1, weights), _slope(moment, y, x, 0, 1, weights)
+        below = image.dtype.type((y - n_y // 2) * pixel - middle[0])
+        for x in range(n_x):
+            out[0, y, x], out[1, y, x] = -gy[x], -gx[x]
+            swirl = below * gx[x] - across[x] * gy[x]
+            out[2, y, x] = n[0, 2] * swirl - n[0, 1] * mx[x] + n[0, 0] * my[x]
+            out[3, y, x] = n[1, 2] * swirl - n[1, 1] * mx[x] + n[1, 0] * my[x]
+            out[4, y, x] = n[2, 2] * swirl - n[2, 1] * mx[x] + n[2, 0] * my[x]
+
+
+def derivative_images(
+    image: FloatArray,
+    moment: FloatArray,
+    turns: FloatArray,
+    middle: tuple[float, float],
+    pixel_size: float,
+    threads: int | None = None,
+) -> FloatArray:
+    """Return the derivatives (5, y, x) of a projection by dy, dx and turns about the axes ``turns`` (3, xyz).
+
+    ``image``, ``moment`` (y, x): projection P and depth moment D; ``middle`` (y, x) Å: what it turns about. In one pass
+    −∂y P, −∂x P and, for each axis n, −∂x(n_y D − n_z y P) − ∂y(n_z x P − n_x D) with sixth-order differences.
+    """
+    image, moment = np.ascontiguousarray(image), np.ascontiguousarray(moment, image.dtype)
+    kind = image.dtype.type
+    a, b, c = (kind(w / pixel_size) for w in STENCIL)
+    out = np.empty((5, *image.shape), image.dtype)
+
+    def task(first: int, last: int) -> None:
+        _derivatives(image, moment, turns, middle, pixel_size, first, last, (a, b, c), out)
+
+    run_parts(task, len(image), threads)
+    return out
