@@ -22,24 +22,32 @@ _SECOND: Final = (32, 1.5)
 _KAISER_BETA: Final = 2.0
 
 
-def bm3d(image: Array, sigma: float) -> FloatArray:
+def bm3d(image: Array, sigma: float, threads: int | None = None) -> FloatArray:
     """Return ``image`` (y, x) float32 denoised of white Gaussian noise of standard deviation ``sigma``.
 
     Two stages: a hard threshold of 2.7 σ on groups of up to 16 blocks, then empirical Wiener factors of that estimate
     on groups of up to 32. Blocks belong together when their mean squared difference is below 6 σ² (first; 2 σ² is
-    noise alone) and 1.5 σ² (second). Raises DataError for an image smaller than a block.
+    noise alone) and 1.5 σ² (second). ``threads``: default those of the process.
+    Raises DataError for an image smaller than a block.
     """
     noisy = np.ascontiguousarray(image, np.float32)
     if noisy.ndim != 2 or min(noisy.shape) < BLOCK:
         raise DataError(f"BM3D needs an image of at least {BLOCK}×{BLOCK} pixels, got shape {noisy.shape}")
     if sigma <= 0:
         return noisy.copy()
-    basic = _stage(noisy, noisy, sigma, *_FIRST, shrinkage=_SHRINKAGE)
-    return _stage(noisy, basic, sigma, *_SECOND, shrinkage=0.0)
+    basic = _stage(noisy, noisy, sigma, *_FIRST, shrinkage=_SHRINKAGE, threads=threads)
+    return _stage(noisy, basic, sigma, *_SECOND, shrinkage=0.0, threads=threads)
 
 
 def _stage(
-    noisy: FloatArray, pilot: FloatArray, sigma: float, n_max: int, limit: float, *, shrinkage: float
+    noisy: FloatArray,
+    pilot: FloatArray,
+    sigma: float,
+    n_max: int,
+    limit: float,
+    *,
+    shrinkage: float,
+    threads: int | None,
 ) -> FloatArray:
     basis = dct(np.eye(BLOCK), axis=0, norm="ortho").astype(np.float32)
     kaiser = np.kaiser(BLOCK, _KAISER_BETA)
@@ -55,6 +63,7 @@ def _stage(
         limit * sigma**2 * BLOCK**2,
         float(sigma),
         shrinkage,
+        threads,
     )
     return estimate
 

@@ -42,7 +42,18 @@ def _weights(degree: int, u: float, w: Any) -> int:
 
 @njit(nogil=True, cache=True)
 def _lists_of_pixels(
-    a: Any, filled: Any, z0: int, x0: int, degree: int, moment: int, n_u: int, w: Any, count: Any, starts: Any, by: Any, width: int
+    a: Any,
+    filled: Any,
+    z0: int,
+    x0: int,
+    degree: int,
+    moment: int,
+    n_u: int,
+    w: Any,
+    count: Any,
+    starts: Any,
+    by: Any,
+    width: int,
 ) -> Any:
     """List for each pixel that a tile meets its voxels and their weights; return first and one past last pixel.
 
@@ -70,9 +81,7 @@ def _lists_of_pixels(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def project_rows(
-    volume: Any, filled: Any, affine: Any, degree: int, moment: int, k0: int, k1: int, out: Any
-) -> None:
+def project_rows(volume: Any, filled: Any, affine: Any, degree: int, moment: int, k0: int, k1: int, out: Any) -> None:
     """Add to ``out`` (block, projection, u, row) the projections k0 to k1 − 1 of ``volume`` (block, z, x, row).
 
     ``filled`` (z, x) False: columns taken as zero; ``affine`` (projection, 4, 4) as in :mod:`.projection`.
@@ -120,9 +129,7 @@ def _list_of_voxel(affine: Any, k0: int, k1: int, z: int, x: int, degree: int, n
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def back_project_rows(
-    images: Any, filled: Any, affine: Any, degree: int, z_first: int, z_last: int, out: Any
-) -> None:
+def back_project_rows(images: Any, filled: Any, affine: Any, degree: int, z_first: int, z_last: int, out: Any) -> None:
     """Add to planes z_first to z_last − 1 of ``out`` (block, z, x, row) the adjoint of :func:`project_rows`."""
     n_blocks, n_z, n_x, width = out.shape
     n_k, n_u = images.shape[1], images.shape[2]
@@ -205,7 +212,9 @@ def _images_from_rows(rows: Any, affine: Any, degree: int, n_y: int, scale: floa
 
 
 @njit(nogil=True, cache=True)
-def _rows_from_images(images: Any, affine: Any, degree: int, n_y: int, scale: float, k0: int, k1: int, out: Any) -> None:
+def _rows_from_images(
+    images: Any, affine: Any, degree: int, n_y: int, scale: float, k0: int, k1: int, out: Any
+) -> None:
     """Write projections k0 to k1 − 1 of ``out`` (block, projection, u, row): the adjoint of images from rows."""
     n_v, n_u, width = images.shape[1], images.shape[2], out.shape[3]
     w = np.empty(3)

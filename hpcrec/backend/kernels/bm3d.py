@@ -12,7 +12,9 @@ import numpy as np
 from numba import njit
 
 from hpcrec.backend.array import Array, FloatArray, IntArray
+from hpcrec.backend.threads import run_parts
 
+_BAND: Final = 16
 BLOCK: Final = 8  # a constant, so that the compiler unrolls the inner loops
 
 
@@ -150,27 +152,11 @@ def _wiener(group: Array, pilot: Array, variance: float) -> float:
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def collaborative_filter(
-    noisy: FloatArray,
-    pilot: FloatArray,
-    starts_y: IntArray,
-    starts_x: IntArray,
-    basis: FloatArray,
-    window: FloatArray,
-    n_max: int,
-    reach: int,
-    limit: float,
-    sigma: float,
-    shrinkage: float,
-) -> FloatArray:
-    """Run one stage over the reference blocks at ``starts_y`` × ``starts_x``; return the estimate (y, x).
-
-    ``noisy``, ``pilot`` (y, x) float32: blocks are matched in the pilot. ``shrinkage`` > 0 thresholds the group's
-    coefficients at shrinkage·σ (first stage); 0 applies the Wiener factors of the pilot (second stage). ``basis``
-    (8, 8) orthonormal rows; ``window`` (8, 8); groups hold the largest power of two ≤ ``n_max`` matches
-    of summed squared difference < ``limit``.
-    """
-    out, norm = np.zeros_like(noisy), np.zeros_like(noisy)
+def _filter_band(
+    noisy: Array, pilot: Array, starts_y: Array, starts_x: Array, basis: Array, window: Array, n_max: int, reach: int,
+    limit: float, sigma: float, shrinkage: float, first: int, out: Array, norm: Array,
+) -> None:  # fmt: skip
+    """Add the filtered groups of some reference blocks to ``out`` and ``norm``, whose row 0 is the image's ``first``."""
     rows, columns = np.empty(n_max, np.int64), np.empty(n_max, np.int64)
     scores = np.empty(n_max, np.float32)
     group_store = np.empty((n_max, BLOCK * BLOCK), np.float32)
@@ -191,11 +177,45 @@ def collaborative_filter(
                 haar(pilot_store[:n], work, True)
                 weight = _wiener(group, pilot_store[:n], sigma * sigma)
             haar(group, work, False)
+            for i in range(n):
+                rows[i] -= first
             _store(group, rows, columns, n, basis, window, weight, out, norm)
-    for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            if norm[i, j] > 0:
-                out[i, j] /= norm[i, j]
-            else:
-                out[i, j] = noisy[i, j]
-    return out
+
+
+def collaborative_filter(
+    noisy: FloatArray,
+    pilot: FloatArray,
+    starts_y: IntArray,
+    starts_x: IntArray,
+    basis: FloatArray,
+    window: FloatArray,
+    n_max: int,
+    reach: int,
+    limit: float,
+    sigma: float,
+    shrinkage: float,
+    threads: int | None = None,
+) -> FloatArray:
+    """Run one stage over the reference blocks at ``starts_y`` × ``starts_x``; return the estimate (y, x).
+
+    ``noisy``, ``pilot`` (y, x) float32: blocks are matched in the pilot. ``shrinkage`` > 0 thresholds the group's
+    coefficients at shrinkage·σ (first stage); 0 applies the Wiener factors of the pilot (second stage). ``basis``
+    (8, 8) orthonormal rows; ``window`` (8, 8); groups hold the largest power of two ≤ ``n_max`` matches
+    of summed squared difference < ``limit``. Bands of reference blocks are summed apart and joined in their order, so
+    ``threads`` (default those of the process) change no bit.
+    """
+    bands = [starts_y[i : i + _BAND] for i in range(0, len(starts_y), _BAND)]
+    spans = [(max(0, int(b[0]) - reach), min(len(noisy), int(b[-1]) + reach + BLOCK)) for b in bands]
+    sums = [np.zeros((2, last - first, noisy.shape[1]), np.float32) for first, last in spans]
+    settings = (basis, window, n_max, reach, limit, sigma, shrinkage)
+
+    def task(first: int, last: int) -> None:
+        for i in range(first, last):
+            _filter_band(noisy, pilot, bands[i], starts_x, *settings, spans[i][0], *sums[i])
+
+    run_parts(task, len(bands), threads)
+    total = np.zeros((2, *noisy.shape), np.float32)
+    for part, (first, last) in zip(sums, spans):
+        total[:, first:last] += part
+    seen = total[1] > 0
+    return np.where(seen, total[0] / np.where(seen, total[1], 1), noisy)

@@ -31,27 +31,32 @@ def _primal(values: Any, weight: Any, down: Any, right: Any, lateral: bool, y0: 
                 found[y, x + 1] += weight * (right[y, x + 1] - right[y, x])
 
 
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy", inline="always")
+def _ascend(a: Any, b: Any, one: Any) -> Any:
+    """Return (a, b) divided by their common length where it exceeds one."""
+    size = a.real * a.real + a.imag * a.imag + b.real * b.real + b.imag * b.imag
+    by = one / max(np.sqrt(size), one)
+    return a * by, b * by
+
+
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _dual(
-    found: Any, gain: Any, inertia: Any, lateral: bool, y0: int, y1: int, dual: Any, ahead: Any
-) -> None:
+def _dual(found: Any, gain: Any, inertia: Any, lateral: bool, y0: int, y1: int, dual: Any, ahead: Any) -> None:
     """Ascend from ``ahead`` along the differences of ``found``, project on the unit ball, extrapolate; in place."""
     n_y, n_x = found.shape
     one = inertia - inertia + 1
     for y in range(y0, y1):
-        below = min(y + 1, n_y - 1)
-        for x in range(n_x):
-            a = ahead[0, y, x] + gain * (found[below, x] - found[y, x])
-            size = a.real * a.real + a.imag * a.imag
-            b = a - a
-            if lateral:
-                b = ahead[1, y, x] + gain * (found[y, min(x + 1, n_x - 1)] - found[y, x])
-                size += b.real * b.real + b.imag * b.imag
-            by = one / max(np.sqrt(size), one)
-            a, b = a * by, b * by
-            ahead[0, y, x], dual[0, y, x] = a + inertia * (a - dual[0, y, x]), a
-            if lateral:
-                ahead[1, y, x], dual[1, y, x] = b + inertia * (b - dual[1, y, x]), b
+        line, below = found[y], found[min(y + 1, n_y - 1)]
+        down, right, old_down, old_right = ahead[0, y], ahead[-1, y], dual[0, y], dual[-1, y]
+        if lateral:
+            for x in range(n_x - 1):
+                a, b = down[x] + gain * (below[x] - line[x]), right[x] + gain * (line[x + 1] - line[x])
+                a, b = _ascend(a, b, one)
+                down[x], old_down[x] = a + inertia * (a - old_down[x]), a
+                right[x], old_right[x] = b + inertia * (b - old_right[x]), b
+        for x in range(n_x - 1 if lateral else 0, n_x):
+            a = down[x] + gain * (below[x] - line[x])
+            a, _ = _ascend(a, a - a, one)
+            down[x], old_down[x] = a + inertia * (a - old_down[x]), a
 
 
 def flatten_plane(values: Array, weight: float, lateral: bool, n_iterations: int, threads: int | None = None) -> Array:
@@ -67,7 +72,9 @@ def flatten_plane(values: Array, weight: float, lateral: bool, n_iterations: int
 
     def primal(from_dual: Array) -> None:
         across = from_dual[-1]
-        run_parts(lambda a, b: _primal(values, real(weight), from_dual[0], across, lateral, a, b, found), height, threads)
+        run_parts(
+            lambda a, b: _primal(values, real(weight), from_dual[0], across, lateral, a, b, found), height, threads
+        )
 
     for _ in range(n_iterations):
         primal(ahead)

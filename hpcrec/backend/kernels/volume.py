@@ -102,7 +102,9 @@ def _derivatives(
         for i in range(max(n_x - 6, 0)):
             x = i + 3
             gx[x] = a * (line[i + 4] - line[i + 2]) + b * (line[i + 5] - line[i + 1]) + c * (line[i + 6] - line[i])
-            mx[x] = a * (other[i + 4] - other[i + 2]) + b * (other[i + 5] - other[i + 1]) + c * (other[i + 6] - other[i])
+            mx[x] = (
+                a * (other[i + 4] - other[i + 2]) + b * (other[i + 5] - other[i + 1]) + c * (other[i + 6] - other[i])
+            )
         for i in range(min(6, n_x)):
             x = i if i < 3 else max(n_x - 1 - (i - 3), 0)
             gx[x], mx[x] = _slope(image, y, x, 0, 1, weights), _slope(moment, y, x, 0, 1, weights)
