@@ -146,11 +146,19 @@ def wrapped_ramp(obj: Array, weight: Array) -> tuple[float, float]:
 
 def fit_plane(values: Array, weight: Array) -> FloatArray:
     """Return (a, b, c) of the weighted least-squares plane a + b·i_y + c·i_x through ``values`` (y, x), float64."""
-    y, x = np.nonzero(weight > 0)
-    root = np.sqrt(np.asarray(weight, np.float64)[y, x])
-    design = np.stack([np.ones(y.size), y, x], axis=1) * root[:, None]
-    solution, *_ = np.linalg.lstsq(design, np.asarray(values, np.float64)[y, x] * root, rcond=None)
-    return np.asarray(solution, np.float64)
+    weight, values = np.asarray(weight, np.float64), np.asarray(values, np.float64)
+    # About the middle and in units of the field the normal equations lose no digits that matter: condition < 100
+    y, x = ((np.arange(n) - (n - 1) / 2) / max(n - 1, 1) for n in weight.shape)
+    by_row, by_column = weight.sum(axis=1), weight.sum(axis=0)
+    weighted = np.where(weight > 0, weight * values, 0.0)
+    wy, wx, wyx = by_row @ y, by_column @ x, y @ weight @ x
+    matrix = np.array(
+        [[by_row.sum(), wy, wx], [wy, by_row @ y**2, wyx], [wx, wyx, by_column @ x**2]],
+    )
+    right = np.array([weighted.sum(), weighted.sum(axis=1) @ y, weighted.sum(axis=0) @ x])
+    offset, *slopes = np.linalg.lstsq(matrix, right, rcond=1e-12)[0]
+    by = [s / max(n - 1, 1) for s, n in zip(slopes, weight.shape)]
+    return np.array([offset - sum(s * (n - 1) / 2 for s, n in zip(by, weight.shape)), *by])
 
 
 def _check(object_slices: Array, illumination: Array) -> None:

@@ -19,15 +19,16 @@ def blocks_like(image, y0, x0, reach):
 @pytest.mark.parametrize("start", [(0, 0), (11, 9), (22, 17)])
 def test_matching_finds_the_nearest_blocks(start):
     image = np.random.default_rng(0).standard_normal((30, 25)).astype(np.float32)
-    rows, columns = np.zeros(8, np.int64), np.zeros(8, np.int64)
-    scores = np.zeros(8, np.float32)
-    count = match_blocks(image, *start, 6, 1e9, rows, columns, scores)
+    rows, columns = np.zeros((1, 8), np.int64), np.zeros((1, 8), np.int64)
+    scores, count = np.zeros((1, 8), np.float32), np.zeros(1, np.int64)
+    place = start[0], np.array(start[1:])
+    match_blocks(image, *place, 6, 1e9, rows, columns, scores, count)
     truth = blocks_like(image.astype(np.float64), *start, 6)[:8]
     assert count == 8
-    assert list(zip(rows, columns)) == [(y, x) for _, y, x in truth]
-    np.testing.assert_allclose(scores, [s for s, _, _ in truth], rtol=1e-4)
-    limited = match_blocks(image, *start, 6, truth[3][0] * 1.0001, rows, columns, scores)
-    assert limited == 4
+    assert list(zip(rows[0], columns[0])) == [(y, x) for _, y, x in truth]
+    np.testing.assert_allclose(scores[0], [s for s, _, _ in truth], rtol=1e-4)
+    match_blocks(image, *place, 6, truth[3][0] * 1.0001, rows, columns, scores, count)
+    assert count == 4
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 32])
@@ -81,3 +82,19 @@ def test_stage_equals_the_plain_one(shrinkage):
     fast = collaborative_filter(noisy, pilot, starts, starts, basis, window, *settings)
     plain = plain_stage(noisy.astype(np.float64), pilot.astype(np.float64), starts, basis, window, *settings)
     np.testing.assert_allclose(fast, plain, atol=2e-5)  # float32 sums of up to 64 terms
+
+
+def test_threads_change_nothing():
+    rng = np.random.default_rng(3)
+    noisy = rng.standard_normal((150, 40)).astype(np.float32)  # more rows than one band holds
+    basis = dct(np.eye(BLOCK), axis=0, norm="ortho").astype(np.float32)
+    starts_y, starts_x = np.arange(0, 143, 2), np.arange(0, 33, 4)
+    settings = (basis, np.ones((8, 8), np.float32), 8, 5, 1e3, 1.0, 2.0)
+    one, three = (collaborative_filter(noisy, noisy, starts_y, starts_x, *settings, threads=n) for n in (1, 3))
+    np.testing.assert_array_equal(one, three)
+    # one band at a time, and all at once: other order of float32 sums
+    whole = plain_stage(
+        noisy.astype(np.float64)[:30, :30], noisy.astype(np.float64)[:30, :30], np.arange(0, 23, 2), *settings
+    )
+    part = collaborative_filter(noisy[:30, :30].copy(), noisy[:30, :30].copy(), *2 * [np.arange(0, 23, 2)], *settings)
+    np.testing.assert_allclose(part, whole, atol=2e-4)
