@@ -32,8 +32,8 @@ def flatten_variation(
 
     Fast gradient projection on the dual (Beck and Teboulle, IEEE Trans. Image Process. 18, 2419 (2009); Chambolle, J.
     Math. Imaging Vis. 20, 89 (2004)) in ``n_iterations`` steps; ``weight`` τ in units of the values, real or complex.
-    Needs five arrays of the size of ``values`` for one axis, eight for two. One plane (y, x) along both axes and a stack
-    along its first take the compiled way, in ``threads`` threads (default those of the process).
+    Needs five arrays of the size of ``values`` for one axis, eight for two. A plane (y, x) along both axes and a
+    stack along its first take the compiled way, in ``threads`` threads (default those of the process).
     """
     xp = array_module(values)
     axes = tuple(axis % values.ndim for axis in axes)

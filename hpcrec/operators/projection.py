@@ -40,7 +40,8 @@ class Projector(LinearOperator):
     threads : threads of one call, which change no bit of the result; default those of the process
     dtype : of volumes and projections
 
-    Poses that turn about y only, with pixels as large as voxels and one bin, take the way of :mod:`hpcrec.backend.kernels.aligned`.
+    Poses that turn about y only, with pixels as large as voxels and one bin, take the fast way of
+    :mod:`hpcrec.backend.kernels.aligned`.
 
     Literature: Long, Fessler, Balter, IEEE TMI 29 (2010) 1839 (footprints); Momey et al., IEEE TIP 24 (2015)
     (B-spline footprints).

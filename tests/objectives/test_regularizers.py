@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hpcrec.objectives.regularizers import shrink, shrink_positive
+from hpcrec.objectives.regularizers import _flattened, flatten_variation, shrink, shrink_positive
 
 
 @pytest.mark.parametrize(("prox", "penalty", "low"), [(shrink_positive, np.abs, 0.0), (shrink, np.abs, -3.0)])
@@ -16,3 +16,17 @@ def test_proximal_maps_against_search(prox, penalty, low):
 def test_type_is_kept():
     assert shrink_positive(np.ones(3, np.float32), 0.1).dtype == np.float32
     assert shrink(np.ones(3, np.float32), 0.1).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64])
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((1, 8), (-2, -1)), ((30, 21), (-2, -1)), ((6, 5, 7), (-3,)), ((9, 4), (0,))]
+)
+def test_compiled_variation_equals_the_plain_one(dtype, shape, axes):
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=shape) + (1j * rng.normal(size=shape) if dtype == np.complex64 else 0)).astype(dtype)
+    plain = _flattened(values, 0.4, tuple(a % len(shape) for a in axes), 15)
+    one, three = (flatten_variation(values, 0.4, axes, 15, threads=n) for n in (1, 3))
+    np.testing.assert_array_equal(one, three)
+    assert one.dtype == dtype
+    np.testing.assert_allclose(one, plain, atol=20 * np.finfo(dtype).eps)  # rounding of fifteen steps

@@ -166,7 +166,7 @@ def back_project_rows(images: Any, filled: Any, affine: Any, degree: int, z_firs
 @njit(nogil=True, cache=True)
 def _rows_from_volume(volume: Any, ranges: Any, z0: int, z1: int, out: Any) -> None:
     """Turn planes z0 to z1 − 1 of ``volume`` (z, y, x) into ``out`` (block, z, x, row), zero outside ``ranges``."""
-    n_y, n_x, width = volume.shape[1], volume.shape[2], out.shape[3]
+    n_x, width = volume.shape[2], out.shape[3]
     for z in range(z0, z1):
         for b in range(out.shape[0]):
             for x0 in range(0, n_x, LANES):
@@ -231,7 +231,7 @@ def is_aligned(affine: FloatArray, volume_shape: tuple[int, int, int]) -> bool:
     """Whether an affine map (4, 4) projects voxels of a volume (z, y, x) along rows, to 10⁻⁶ pixels."""
     n_z, n_y, n_x = volume_shape
     moves = abs(affine[0, 1]) * n_y, abs(affine[1, 0]) * n_x, abs(affine[1, 2]) * n_z, abs(affine[1, 1] - 1) * n_y
-    return max(moves) < 1e-6 and abs(affine[0, 0] ** 2 + affine[0, 2] ** 2 - 1) < 1e-6
+    return bool(max(moves) < 1e-6 and abs(affine[0, 0] ** 2 + affine[0, 2] ** 2 - 1) < 1e-6)
 
 
 def _row_blocks(n_y: int) -> tuple[int, int]:

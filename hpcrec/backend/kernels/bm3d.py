@@ -20,7 +20,7 @@ BLOCK: Final = 8  # a constant, so that the compiler unrolls the inner loops
 
 @njit(cache=True, nogil=True, fastmath=True)
 def _distances(image: Array, y0: int, y: int, dx: int, x0: int, x1: int, work: Array) -> None:
-    """Write to ``work`` (3, ≥ x) the summed squared differences of blocks x0 to x1 − 1 of row y0 from those at (y, +dx).
+    """Write to ``work`` (3, ≥ x) the distances of blocks x0 to x1 − 1 of row y0 from those at (y, +dx).
 
     Sums over the rows of the blocks first, then over columns by doubling: 1 + 1 + 1 additions instead of 7.
     """
@@ -185,7 +185,7 @@ def _filter_band(
     noisy: Array, pilot: Array, starts_y: Array, starts_x: Array, basis: Array, window: Array, n_max: int, reach: int,
     limit: float, sigma: float, shrinkage: float, first: int, out: Array, norm: Array,
 ) -> None:  # fmt: skip
-    """Add the filtered groups of some reference blocks to ``out`` and ``norm``, whose row 0 is the image's ``first``."""
+    """Add the filtered groups of some reference blocks to ``out`` and ``norm``, which begin at row ``first``."""
     n_x = starts_x.size
     all_rows, all_columns = np.empty((n_x, n_max), np.int64), np.empty((n_x, n_max), np.int64)
     scores, counts = np.empty((n_x, n_max), np.float32), np.empty(n_x, np.int64)

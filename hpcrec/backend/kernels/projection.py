@@ -43,8 +43,8 @@ def _spline_weights(degree: int, f: Any, half: Any) -> Any:
 def _segment(u: float, v: float, b: float, slopes: Any, n_most: int, n_bins: int, n_u: int, n_v: int) -> Any:
     """Find the longest run of voxels, ``n_most`` at most, that keeps its pixel column, row offset and pair of bins.
 
-    ``u``, ``v``, ``b``: place of the first voxel; ``slopes`` (u, v − 1, b) per voxel. Returns the run's length, how many
-    of its first voxels to leave out and how many to take, the nearest pixel along u and v of the first voxel, the bin.
+    ``u``, ``v``, ``b``: place of the first voxel; ``slopes`` (u, v − 1, b) per voxel. Returns the run's length, how
+    many of its first voxels to leave out and how many to take, the first voxel's nearest pixel along u and v, the bin.
     """
     iu, iv = int(np.floor(u + 0.5)), int(np.floor(v + 0.5))
     n = min(n_most, _steps_inside(u, slopes[0], iu), _steps_inside(v, slopes[1], iv))
@@ -73,8 +73,8 @@ def _scatter(
 ) -> None:
     """Spread n values over three rows of n + 2 pixels of ``image``, which begin at flat index ``at``.
 
-    ``values`` (≥ n + 4) has two zeros before and after the n. ``u``, ``v``: distance of the first voxel from its nearest
-    pixel; ``side`` pixels from row to row. Each pixel collects from three voxels and is read and written once.
+    ``values`` (≥ n + 4) has two zeros before and after the n. ``u``, ``v``: distance of the first voxel from its
+    nearest pixel; ``side`` pixels from row to row. Each pixel collects from three voxels and is read and written once.
     """
     half = values.dtype.type(0.5)
     u0, v0 = ramp.dtype.type(u), ramp.dtype.type(v)

@@ -9,19 +9,19 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils as _cgutils
 from numba.extending import intrinsic
 
 from hpcrec.backend.array import Array, FloatArray, IntArray
 
+cgutils: Any = _cgutils  # untyped
 LANES: Final = 16  # widths are multiples of it
 ROW: Final = 64  # elements of a full row: four vectors of float32, eight of float64
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def add_rows(
+def _add_rows(
     typing: Any, target: Any, to: Any, source: Any, starts: Any, weights: Any, first: Any, last: Any, width: Any
 ) -> Any:
     """Add Σ_t weights[t] · source[starts[t] : starts[t] + width], first ≤ t < last, to target[to : to + width].
@@ -73,8 +73,10 @@ def add_rows(
     return signature, generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def row_of(typing: Any, array: Any, start: Any, length: Any) -> Any:
+add_rows: Any = intrinsic(_add_rows)
+
+
+def _row_of(typing: Any, array: Any, start: Any, length: Any) -> Any:
     """View ``length`` elements of the contiguous ``array`` from flat index ``start`` on, for a loop inside a loop.
 
     Unlike a slice it is neither checked nor counted as a reference, which costs as much as a hundred elements do; it
@@ -100,6 +102,9 @@ def row_of(typing: Any, array: Any, start: Any, length: Any) -> Any:
     return signature, generate
 
 
+row_of: Any = intrinsic(_row_of)
+
+
 def add_rows_plain(
     target: FloatArray, to: int, source: FloatArray, starts: IntArray, weights: FloatArray, first: int, last: int,
     width: int,
@@ -115,4 +120,5 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.zeros(n_bytes + 64, np.uint8)
     first = -raw.ctypes.data % 64
-    return raw[first : first + n_bytes].view(dtype).reshape(shape)
+    found: Array = raw[first : first + n_bytes].view(dtype).reshape(shape)
+    return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from hpcrec.backend.array import Array
+from hpcrec.backend.array import Array, FloatArray
 from hpcrec.backend.threads import run_parts
 
 
@@ -76,11 +76,13 @@ def flatten_plane(values: Array, weight: float, lateral: bool, n_iterations: int
             lambda a, b: _primal(values, real(weight), from_dual[0], across, lateral, a, b, found), height, threads
         )
 
+    def ascend(gain: FloatArray, inertia: FloatArray) -> None:
+        run_parts(lambda a, b: _dual(found, gain, inertia, lateral, a, b, dual, ahead), height, threads)
+
     for _ in range(n_iterations):
         primal(ahead)
         grown = 0.5 * (1 + np.sqrt(1 + 4 * t**2))
-        gain, inertia = real(1 / (4 * (1 + lateral) * weight)), real((t - 1) / grown)
-        run_parts(lambda a, b, g=gain, i=inertia: _dual(found, g, i, lateral, a, b, dual, ahead), height, threads)
+        ascend(real(1 / (4 * (1 + lateral) * weight)), real((t - 1) / grown))
         t = grown
     primal(dual)
     return found

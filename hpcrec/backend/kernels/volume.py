@@ -14,17 +14,20 @@ from hpcrec.backend.threads import run_parts
 STENCIL: Final = (45 / 60, -9 / 60, 1 / 60)
 
 
-@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+# No fast mathematics here: a value that is not a number must stay one, and a threshold of exactly the value gives zero
+@njit(nogil=True, cache=True, error_model="numpy")
 def _step(
     point: Any, before: Any, gradient: Any, step: Any, threshold: Any, momentum: Any, positive: bool, volume: Any,
     ahead: Any,
 ) -> None:  # fmt: skip
+    zero = threshold - threshold
     for i in range(point.size):
         moved = point[i] - step * gradient[i]
-        if positive:
-            found = max(moved - threshold, threshold - threshold)
-        else:
-            found = max(moved - threshold, threshold - threshold) + min(moved + threshold, threshold - threshold)
+        found = moved - threshold
+        found = zero if found < zero else found
+        if not positive:
+            below = moved + threshold
+            found += zero if below > zero else below
         volume[i] = found
         ahead[i] = found + momentum * (found - before[i])
 
@@ -52,8 +55,8 @@ def proximal_step(
 
     def task(first: int, last: int) -> None:
         part = slice(first, last)
-        given, made = [a[part] for a in flat], [a[part] for a in out]
-        _step(*given, kind(step), kind(threshold), kind(momentum), positive, *made)
+        y, v, g = (a[part] for a in flat)
+        _step(y, v, g, kind(step), kind(threshold), kind(momentum), positive, out[0][part], out[1][part])
 
     run_parts(task, point.size, threads)
     return volume, ahead
