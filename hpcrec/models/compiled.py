@@ -61,7 +61,7 @@ def add_gradients(chain: Chain, patterns: Array, good: BoolArray | None, sums: C
         _room(chain, chain.n_parts, chain.obj.shape[1]),
         _room(chain, chain.n_parts + 3),
         _room(chain, n_modes),
-        (chain.rate.ravel(), np.fft.fftfreq(ny).astype(np.float32), np.fft.fftfreq(nx).astype(np.float32)),
+        (chain.rate.ravel(), _frequencies(ny), _frequencies(nx)),
         sums.obj.view(np.float32),
         sums.illumination,
         _sums_of(sums.spectrum),
@@ -118,26 +118,34 @@ def _waves(chain: Chain) -> tuple[Any, ...]:
     n = len(chain.corners)
     ny, nx = chain.spectrum.shape[-2:]
     pixels = ny * nx
-    ramps = _ramps(chain.shifts, (ny, nx), 1.0 if chain.whole else chain.share / math.sqrt(pixels))
-    tilts = np.zeros((n, max(len(chain.propagators), 1), 2)) if chain.tilts is None else chain.tilts
+    share = 1.0 if chain.whole else chain.share / math.sqrt(pixels)
+    ramps = _ramps(chain.shifts, (ny, nx), share, chain.shifts.shape[:-1])
     variation = np.zeros((0, 2 * pixels), np.float32) if chain.variation is None else _flat(chain.variation)
     mixed = np.zeros((n, 0)) if chain.coefficients is None else chain.coefficients
     coefficients = np.ascontiguousarray(mixed, np.float32)
     near = chain.detector.propagator
     factor = np.zeros(2, np.float32) if near is None else _floats(near * np.float32(1 / pixels)).ravel()
-    gaps = _flat(chain.propagators * np.float32(1 / pixels)), chain.tilts is not None, *_ramps(tilts, (ny, nx), 1.0)
+    of_gaps = (n, max(len(chain.propagators), 1))
+    gaps = _gaps(chain.propagators), chain.tilts is not None, *_ramps(chain.tilts, (ny, nx), 1.0, of_gaps)
+    back = _ramps(None if near is None else -chain.shifts, (ny, nx), 1.0, chain.shifts.shape[:-1])
     return (
         _floats(chain.obj), chain.corners, _flat(chain.spectrum), variation, coefficients, ramps, gaps,
-        (near is not None, factor, *_ramps(-chain.shifts, (ny, nx), 1.0)), (chain.whole, np.float32(chain.share)),
+        (near is not None, factor, *back), (chain.whole, np.float32(chain.share)),
     )  # fmt: skip
 
 
-def _ramps(shifts: FloatArray, shape: tuple[int, int], factor: float) -> tuple[FloatArray, FloatArray]:
-    """Return the ramps along y, times ``factor``, and along x of shifts (…, 2) in pixels, see shift_ramps."""
+def _ramps(
+    shifts: FloatArray | None, shape: tuple[int, int], factor: float, lead: tuple[int, ...]
+) -> tuple[FloatArray, FloatArray]:
+    """Return the ramps along y, times ``factor``, and along x of shifts (…, 2) in pixels, see shift_ramps.
+
+    ``lead`` is the shape of what stands before the last axis. Without shifts the ramps are room that nobody reads.
+    """
     found = []
     for axis, (n, scale) in enumerate(zip(shape, (factor, 1.0))):
-        ramps = np.empty((*shifts.shape[:-1], 2 * n), np.float32)
-        waves.fill_ramps(shifts[..., axis].ravel(), scale, ramps.reshape(-1, 2 * n))
+        ramps = np.empty((*lead, 2 * n), np.float32)
+        if shifts is not None:
+            waves.fill_ramps(shifts[..., axis].ravel(), scale, ramps.reshape(-1, 2 * n))
         found.append(ramps)
     return found[0], found[1]
 
@@ -147,7 +155,7 @@ def _detector(chain: Chain, patterns: Array, good: BoolArray | None) -> tuple[An
     pixels = chain.rate.size
     known = patterns if patterns.dtype in waves.COUNTS else patterns.astype(np.float32)
     counts = np.ascontiguousarray(known).reshape(len(known), pixels).view(np.uint8)
-    masks = np.ones((1, pixels), np.uint8)
+    masks = _ones(pixels)
     if good is not None:
         masks = np.ascontiguousarray(good.reshape(-1, pixels)).view(np.uint8)
     bare = chain.scale is None and chain.background is None
@@ -160,6 +168,36 @@ def _scale_and_background(chain: Chain) -> tuple[FloatArray, FloatArray]:
     scale = np.ones(n, np.float32) if chain.scale is None else chain.scale.astype(np.float32)
     ground = chain.background
     return scale, np.zeros(pixels, np.float32) if ground is None else np.ascontiguousarray(ground, np.float32).ravel()
+
+
+@lru_cache(maxsize=8)
+def _ones(pixels: int) -> Array:
+    return np.ones((1, pixels), np.uint8)
+
+
+@lru_cache(maxsize=8)
+def _frequencies(n: int) -> FloatArray:
+    return np.fft.fftfreq(n).astype(np.float32)
+
+
+class _Gaps(threading.local):
+    """The factors of gaps that were last asked for in a thread, and what the kernels take instead."""
+
+    asked: ComplexArray | None = None
+    scaled: FloatArray = np.zeros((0, 0), np.float32)
+
+
+_last_gaps = _Gaps()
+
+
+def _gaps(factors: ComplexArray) -> FloatArray:
+    """Return the factors (gap, ky, kx) over ny·nx, flat; the model keeps its factors from batch to batch."""
+    if _last_gaps.asked is not factors:
+        _last_gaps.asked, _last_gaps.scaled = (
+            factors,
+            _flat(factors * np.float32(1 / (factors.shape[1] * factors.shape[2]))),
+        )
+    return _last_gaps.scaled
 
 
 def _sums_of(spectra: ComplexArray | None) -> FloatArray:

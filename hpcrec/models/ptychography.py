@@ -131,7 +131,7 @@ class PtychographyModel:
         self.flight = np.zeros((1, 2)) if flight is None else np.asarray(flight, np.float64)
         self._band_limit = band_limit
         self._evanescent = propagation_rate(shape, sampling, wavelength, propagation)
-        self.rate = np.nan_to_num(self._evanescent)
+        self.rate = np.nan_to_num(self._evanescent).astype(real_dtype(self.dtype))
         self._propagators: tuple[bytes, ComplexArray] = (b"", np.zeros((0, *shape), self.dtype))
         fault = compiled.fault(detector, precision)
         if kernel == "compiled" and fault:
@@ -288,7 +288,7 @@ class PtychographyModel:
             shifts=shifts,
             spectrum=self._entering(whole, state.probe),
             propagators=self._gaps(state),
-            rate=self.rate.astype(real_dtype(self.dtype)),
+            rate=self.rate,
             detector=self.detector,
             variation=None if variation is None else self._entering(whole, variation),
             coefficients=None if variation is None else refined["coefficients"][indices],
