@@ -1,17 +1,21 @@
-"""Patterns per second of the gradients of one batch, compiled and plain, one core: ``python benchmarks/chain.py``.
+"""Patterns per second of the gradients of one batch beside the transforms alone: ``python -m benchmarks.chain``.
 
-Random patterns at scattered positions, sub-pixel shifts, probe gradient included. The best of ten is printed beside the
-median, since neighbours on the machine only ever slow a run down.
+Random patterns at scattered positions, sub-pixel shifts, probe gradient included, one core. The floor is the time of the
+same number of in-place transforms of one pattern, alone and in cache, through the plans that the compiled kernels use;
+compiled, plain and floor take turns, so that neighbours on the machine slow all alike.
 """
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import statistics
 import time
 
 import numpy as np
 
+from benchmarks.limits import Transforms, machine
+from benchmarks.table import print_table, save_results
 from hpcrec.geometry.grid import object_grid
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch, PtychographyState
@@ -19,10 +23,20 @@ from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
 
 CASES = ((64, 1, 1), (64, 5, 1), (64, 3, 2), (128, 1, 1), (128, 6, 1), (128, 1, 3), (256, 1, 1))
-N_POSITIONS, SAMPLING, WAVELENGTH = 64, (0.2, 0.2), 0.02508
+N_POSITIONS, SAMPLING, WAVELENGTH, ROUNDS = 64, (0.2, 0.2), 0.02508, 7
 
 
-def rates(n: int, n_slices: int, n_modes: int, kernel: str) -> tuple[float, float]:
+def n_transforms(n_slices: int, n_modes: int) -> int:
+    """Return the transforms of one pattern's gradients.
+
+    A mode: the shifted probe to real space, four a gap between slices (two there, two back), to the detector, back, and
+    the probe's gradient to reciprocal space.
+    """
+    return n_modes * (4 + 4 * (n_slices - 1))
+
+
+def models(n: int, n_slices: int, n_modes: int) -> dict[str, tuple[PtychographyModel, PtychographyState, Batch]]:
+    """Return a model of each kernel with its state and batch."""
     rng = np.random.default_rng(1)
     positions = rng.uniform(0, 40, (N_POSITIONS, 2))
     grid = object_grid(positions, (n, n), SAMPLING)
@@ -34,24 +48,46 @@ def rates(n: int, n_slices: int, n_modes: int, kernel: str) -> tuple[float, floa
         grid=grid,
         box=Box(0, grid.shape[0], 0, grid.shape[1]),
     )
-    model = PtychographyModel((n, n), SAMPLING, WAVELENGTH, 5.0, kernel=kernel)
     batch = Batch(np.arange(N_POSITIONS), rng.poisson(10, (N_POSITIONS, n, n)).astype(np.uint16))
-    model.gradients(state, batch, ("probe",))
-    times = []
-    for _ in range(10):
-        start = time.perf_counter()
-        model.gradients(state, batch, ("probe",))
-        times.append(time.perf_counter() - start)
-    return N_POSITIONS / min(times), N_POSITIONS / float(np.median(times))
+    kernels = ("compiled", "numpy")
+    return {k: (PtychographyModel((n, n), SAMPLING, WAVELENGTH, 5.0, kernel=k), state, batch) for k in kernels}
+
+
+def rates(n: int, n_slices: int, n_modes: int) -> dict[str, object]:
+    """Return one row: patterns per second, and the median share of the floor."""
+    made, transforms = models(n, n_slices, n_modes), Transforms(n)
+    count = N_POSITIONS * n_transforms(n_slices, n_modes)
+    times: dict[str, list[float]] = {name: [] for name in (*made, "floor")}
+    for i_round in range(ROUNDS + 1):
+        for name, (model, state, batch) in made.items():
+            start = time.perf_counter()
+            model.gradients(state, batch, ("probe",))
+            times[name].append(time.perf_counter() - start)
+        times["floor"].append(transforms(count))
+        if i_round == 0:  # compiles and plans
+            times = {name: [] for name in times}
+    shares = [floor / compiled for floor, compiled in zip(times["floor"], times["compiled"])]
+    rate = {name: N_POSITIONS / statistics.median(values) for name, values in times.items()}
+    return {
+        "case": f"gradients {n}² px, {n_slices} slices, {n_modes} modes",
+        "cores": 1,
+        "patterns/s": rate["compiled"],
+        "fastest": N_POSITIONS / min(times["compiled"]),
+        "numpy twin": rate["numpy"],
+        "FFT floor": rate["floor"],
+        "share of floor": statistics.median(shares),
+    }
+
+
+def rows() -> list[dict[str, object]]:
+    """Return the table."""
+    return [rates(*case) for case in CASES]
 
 
 def main() -> None:
-    print("pixels slices modes   compiled: best (median)      plain: best (median)   patterns/s")
-    for n, n_slices, n_modes in CASES:
-        (fast, fast_median), (plain, plain_median) = (rates(n, n_slices, n_modes, k) for k in ("compiled", "numpy"))
-        print(
-            f"{n:6d} {n_slices:6d} {n_modes:5d} {fast:16.0f} ({fast_median:6.0f}) {plain:19.0f} ({plain_median:6.0f})"
-        )
+    here, found = machine(priority=True), rows()
+    print_table(found)
+    print(f"results: {save_results('chain', here, found)}")
 
 
 if __name__ == "__main__":
