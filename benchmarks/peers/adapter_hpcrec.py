@@ -40,7 +40,7 @@ slices = {task.n_slices}
 {options}
 [parallel]
 exchange = "replicated"
-{threads}
+threads = {threads}
 """
 # A step of 0 leaves the engine its own choice
 STEPS = {"gradient": "gradient.object_step = {0}\ngradient.probe_step = {0}", "lsqml": "lsqml.step_share = {0}"}
@@ -58,12 +58,13 @@ def main() -> None:
                 modes=len(task.probe),
                 thickness=f"slice_thickness_angstrom = {task.thickness}" if task.n_slices > 1 else "",
                 options=STEPS[task.algorithm].format(task.step) if task.step else "",
-                threads=f"threads = {threads}" if threads > 1 else "",
+                threads=threads,
             )
         )
         job, _ = load_job(path)
         with open_series(job.data) as series:
-            run = TiltRun(job, series, common_grid(job, series), 0, world, Path(folder), lambda event: None)
+            where = (common_grid(job, series), 0, world, Path(folder), lambda event: None)
+            run = TiltRun(job, series, *where, threads=threads)
             origin = run.setup.grid.to_pixels(np.zeros(2))
             world.barrier()
             task.start()

@@ -53,21 +53,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.hdf5"
         write(task, path)
-        _, reconstruction, params, _, engine = PtyLab.easyInitialize(
-            path, engine=getattr(Engines, task.algorithm), operationMode="CPM", dummyMonitor=True
-        )
+        data, reconstruction, params, _, _ = PtyLab.easyInitialize(path, operationMode="CPM", dummyMonitor=True)
     reconstruction.npsm, reconstruction.nslice = len(task.probe), task.n_slices
     reconstruction.dz, reconstruction.refrIndex = task.thickness * 1e-10, 1.0
     reconstruction.initialProbe, reconstruction.initialObject = "circ", "ones"
     reconstruction.initializeObjectProbe()
-    reconstruction.probe = task.probe[None, None, :, None].astype(np.complex64)
+    start = np.broadcast_to(task.probe[None, None, :, None], reconstruction.probe.shape)
+    reconstruction.probe = start.astype(np.complex64)
     reconstruction.object = np.ones_like(reconstruction.object, np.complex64)
     params.propagatorType, params.positionOrder = "Fraunhofer", "random"
     params.fftshiftSwitch, params.gpuSwitch = True, False
+    engine = getattr(Engines, task.algorithm)(reconstruction, data, params, Watch(task, reconstruction))
     engine.numIterations = 100000
     if task.step:
         engine.betaObject = engine.betaProbe = task.step
-    engine.monitor = Watch(task, reconstruction)
     task.start()
     try:
         engine.reconstruct()

@@ -24,11 +24,16 @@ def prepared(task: Task) -> tuple[Ptychography, np.ndarray]:
         sampling=(*step, pixel, pixel),
         units=("A", "A", "A^-1", "A^-1"),
     )
-    data = PtychographyDatasetRaster.from_dataset4dstem(
-        four, verbose=0, learn_descan=False, learn_scan_positions=False
-    )
+    data = PtychographyDatasetRaster.from_dataset4dstem(four, verbose=0, learn_descan=False, learn_scan_positions=False)
     aperture = {"energy": task.energy_ev, "defocus": task.defocus, "semiangle_cutoff": task.semiangle * 1e3}
-    data.preprocess(com_fit_function="no_shift", force_com_rotation=0, force_com_transpose=False, plot_rotation=False, plot_com=False, probe_energy=task.energy_ev)
+    data.preprocess(
+        com_fit_function="no_shift",
+        force_com_rotation=0,
+        force_com_transpose=False,
+        plot_rotation=False,
+        plot_com=False,
+        probe_energy=task.energy_ev,
+    )
     whole = Ptychography.from_models(
         dset=data,
         obj_model=ObjectPixelated.from_uniform(

@@ -47,7 +47,7 @@ class DataSet:
 SETS = {
     "ss128": DataSet(),
     "mm128": DataSet(modes=3, seconds=10.0),
-    "ms128": DataSet(slices=6, thickness=30.0, phase=0.15, seconds=20.0),
+    "ms128": DataSet(slices=6, thickness=30.0, phase=0.06, seconds=20.0),
     "ss256": DataSet(n=256, side=24, step=3.0, defocus=400.0, seconds=12.0),
 }
 
@@ -60,8 +60,12 @@ def scan(chosen: DataSet, rng: np.random.Generator) -> np.ndarray:
 
 
 def phases(chosen: DataSet, grid: Grid, rng: np.random.Generator) -> np.ndarray:
-    """Return the phase (slice, y, x) of each slice in rad: structure of 0.4 Å on structure of 1.6 Å."""
+    """Return the phase (slice, y, x) of each slice in rad: structure of 0.4 Å on structure of 1.6 Å.
+
+    Half of the power is common to all slices, as columns of atoms have it.
+    """
     noise = rng.standard_normal((2, chosen.slices, *grid.shape))
+    noise = (noise + rng.standard_normal((2, 1, *grid.shape))) / np.sqrt(2)
     fine, coarse = (gaussian_filter(a, (0, s, s), mode="wrap") for a, s in zip(noise, (2, 8)))
     mixed = fine / fine.std() + coarse / coarse.std()
     return mixed * chosen.phase / mixed.std()
