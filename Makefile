@@ -2,13 +2,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint check-format clean
+.PHONY: demo test bench lint check-format clean
 demo: $(VENV)/ready
 	$(BIN)/hpcrec simulate jobs/demo-sample.toml --out runs/demo.h5
 	$(BIN)/mpiexec -n 2 $(BIN)/hpcrec run jobs/demo.toml --out runs/demo
 
 test: $(VENV)/ready-dev lint
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/ready
+	$(BIN)/python -m benchmarks.bench
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

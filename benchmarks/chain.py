@@ -1,8 +1,8 @@
 """Patterns per second of the gradients of one batch beside the transforms alone: ``python -m benchmarks.chain``.
 
-Random patterns at scattered positions, sub-pixel shifts, probe gradient included, one core. The floor is the time of the
-same number of in-place transforms of one pattern, alone and in cache, through the plans that the compiled kernels use;
-compiled, plain and floor take turns, so that neighbours on the machine slow all alike.
+Random patterns at scattered positions, sub-pixel shifts, probe gradient included, one core. The floor is the time of as
+many in-place transforms of one pattern, alone and in cache, through the plans that the compiled kernels use; compiled,
+plain and floor take turns, so that neighbours on the machine slow all alike.
 """
 
 import os

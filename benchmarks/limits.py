@@ -1,11 +1,10 @@
-"""What this machine can do at most: transforms per second through hpcrec's own FFTW plans, bytes per second of memory."""
+"""What this machine can do at most: transforms a second through hpcrec's own FFTW plans, bytes a second of memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
-import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -84,18 +83,17 @@ def _in_threads(works: list[Callable[[], float]]) -> float:
         return time.perf_counter() - start
 
 
-@cache
 def transforms_per_second(n: int, cores: int = 1) -> float:
-    """Return the transforms of (n, n) complex64 per second on ``cores`` threads; median of seven."""
+    """Return the transforms of (n, n) complex64 per second on ``cores`` threads; best of seven."""
     count = max(int(4e6 / n**2), 8)
     waves = [Transforms(n) for _ in range(cores)]
     works: list[Callable[[], float]] = [lambda wave=wave: wave(count) for wave in waves]  # type: ignore[misc]
-    return cores * count / statistics.median(_in_threads(works) for _ in range(7))
+    return cores * count / min(_in_threads(works) for _ in range(7))
 
 
 @cache
 def copied_bytes_per_second(cores: int = 1) -> float:
-    """Return the bytes read and written per second by copies from memory to memory; median of seven."""
+    """Return the bytes read and written per second by copies from memory to memory; best of seven."""
     pairs = [(np.ones(_COPY_BYTES // 8 // cores), np.zeros(_COPY_BYTES // 8 // cores)) for _ in range(cores)]
     works: list[Callable[[], float]] = [lambda a=a, b=b: np.copyto(b, a) or 0.0 for a, b in pairs]  # type: ignore[misc]
-    return 2 * _COPY_BYTES / statistics.median(_in_threads(works) for _ in range(7))
+    return 2 * _COPY_BYTES / min(_in_threads(works) for _ in range(7))
