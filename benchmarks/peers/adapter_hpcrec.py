@@ -33,7 +33,7 @@ energy_ev = {task.energy_ev}
 source = "file"
 modes = {modes}
 [ptychography]
-engine = "{task.algorithm}"
+engine = "{engine}"
 batch_size = {task.batch}
 slices = {task.n_slices}
 {thickness}
@@ -49,6 +49,10 @@ STEPS["epie"] = "epie.object_step = {0}\nepie.probe_step = {0}"
 
 def main() -> None:
     task, world = Task(), mpi.world()
+    engine, _, way = task.algorithm.partition(" ")
+    options = STEPS[engine].format(task.step) if task.step else ""
+    if way == "whole":
+        options += f"\nwhole_pixel_iterations = {10**6}"
     threads = task.threads // world.size
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.toml"
@@ -57,7 +61,8 @@ def main() -> None:
                 task=task,
                 modes=len(task.probe),
                 thickness=f"slice_thickness_angstrom = {task.thickness}" if task.n_slices > 1 else "",
-                options=STEPS[task.algorithm].format(task.step) if task.step else "",
+                engine=engine,
+                options=options,
                 threads=threads,
             )
         )

@@ -1,4 +1,7 @@
-"""Who is compared, with which algorithm, batch size and step."""
+"""Who is compared, with which algorithm, batch size and step.
+
+"whole": hpcrec takes the nearest pixels in all sweeps, as PtyLab does.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ ONE_SLICE, THICK = ("ss128", "mm128", "ss256"), ("ms128",)
 PROGRAMS = (
     Program(peer="hpcrec", algorithm="epie"),
     Program(peer="hpcrec", algorithm="gradient"),
+    Program(peer="hpcrec", algorithm="mpie"),
     Program(peer="hpcrec", algorithm="lsqml"),
+    Program(peer="hpcrec", algorithm="epie whole"),
+    Program(peer="hpcrec", algorithm="gradient whole"),
     Program(peer="ptylab", algorithm="ePIE", step=1.0, sets=ONE_SLICE),
     Program(peer="ptylab", algorithm="mPIE", sets=ONE_SLICE),
     Program(peer="ptylab", algorithm="e3PIE", sets=THICK),
