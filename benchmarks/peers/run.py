@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PATH", help="a peer's interpreter")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--only", nargs="+", default=[], help="programs to run, by their names")
+    parser.add_argument("--only", nargs="+", default=[], help="peers, or single programs, by their names")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the seconds of each set")
     parser.add_argument("--ranks", type=int, default=1, help="hpcrec on this many ranks, with 2 / ranks threads each")
@@ -149,7 +149,10 @@ def main() -> None:
     asked = arguments()
     pythons = interpreters(asked.python)
     here = machine(priority=True, cores=THREADS)
-    programs = [p for p in PROGRAMS if not asked.only or p.peer in asked.only]
+    unknown = set(asked.only) - {name for p in PROGRAMS for name in (p.peer, str(p))}
+    if unknown:
+        raise SystemExit(f"no program {', '.join(sorted(unknown))}; there are {', '.join(map(str, PROGRAMS))}")
+    programs = [p for p in PROGRAMS if not asked.only or {p.peer, str(p)} & set(asked.only)]
     for peer in sorted({p.peer for p in programs} - set(pythons)):
         print(f"{peer}: skipped: no interpreter that has it (--python {peer}=PATH)")
     programs = [p for p in programs if p.peer in pythons]
