@@ -19,7 +19,7 @@ from hpcrec.run.optics import mode_count, slice_count
 from hpcrec.run.start import probe_window
 
 GIB: Final = 2**30
-BASE_GIB: Final = 0.5
+BASE_GIB: Final = 0.7
 OBJECT_COPIES: Final = 7
 THREAD_COPIES: Final = 1.5
 # Patterns that exceed the memory pass through it in blocks

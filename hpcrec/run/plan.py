@@ -156,9 +156,7 @@ def tomography_seconds(job: Job, series: TiltSeries, grid: Grid) -> float:
     voxel = grid.sampling[0] * section.binning
     ny, nx = (max(int(n * grid.sampling[0] / voxel), 8) for n in grid.shape)
     nz = max(int(section.thickness_angstrom / voxel), 8) if section.thickness_angstrom else nx
-    projector = Projector(
-        (nz, ny, nx), voxel, (ny, nx), [Pose.from_tilt(0.3, 0.01)]
-    )  # as after alignment: no aligned axis
+    projector = Projector((nz, ny, nx), voxel, (ny, nx), [Pose.from_tilt(0.3)])
     volume = np.ones((nz, ny, nx), np.float32)
     projector.forward(volume)
     started = time.perf_counter()
