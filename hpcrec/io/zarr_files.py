@@ -19,6 +19,8 @@ from hpcrec.io.optional import optional_library
 from hpcrec.options import options
 
 _BLOCK_BYTES: Final = 64 << 20
+# Of a packed chunk: its head holds its length in bytes
+_BLOSC_HEAD, _BLOSC_LENGTH = 16, slice(12, 16)
 # What the library raises where metadata are damaged (its own errors are ValueErrors), and its codecs where chunks are.
 _METADATA_FAULTS: Final = (OSError, ValueError, KeyError, TypeError)
 _CHUNK_FAULTS: Final = (*_METADATA_FAULTS, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
@@ -65,6 +67,7 @@ class ZarrSeries(TiltSeries):
         self._access = access
         super().__init__(describe_series(given, self._scan, patterns.dtype.newbyteorder("="), arrays, numbers))
         _check_written(given, patterns)
+        _check_blosc(given, patterns)
 
     def read_frames(self, tilt_number: int, indices: IntArray) -> Array:
         """Return frames (n, rows, columns) as stored; raises :class:`DataError` where a chunk is damaged."""
@@ -98,6 +101,26 @@ def _check_written(given: ZarrOptions, patterns: Any) -> None:
     grid = patterns.shards or patterns.chunks  # whole shards are stored: their chunks may reach beyond the array
     n_chunks = math.prod(-(-n // g) * (g // c) for n, g, c in zip(patterns.shape, grid, patterns.chunks, strict=True))
     report_unwritten(f"{given.path}: {given.patterns!r}", stored, n_chunks, patterns.fill_value or 0)
+
+
+def _check_blosc(given: ZarrOptions, patterns: Any) -> None:
+    """Raise :class:`DataError` if a chunk packed by Blosc is shorter than it says.
+
+    Blosc's decoder believes the length in a chunk's head and reads beyond a shorter one, whatever lies there.
+    """
+    packers = [type(codec).__name__ for codec in getattr(patterns, "compressors", None) or ()]
+    if patterns.shards or not packers or "Blosc" not in packers[-1]:
+        return
+    for chunk in (given.path / str(patterns.path)).rglob("*"):
+        if not chunk.is_file() or chunk.name.startswith(".") or chunk.suffix == ".json":
+            continue
+        with chunk.open("rb") as file:
+            head = file.read(_BLOSC_HEAD)
+        told, stored = int.from_bytes(head[_BLOSC_LENGTH], "little"), chunk.stat().st_size
+        if len(head) < _BLOSC_HEAD or told > stored:
+            raise DataError(
+                f"{chunk}: cannot be read, it is damaged there ({stored} bytes of {told}); copy the folder again"
+            )
 
 
 class _ZarrAccess:

@@ -119,7 +119,12 @@ def test_zarr_chunks_cut_short_are_named_whatever_packs_them(tmp_path, codec):
     root = write_zarr(path, version=2)
     packed = {"chunks": PATTERNS.shape, "compressors": getattr(numcodecs, codec)()}
     root.create_array("packed", shape=PATTERNS.shape, dtype=PATTERNS.dtype, **packed)[...] = PATTERNS
+    with open_series(zarr_options(path, patterns="packed")) as series:
+        np.testing.assert_array_equal(series.read_frames(0, np.arange(12)), PATTERNS[0])
     chunk = path / "packed/0.0.0.0"
     chunk.write_bytes(chunk.read_bytes()[:-100])
-    with open_series(zarr_options(path, patterns="packed")) as series, pytest.raises(DataError, match="damaged there"):
+    with (
+        pytest.raises(DataError, match="damaged there"),
+        open_series(zarr_options(path, patterns="packed")) as series,
+    ):
         series.tilt(0).read(np.array([0]))
