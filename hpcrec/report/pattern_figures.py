@@ -39,7 +39,7 @@ def residual_maps(tilts: Sequence[TiltView]) -> Picture | None:
     columns = min(len(picks), 3)
     rows = -(-len(picks) // columns)
     with style():
-        figure = new_figure(3.05 * columns + 0.6, 2.9 * rows)
+        figure = new_figure(3.05 * columns + 1.1, 2.9 * rows)
         grid = figure.subplots(rows, columns, squeeze=False)
         low, high = grey_range([p.residual for _, p in picks], 1.0, 99.0)
         for axes in np.ravel(grid)[len(picks) :]:
@@ -75,6 +75,7 @@ def _map_axes(axes: Any, unit: str) -> None:
     axes.set_aspect("equal")
     axes.invert_yaxis()
     axes.grid(False)
+    axes.locator_params(axis="x", nbins=4)  # X-ray scans lie at six-digit Å: more labels run into one another
     axes.set_xlabel(f"x ({unit})")
     axes.set_ylabel(f"y ({unit})")
 
