@@ -39,6 +39,18 @@ class Threads:
         return list(results())
 
 
+def run_together(task: Callable[[int], None], n_threads: int) -> None:
+    """Run ``task(place)`` for all places at once, in threads that nothing else waits for: they may meet one another."""
+    if n_threads == 1:
+        task(0)
+        return
+    with ThreadPoolExecutor(n_threads - 1, thread_name_prefix="hpcrec-compute") as pool:
+        others = [pool.submit(task, place) for place in range(1, n_threads)]
+        task(0)
+        for other in others:
+            other.result()
+
+
 @lru_cache(maxsize=4)
 def _pool(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads - 1, thread_name_prefix="hpcrec-compute")

@@ -115,9 +115,7 @@ class BatchReader:
         indices = np.asarray(indices, np.int64)
         if not self.in_memory and self._scratch is None:
             return self._source.read(indices)
-        rows = np.searchsorted(self._share, indices)
-        if len(indices) and (rows.max() >= len(self._share) or not np.array_equal(self._share[rows], indices)):
-            raise DataError("a pattern outside this rank's share was asked for; the shares must cover the batches")
+        rows = self._rows(indices)
         if not self.in_memory:
             return self._spooled().read(rows)
         if self._kept is None:
@@ -143,6 +141,17 @@ class BatchReader:
             for future in waiting:
                 future.cancel()
 
+    def iterate_rows(self, batches: Iterable[IntArray]) -> Iterator[tuple[Array, IntArray]]:
+        """As :meth:`iterate`, but yield patterns and which of them are the batch's: what is in memory is not copied."""
+        if not self.in_memory:
+            yield from ((patterns, np.arange(len(patterns))) for patterns in self.iterate(batches))
+            return
+        for batch in batches:
+            rows = self._rows(np.asarray(batch, np.int64))
+            if self._kept is None:
+                self._kept = self._load()
+            yield self._kept, rows
+
     def close(self) -> None:
         """Stop the thread and give memory and file back."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -155,6 +164,13 @@ class BatchReader:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _rows(self, indices: IntArray) -> IntArray:
+        """Return the places of patterns in this rank's share."""
+        rows = np.searchsorted(self._share, indices)
+        if len(indices) and (rows.max() >= len(self._share) or not np.array_equal(self._share[rows], indices)):
+            raise DataError("a pattern outside this rank's share was asked for; the shares must cover the batches")
+        return rows
 
     def _blocks(self) -> Iterator[tuple[slice, Array]]:
         """Yield the share piece by piece, in the order of the source."""

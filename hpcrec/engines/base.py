@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Partial, Total
+from hpcrec.models.stream import StepRule
 
 DONE = "done"
 
@@ -57,6 +58,14 @@ class Engine(ABC):
     @abstractmethod
     def finish_iteration(self, state: PtychographyState) -> None:
         """Do what is due once a sweep (orthogonal modes, gauge); the same on all ranks, pointwise on the object."""
+
+
+class StreamingEngine(Engine):
+    """An engine whose batches need not come back to the interpreter, where one rank has all patterns."""
+
+    @abstractmethod
+    def step_rule(self, state: PtychographyState) -> StepRule | None:
+        """Return what :meth:`accumulate` and :meth:`apply` do in this sweep, to round-off; None: more than a rule."""
 
 
 def visit(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpcrec.backend.kernels.updates import precondition
-from hpcrec.engines.base import Engine
+from hpcrec.engines.base import StreamingEngine
 from hpcrec.engines.sweeps import (
     SweepOptions,
     change_object,
@@ -20,6 +20,7 @@ from hpcrec.engines.sweeps import (
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Partial, Total
 from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.models.stream import StepRule
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement
 
@@ -39,7 +40,7 @@ class EpieOptions(SweepOptions):
     probe_regularity: float = 1.0
 
 
-class Epie(Engine):
+class Epie(StreamingEngine):
     """ePIE (Maiden and Rodenburg, Ultramicroscopy 109, 1256 (2009)), rPIE (Maiden et al., Optica 4, 736 (2017)).
 
     Over the batch B, with revised exit waves φ + χ:
@@ -71,6 +72,25 @@ class Epie(Engine):
         step_object(state, total, self._options, curvature)
         step_probe(state, total, self._options, curvature)
         change_refined(state, total, self._refinements)
+
+    def step_rule(self, state: PtychographyState) -> StepRule | None:
+        """Return the rule, unless refinements are due."""
+        chosen, curvature = self._options, self._model.curvature
+        if any(refinement.due(state) for refinement in self._refinements):
+            return None
+        return StepRule(
+            share=1 - chosen.object_regularity,
+            floor_share=chosen.object_regularity,
+            floor_of="probe",
+            scale=-chosen.object_step / (curvature * state.n_slices),
+            curvature=curvature,
+            quadratic=False,
+            dark_share=0.0,
+            bound=chosen.object_constraint,
+            moves_probe=chosen.probe_due(state),
+            probe_step=chosen.probe_step,
+            probe_regularity=chosen.probe_regularity,
+        )
 
     def finish_iteration(self, state: PtychographyState) -> None:
         """Orthogonalise the modes, fix scale and drift."""

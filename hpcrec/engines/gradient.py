@@ -9,7 +9,7 @@ import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, array_module, real_dtype
 from hpcrec.backend.kernels.updates import precondition, step_with_momentum
-from hpcrec.engines.base import Engine
+from hpcrec.engines.base import StreamingEngine
 from hpcrec.engines.sweeps import (
     SweepOptions,
     change_object,
@@ -24,6 +24,7 @@ from hpcrec.engines.sweeps import (
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Field, Partial, Total
 from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.models.stream import StepRule
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement
 
@@ -50,7 +51,7 @@ class GradientOptions(SweepOptions):
     weight_floor: float = 0.3
 
 
-class GradientEngine(Engine):
+class GradientEngine(StreamingEngine):
     """Descends the loss on object, probe and positions.
 
     The object's gradient is divided by √(((1−a)W)² + (a W_max)²), W the batch's illumination of the slice (py4DSTEM
@@ -80,7 +81,7 @@ class GradientEngine(Engine):
             memory.setdefault(f"{prefix}velocity", xp.zeros_like(like))
             if self._options.method == "adam":
                 memory.setdefault(f"{prefix}square", xp.zeros(like.shape, real))
-        state.memory.setdefault("updates", np.zeros(2))
+                state.memory.setdefault("updates", np.zeros(2))
 
     def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
         """Return gradients and weights of a share."""
@@ -95,13 +96,33 @@ class GradientEngine(Engine):
             self._step_probe(state, total)
         change_refined(state, total, self._refinements)
 
+    def step_rule(self, state: PtychographyState) -> StepRule | None:
+        """Return the rule of steps with momentum, unless refinements are due."""
+        chosen, curvature = self._options, self._model.curvature
+        if chosen.method != "nesterov" or any(refinement.due(state) for refinement in self._refinements):
+            return None
+        return StepRule(
+            share=1 - chosen.weight_floor,
+            floor_share=chosen.weight_floor,
+            floor_of="illumination",
+            scale=-self._object_step / (curvature * state.n_slices),
+            curvature=curvature,
+            quadratic=True,
+            dark_share=round_off(state.obj.dtype, 1.0),
+            bound=chosen.object_constraint,
+            moves_probe=chosen.probe_due(state),
+            probe_step=self._probe_step,
+            probe_regularity=1.0,
+            velocity="velocity",
+            momentum=chosen.momentum,
+        )
+
     def finish_iteration(self, state: PtychographyState) -> None:
         """Orthogonalise the modes, fix scale and drift."""
         finish_sweep(state, self._options, self._refinements, momenta=("probe_velocity",))
 
     def _step_object(self, state: PtychographyState, total: Total) -> None:
         chosen, peak = self._options, total.peaks["illumination"]
-        state.memory["updates"][0] += 1
         # All slices move at once and to first order alike, so each takes its share of the step
         floor, scale = chosen.weight_floor, -self._object_step / (self._model.curvature * state.n_slices)
         if total.windows is not None:
@@ -120,6 +141,7 @@ class GradientEngine(Engine):
         field, weight = total.fields["object_gradient"], total.fields["illumination"].values
         darken_round_off(weight, peak)
         if chosen.method == "adam":
+            state.memory["updates"][0] += 1
             self._adam_object(state, field, weight > 0)
         else:
             change = precondition(field.values, weight, 1 - floor, floor * peak, scale, quadratic=True)
@@ -140,8 +162,8 @@ class GradientEngine(Engine):
 
     def _step_probe(self, state: PtychographyState, total: Total) -> None:
         gradient = total.sums["probe_gradient"]
-        state.memory["updates"][1] += 1
         if self._options.method == "adam":
+            state.memory["updates"][1] += 1
             change: Array = self._adam(gradient, state.memory, "probe_", int(state.memory["updates"][1]))
             change = change * float(np.sqrt(np.mean(abs(state.probe) ** 2)))
         else:

@@ -8,6 +8,8 @@ from typing import Any, Final
 import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
+from hpcrec.errors import ConfigError
+from hpcrec.objectives.losses import LOSSES
 
 _ON_OBJECT: Final = ("obj", "illumination")
 _ADDED: Final = ("totals", "spectrum", "variation", "background")
@@ -32,6 +34,17 @@ class Detector:
     saturation: float | None = None
     blur: ComplexArray | None = None
     binning: int = 1
+
+    def pattern_shape(self, window: tuple[int, int]) -> tuple[int, int]:
+        """Return the shape of a pattern; raises ConfigError where the detector does not fit the probe's window."""
+        if self.loss not in LOSSES:
+            raise ConfigError(f"loss: {self.loss!r} is not known; expected one of {', '.join(LOSSES)}")
+        if any(n % self.binning for n in window):
+            raise ConfigError(f"window: {list(window)} pixels cannot be binned by {self.binning}; take a multiple")
+        pattern = (window[0] // self.binning, window[1] // self.binning)
+        if self.mask is not None and self.mask.shape != pattern:
+            raise ConfigError(f"mask: expected the shape {pattern} of a pattern, got {self.mask.shape}")
+        return pattern
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

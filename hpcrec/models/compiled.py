@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray
+from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
 from hpcrec.backend.fft import aligned_empty, inplace_plan_addresses
 from hpcrec.backend.kernels import ptychography as kernels
 from hpcrec.backend.kernels import waves
@@ -43,7 +43,7 @@ def chain_intensities(chain: Chain) -> FloatArray:
     n_modes, ny, nx = chain.spectrum.shape
     out = np.empty((len(chain.corners), ny * nx), np.float32)
     scale, background = _scale_and_background(chain)
-    kernels.intensities(_plans(chain), _waves(chain), scale, background, _room(chain, n_modes + 2), out)
+    kernels.intensities(plan_addresses(chain), waves_of(chain), scale, background, _room(chain, n_modes + 2), out)
     return out.reshape(-1, ny, nx)
 
 
@@ -54,14 +54,14 @@ def add_gradients(chain: Chain, patterns: Array, good: BoolArray | None, sums: C
     optional = (sums.spectrum, sums.shifts, sums.variation, sums.moments, sums.scale, sums.background)
     background = np.zeros((2, 0), np.float32) if sums.background is None else sums.background.reshape(2, -1)
     kernels.gradients(
-        _plans(chain),
-        _waves(chain),
-        _detector(chain, patterns, good),
+        plan_addresses(chain),
+        waves_of(chain),
+        detector_of(chain, patterns, np.arange(len(patterns)), good),
         np.array(sums.origin),
         _room(chain, chain.n_parts, chain.obj.shape[1]),
         _room(chain, chain.n_parts + 3),
         _room(chain, n_modes),
-        (chain.rate.ravel(), _frequencies(ny), _frequencies(nx)),
+        frequencies_of(chain),
         sums.obj.view(np.float32),
         sums.illumination,
         _sums_of(sums.spectrum),
@@ -88,9 +88,9 @@ def add_responses(
     """Return the terms (n, 5) of the answers to a change of object and probe."""
     terms = np.zeros((len(chain.corners), 5))
     kernels.responses(
-        _plans(chain),
-        _waves(chain),
-        _detector(chain, patterns, good),
+        plan_addresses(chain),
+        waves_of(chain),
+        detector_of(chain, patterns, np.arange(len(patterns)), good),
         np.float32(-1 / LOSSES[chain.detector.loss].curvature),
         np.array(origin),
         _floats(obj),
@@ -104,12 +104,13 @@ def add_responses(
     return terms
 
 
-def _plans(chain: Chain) -> tuple[int, int]:
+def plan_addresses(chain: Chain) -> tuple[int, int]:
+    """Return the addresses of the plans of one wave."""
     ny, nx = chain.spectrum.shape[-2:]
     return inplace_plan_addresses(ny, nx)
 
 
-def _waves(chain: Chain) -> tuple[Any, ...]:
+def waves_of(chain: Chain) -> tuple[Any, ...]:
     """Return object, corners, spectrum, variation, coefficients, ramps, gaps, near field … as the kernels take them.
 
     Gaps: factors (slice − 1, …), whether patterns have tilts of their own, and these as ramps along y and x. Last come
@@ -150,8 +151,11 @@ def _ramps(
     return found[0], found[1]
 
 
-def _detector(chain: Chain, patterns: Array, good: BoolArray | None) -> tuple[Any, ...]:
-    """Return patterns, masks, loss, its floor, scale, background and whether these are left out, for the kernels."""
+def detector_of(chain: Chain, patterns: Array, rows: IntArray, good: BoolArray | None) -> tuple[Any, ...]:
+    """Return patterns, which of them to take (n,), their type, masks, loss, its floor, scale and background.
+
+    Last comes whether scale and background say nothing.
+    """
     pixels = chain.rate.size
     known = patterns if patterns.dtype in waves.COUNTS else patterns.astype(np.float32)
     counts = np.ascontiguousarray(known).reshape(len(known), pixels).view(np.uint8)
@@ -160,7 +164,7 @@ def _detector(chain: Chain, patterns: Array, good: BoolArray | None) -> tuple[An
         masks = np.ascontiguousarray(good.reshape(-1, pixels)).view(np.uint8)
     bare = chain.scale is None and chain.background is None
     kind = waves.COUNTS.index(known.dtype.type)
-    return counts, kind, masks, *_LOSSES[chain.detector.loss], *_scale_and_background(chain), bare
+    return counts, rows, kind, masks, *_LOSSES[chain.detector.loss], *_scale_and_background(chain), bare
 
 
 def _scale_and_background(chain: Chain) -> tuple[FloatArray, FloatArray]:
@@ -173,6 +177,11 @@ def _scale_and_background(chain: Chain) -> tuple[FloatArray, FloatArray]:
 @lru_cache(maxsize=8)
 def _ones(pixels: int) -> Array:
     return np.ones((1, pixels), np.uint8)
+
+
+def frequencies_of(chain: Chain) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the rate (ny·nx) and the cycles per pixel along y and x, for the kernels."""
+    return chain.rate.ravel(), _frequencies(chain.rate.shape[0]), _frequencies(chain.rate.shape[1])
 
 
 @lru_cache(maxsize=8)
@@ -207,7 +216,12 @@ def _sums_of(spectra: ComplexArray | None) -> FloatArray:
 
 def _room(chain: Chain, *shape: int) -> FloatArray:
     """Return room for waves (…, floats), each aligned to 64 bytes; whoever asks next in this thread gets it too."""
-    return _kept_room((*shape, -(-2 * chain.rate.size // 16) * 16 + _PAD), threading.get_ident())
+    return _kept_room((*shape, room_floats(chain)), threading.get_ident())
+
+
+def room_floats(chain: Chain) -> int:
+    """Return the floats from one wave to the next, so that each begins aligned."""
+    return -(-2 * chain.rate.size // 16) * 16 + _PAD
 
 
 @lru_cache(maxsize=32)

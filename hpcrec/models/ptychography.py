@@ -29,10 +29,12 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums, Detector, cleaned, good_pixels, joined, part_of
 from hpcrec.models.partial import Field
 from hpcrec.models.refined import object_weight, refined_gradients
+from hpcrec.models.stream import Block, StepRule, stream
 from hpcrec.models.windows import WindowSums
 from hpcrec.objectives.losses import LOSSES
 from hpcrec.physics.propagation import propagation_fault, propagation_rate, tilted_factor
 
+_BLOCK_PIXELS = 1 << 26
 Wanted = Literal["probe", "positions", "tilt", "thickness", "variation", "intensity", "background"]
 
 
@@ -124,7 +126,7 @@ class PtychographyModel:
             raise ConfigError(f"slice_thickness: {fault}")
         self.shape, self.sampling, self.wavelength = shape, sampling, wavelength
         self.slice_thickness = slice_thickness
-        self.pattern_shape = _pattern_shape(shape, detector)
+        self.pattern_shape = detector.pattern_shape(shape)
         self.detector = detector
         self.curvature = LOSSES[detector.loss].curvature
         self.dtype = complex_dtype(precision)
@@ -137,6 +139,7 @@ class PtychographyModel:
         if kernel == "compiled" and fault:
             raise ConfigError(f"kernel: {fault}; use 'numpy' or 'auto'")
         self._code = multislice if kernel == "numpy" or fault else compiled
+        self.streams = self._code is compiled
         self._threads = Threads(threads)
         self._lent = np.zeros((0, 0, 0, 0), self.dtype), np.zeros((0, 0, 0, 0), real_dtype(self.dtype))
 
@@ -186,6 +189,18 @@ class PtychographyModel:
             added=more.added,
             windows=windows,
         )
+
+    def block_patterns(self, state: PtychographyState) -> int:
+        """Return how many patterns a block may have so that its call ends, and may be interrupted, soon."""
+        work = self.shape[0] * self.shape[1] * len(state.probe) * len(state.obj) * len(self.flight)
+        return max(_BLOCK_PIXELS // work, 1)
+
+    def stream(self, state: PtychographyState, block: Block, rule: StepRule) -> FloatArray:
+        """Take the steps of all batches of a block by the compiled kernel; return the sums of loss, error, counts."""
+        chain, _ = self._chain(state, block.indices)
+        saturated = self.detector.saturation is not None
+        good = good_pixels(self.detector, block.patterns[block.rows] if saturated else block.patterns, block.good)
+        return stream(state, chain, block, good, rule, self._lend(state))
 
     def _summed(
         self,
@@ -366,18 +381,6 @@ class PtychographyModel:
 
 def _ends(box: Box) -> str:
     return f"{box.y0}…{box.y1 - 1} × {box.x0}…{box.x1 - 1}"
-
-
-def _pattern_shape(shape: tuple[int, int], detector: Detector) -> tuple[int, int]:
-    """Return the shape of a pattern; raises ConfigError where the detector does not fit the window."""
-    if detector.loss not in LOSSES:
-        raise ConfigError(f"loss: {detector.loss!r} is not known; expected one of {', '.join(LOSSES)}")
-    if any(n % detector.binning for n in shape):
-        raise ConfigError(f"window: {list(shape)} pixels cannot be binned by {detector.binning}; take a multiple of it")
-    pattern = (shape[0] // detector.binning, shape[1] // detector.binning)
-    if detector.mask is not None and detector.mask.shape != pattern:
-        raise ConfigError(f"mask: expected the shape {pattern} of a pattern, got {detector.mask.shape}")
-    return pattern
 
 
 def _flat_states(values: Array, *, empty: bool) -> Array:

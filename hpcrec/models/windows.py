@@ -12,7 +12,7 @@ from hpcrec.backend.array import ComplexArray, FloatArray, IntArray, real_dtype
 from hpcrec.backend.kernels.windows import peak_of_windows, step_windows
 from hpcrec.backend.threads import Threads
 
-_BOUNDS = {"none": 0, "amplitude_bound": 1, "phase_only": 2}
+BOUNDS = {"none": 0, "amplitude_bound": 1, "phase_only": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class WindowSums:
 
     def peak(self) -> float:
         """Return the largest illumination of a pixel."""
-        return float(peak_of_windows(self.illumination, self.corners, self.window))
+        return float(peak_of_windows(self.illumination, self.corners, self.window, (0, self.obj.shape[2])))
 
     def step(
         self,
@@ -59,7 +59,7 @@ class WindowSums:
         arrays = obj.view(real), moving, self.obj.view(real), self.illumination, self.corners, self.window
         self.threads.run(
             [
-                partial(step_windows, *arrays, (rows.start, rows.stop), numbers, quadratic, _BOUNDS[bound])
+                partial(step_windows, *arrays, (rows.start, rows.stop), numbers, quadratic, BOUNDS[bound])
                 for rows in self.threads.shares(obj.shape[1])
             ]
         )

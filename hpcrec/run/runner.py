@@ -13,13 +13,14 @@ from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray
 from hpcrec.data.batches import BatchReader, global_batches
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.engines import engine_class
-from hpcrec.engines.base import visit
+from hpcrec.engines.base import StreamingEngine, visit
 from hpcrec.errors import DivergedError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.scan import hilbert_order
 from hpcrec.geometry.tiles import Box, window_corners
 from hpcrec.io.checkpoint import latest_good, save_checkpoint
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.stream import Block, StepRule, blocks_of
 from hpcrec.operators.resample import probe_like
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.exchange import Exchange, make_exchange
@@ -198,7 +199,6 @@ class TiltRun:
         """Visit every pattern once."""
         job = self.job.ptychography
         self.state.whole_pixels = self.state.iteration < job.whole_pixel_iterations
-        sums = np.zeros(3)
         batches = global_batches(
             len(self.used),
             batch_size(self.job, len(self.used)),
@@ -209,12 +209,8 @@ class TiltRun:
             order=hilbert_order(self.setup.positions[self.used]) if job.batch_kind == "compact" else None,
         )
         batches = [self.used[indices] for indices in batches]
-        shares = [self.exchange.share(indices) for indices in batches]
-        for step, (own, patterns) in enumerate(zip(shares, self.reader.iterate(shares))):
-            good = self.scan.read_good(own)
-            batch = Batch(indices=own, patterns=patterns, good=good, step=step, n_global=len(batches[step]))
-            total = visit(self.engine, self.state, batch, self.exchange.total)
-            sums += [float(total.sums[name][0]) for name in ("loss", "error", "counts")]
+        rule = self._rule()
+        sums = self._visit(batches) if rule is None else self._stream(batches, rule)
         self.constraints.free_scale(self.state)
         self.engine.finish_iteration(self.state)
         self.loss.append(float(sums[0]))
@@ -226,6 +222,38 @@ class TiltRun:
         self.constraints.apply(self.state, self.exchange)
         if len(self.held_out):
             self.held_out_error.append(self.assessor.quality(self.state, self.held_out).data_error)
+
+    def _rule(self) -> StepRule | None:
+        """Return the engine's rule for compiled sweeps, where this rank has all patterns and the model knows how."""
+        if self.group.size > 1 or not self.model.streams or not isinstance(self.engine, StreamingEngine):
+            return None
+        return self.engine.step_rule(self.state)
+
+    def _visit(self, batches: list[IntArray]) -> FloatArray:
+        """Run the engine on batches (n,); return the sums of loss, error and counts (3,)."""
+        sums = np.zeros(3)
+        shares = [self.exchange.share(indices) for indices in batches]
+        for step, (own, patterns) in enumerate(zip(shares, self.reader.iterate(shares))):
+            good = self.scan.read_good(own)
+            batch = Batch(indices=own, patterns=patterns, good=good, step=step, n_global=len(batches[step]))
+            total = visit(self.engine, self.state, batch, self.exchange.total)
+            sums += [float(total.sums[name][0]) for name in ("loss", "error", "counts")]
+        return sums
+
+    def _stream(self, batches: list[IntArray], rule: StepRule) -> FloatArray:
+        """Do the same by a rule, many batches in a call."""
+        sums = np.zeros(3)
+        blocks = list(
+            blocks_of([self.exchange.share(indices) for indices in batches], self.model.block_patterns(self.state))
+        )
+        indices = [np.concatenate(block) for block in blocks]
+        for block, own, (patterns, rows) in zip(blocks, indices, self.reader.iterate_rows(indices)):
+            edges = np.cumsum([0, *(len(batch) for batch in block)])
+            good = self.scan.read_good(own)
+            sums += self.model.stream(
+                self.state, Block(indices=own, edges=edges, patterns=patterns, rows=rows, good=good), rule
+            )
+        return sums
 
     def run(self) -> TiltOutcome | None:
         """Sweep until done, with checkpoints; return the outcome on the group's first rank, None elsewhere."""

@@ -143,14 +143,14 @@ def gradients(
 ) -> None:  # fmt: skip
     """Add gradients of patterns to the arrays of :class:`hpcrec.models.chain.ChainSums`.
 
-    detector: bytes of the patterns (n, …) and their kind, mask (n or 1, ny·nx) of 0 and 1, loss, floor, scale (n,),
-    background (ny·nx), whether these two say nothing; origin: pixel of ``obj`` where object sums begin; ``incoming``
-    (part, slice, …), ``running`` (part + 3, …), ``modes`` (mode, …): room to work in; frequencies: rate (ny·nx), and
-    cycles per pixel along y and x; wanted: whether spectrum, shifts, variation, moments, scale and background are. Rest
-    as in :func:`intensities`.
+    detector: bytes of patterns (…, bytes), which of them to take (n,), their kind, mask (n or 1, ny·nx) of 0 and 1,
+    loss, floor, scale (n,), background (ny·nx), whether these two say nothing; origin: pixel of ``obj`` where object
+    sums begin; ``incoming`` (part, slice, …), ``running`` (part + 3, …), ``modes`` (mode, …): room to work in;
+    frequencies: rate (ny·nx), and cycles per pixel along y and x; wanted: whether spectrum, shifts, variation, moments,
+    scale and background are. Rest as in :func:`intensities`.
     """
     obj, corners, spectrum, variation, coefficients, ramps, gaps, near, entry = waves
-    patterns, kind, masks, loss, floor, scales, background, bare = detector
+    patterns, rows, kind, masks, loss, floor, scales, background, bare = detector
     propagators, tilted, tilt_y, tilt_x = gaps
     rate, qy, qx = frequencies
     probe, shifts, varied, moments, scaled, grounded = wanted
@@ -183,7 +183,7 @@ def gradients(
             _to_detector(running[c], near, j, f, plans)
             if not at_once:
                 add_power(power, running[c], unit, pixels, c == 0)
-        take_pattern(measured, patterns[j], kind, mask)
+        take_pattern(measured, patterns[rows[j]], kind, mask)
         if at_once:
             answer_amplitudes(running[0], measured, mask, floor, unit, totals)
         else:
@@ -262,7 +262,7 @@ def responses(
     ``room`` (4, part, …) and ``modes`` (mode, …) to work in. Rest as in :func:`gradients`.
     """
     obj, corners, spectrum, variation, coefficients, ramps, gaps, near, entry = waves
-    patterns, kind, masks, loss, floor, scales, background, bare = detector
+    patterns, rows, kind, masks, loss, floor, scales, background, bare = detector
     n_modes, n_states, n_parts = len(spectrum), len(obj), room.shape[1]
     ny, nx = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
     pixels = ny * nx
@@ -287,7 +287,7 @@ def responses(
             )  # fmt: skip
             add_power(power, room[0, c], unit, pixels, c == 0)
         mask = masks[j % len(masks)]
-        take_pattern(measured, patterns[j], kind, mask)
+        take_pattern(measured, patterns[rows[j]], kind, mask)
         detect(counts[:pixels], power, scales[j], background)
         weigh(weight, counts, measured, mask, loss, floor, totals)
         for c in range(n_parts):

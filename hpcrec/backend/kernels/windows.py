@@ -82,7 +82,8 @@ def _next_run(corners: Any, window: Any, row: int, j: int) -> Any:
 
 
 @_compile
-def _add_and_clear(out: Any, more: Any) -> None:
+def add_and_clear(out: Any, more: Any) -> None:
+    """Out += more, then more = 0."""
     for k in range(out.size):
         out[k] += more[k]
         more[k] = 0
@@ -150,8 +151,8 @@ def step_windows(
                 o, w = obj[s, i, 2 * first : 2 * last], weight[0, s, i, first:last]
                 g = gradient[0, s, i, 2 * first : 2 * last]
                 for t in range(1, len(weight)):
-                    _add_and_clear(w, weight[t, s, i, first:last])
-                    _add_and_clear(g, gradient[t, s, i, 2 * first : 2 * last])
+                    add_and_clear(w, weight[t, s, i, first:last])
+                    add_and_clear(g, gradient[t, s, i, 2 * first : 2 * last])
                 if len(velocity):
                     _step_row_with_momentum(o, velocity[s, i, 2 * first : 2 * last], g, w, numbers, quadratic)
                 else:
@@ -172,18 +173,18 @@ def _peak_of_row(w: Any) -> Any:
 
 
 @_compile
-def peak_of_windows(weight: Any, corners: Any, window: Any) -> Any:
+def peak_of_windows(weight: Any, corners: Any, window: Any, rows: Any) -> Any:
     """Add up ``weight`` (thread, slice, y, x) in the first thread's; return the largest sum under the windows.
 
-    corners (n, 2) in ascending order of x.
+    corners (n, 2) in ascending order of x; the pixels of ``rows`` (first, last) only.
     """
     largest = np.float32(0)
-    for i in range(weight.shape[2]):
+    for i in range(rows[0], rows[1]):
         first, last, j = _next_run(corners, window, i, 0)
         while last > first:
             for s in range(weight.shape[1]):
                 for t in range(1, len(weight)):
-                    _add_and_clear(weight[0, s, i, first:last], weight[t, s, i, first:last])
+                    add_and_clear(weight[0, s, i, first:last], weight[t, s, i, first:last])
                 largest = max(largest, _peak_of_row(weight[0, s, i, first:last]))
             first, last, j = _next_run(corners, window, i, j)
     return largest

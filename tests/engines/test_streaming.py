@@ -1,0 +1,123 @@
+"""Sweeps in compiled calls of many batches against the loop over batches."""
+
+import numpy as np
+import pytest
+from phantom import SAMPLING, SHAPE, WAVELENGTH, Phantom, phase_error, reconstruct, refinements
+
+from hpcrec.engines import engine_class
+from hpcrec.models.chain import Detector
+from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.models.stream import Block, blocks_of
+
+# Sweeps amplify differences of round-off, sums in another order
+TOLERANCE = 1e-4
+NAMES = ("epie", "rpie", "gradient")
+
+
+def streamed(phantom, name, n_sweeps, batch_size=8, per_block=40, refine=None, **options):
+    """As ``reconstruct``, in compiled calls."""
+    cls, state = engine_class(name), phantom.start
+    engine = cls(phantom.model, cls.Options(**options), refinements(phantom.model, refine or {}))
+    engine.prepare(state)
+    errors = []
+    for i in range(n_sweeps):
+        rule = engine.step_rule(state)
+        sums = np.zeros(3)
+        batches = [batch.indices for batch in phantom.batches(batch_size, i)]
+        for block in blocks_of(batches, per_block):
+            indices, edges = np.concatenate(block), np.cumsum([0, *map(len, block)])
+            good = None if phantom.good is None else phantom.good[indices]
+            part = Block(indices=indices, edges=edges, patterns=phantom.patterns, rows=indices, good=good)
+            sums += phantom.model.stream(state, part, rule)
+        engine.finish_iteration(state)
+        errors.append(sums[1] / sums[2])
+    return state, errors
+
+
+def assert_same(found, wanted, tolerance=TOLERANCE):
+    for states in ("memory", "object_memory"):
+        assert getattr(found[0], states).keys() == getattr(wanted[0], states).keys()
+        for name, values in getattr(wanted[0], states).items():
+            np.testing.assert_allclose(
+                getattr(found[0], states)[name], values, atol=tolerance * np.abs(values).max(), err_msg=name
+            )
+    for name in ("obj", "probe"):
+        values = getattr(wanted[0], name)
+        assert getattr(found[0], name).dtype == values.dtype
+        np.testing.assert_allclose(getattr(found[0], name), values, atol=tolerance * np.abs(values).max(), err_msg=name)
+    np.testing.assert_allclose(found[1], wanted[1], rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("constraint", ["none", "amplitude_bound", "phase_only"])
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_streamed_sweeps_are_those_of_the_loop(name, constraint, n_threads):
+    """The first sweep leaves the probe as it is; 64 patterns make uneven batches and blocks."""
+    options = {"probe_start": 1, "object_constraint": constraint}
+    wanted = reconstruct(Phantom(2, 2), name, 3, batch_size=12, **options)
+    found = streamed(Phantom(2, 2, threads=n_threads), name, 3, batch_size=12, **options)
+    assert phase_error(found[0].obj, Phantom(2, 2).truth.obj) < 1
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("batch_size", [1, 64])
+@pytest.mark.parametrize("whole", [False, True])
+def test_any_batch_and_whole_pixels(name, batch_size, whole):
+    results = []
+    for run in (reconstruct, streamed):
+        phantom = Phantom(noise=True, threads=1 if run is reconstruct else 2)
+        phantom.start.whole_pixels = whole
+        # In a second sweep of single patterns round-off has grown to 2e-4 for ePIE, single against double to 1e-3
+        results.append(run(phantom, name, 1, batch_size=batch_size, probe_start=0))
+    assert_same(results[1], results[0])
+
+
+def complicated(dtype, threads):
+    """A phantom with all that a model may know: flight, object states, near field, masks, intensities, background."""
+    rng, phantom = np.random.default_rng(5), Phantom(2, 2, noise=True)
+    mask = rng.random(SHAPE) > 0.05
+    near = np.exp(1j * rng.uniform(-1, 1, SHAPE)).astype(np.complex64)
+    detector = Detector(loss="poisson", mask=mask, saturation=300.0, propagator=near)
+    flight = np.array([[-0.1, 0.0], [0.1, 0.1]])
+    phantom.model = PtychographyModel(
+        SHAPE, SAMPLING, WAVELENGTH, 40.0, detector=detector, flight=flight, threads=threads
+    )
+    phantom.good = rng.random((64, *SHAPE)) > 0.05
+    phantom.patterns = phantom.patterns.astype(dtype)
+    start = phantom.start
+    start.n_states = 2
+    start.obj = np.concatenate([start.obj, start.obj * np.exp(0.1j * rng.random(start.obj.shape))]).astype(np.complex64)
+    start.refined = {
+        "tilt": np.array([2e-3, -1e-3]),
+        "position_tilt": rng.uniform(-1e-3, 1e-3, (64, 2)),
+        "intensity": rng.uniform(0.9, 1.1, 64),
+        "background": rng.uniform(0, 0.1, SHAPE),
+        "variation": (0.1 * start.probe[:1]).astype(np.complex64),
+        "coefficients": rng.normal(size=(64, 1)),
+    }
+    return phantom
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [np.uint16, np.float64])
+def test_streams_know_what_the_model_knows(name, dtype):
+    wanted = reconstruct(complicated(dtype, 1), name, 2, probe_start=0, loss="poisson")
+    assert_same(streamed(complicated(dtype, 2), name, 2, probe_start=0, loss="poisson"), wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_refinements_have_no_rule(name):
+    """They need what single batches give, from the sweep on in which they are due."""
+    phantom, cls = Phantom(), engine_class(name)
+    engine = cls(phantom.model, cls.Options(), refinements(phantom.model, {"positions": {"start_iteration": 1}}))
+    assert engine.step_rule(phantom.start) is not None
+    phantom.start.iteration = 1
+    assert engine.step_rule(phantom.start) is None
+
+
+def test_blocks_hold_every_batch_once():
+    batches = [np.arange(n) for n in (3, 3, 2, 9, 1)]
+    blocks = blocks_of(batches, 6)
+    assert [[len(batch) for batch in block] for block in blocks] == [[3, 3], [2], [9], [1]]
+    assert blocks_of([], 6) == []
