@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
-from hpcrec.backend.fft import aligned_empty, inplace_plan_addresses
+from hpcrec.backend.fft import aligned_empty
 from hpcrec.backend.kernels import ptychography as kernels
 from hpcrec.backend.kernels import waves
+from hpcrec.backend.kernels.transforms import Plan, transform_plan
 from hpcrec.models.chain import Chain, ChainSums, Detector
 from hpcrec.objectives.losses import AMPLITUDE_FLOOR, ANSCOMBE_FLOOR, GAUSSIAN_FLOOR, LOSSES, POISSON_FLOOR
 
@@ -43,7 +44,8 @@ def chain_intensities(chain: Chain) -> FloatArray:
     n_modes, ny, nx = chain.spectrum.shape
     out = np.empty((len(chain.corners), ny * nx), np.float32)
     scale, background = _scale_and_background(chain)
-    kernels.intensities(plan_addresses(chain), waves_of(chain), scale, background, _room(chain, n_modes + 2), out)
+    plan = plan_of(chain, threading.get_ident())
+    kernels.intensities(plan, waves_of(chain), scale, background, _room(chain, n_modes + 2), out)
     return out.reshape(-1, ny, nx)
 
 
@@ -54,7 +56,7 @@ def add_gradients(chain: Chain, patterns: Array, good: BoolArray | None, sums: C
     optional = (sums.spectrum, sums.shifts, sums.variation, sums.moments, sums.scale, sums.background)
     background = np.zeros((2, 0), np.float32) if sums.background is None else sums.background.reshape(2, -1)
     kernels.gradients(
-        plan_addresses(chain),
+        plan_of(chain, threading.get_ident()),
         waves_of(chain),
         detector_of(chain, patterns, np.arange(len(patterns)), good),
         np.array(sums.origin),
@@ -88,7 +90,7 @@ def add_responses(
     """Return the terms (n, 5) of the answers to a change of object and probe."""
     terms = np.zeros((len(chain.corners), 5))
     kernels.responses(
-        plan_addresses(chain),
+        plan_of(chain, threading.get_ident()),
         waves_of(chain),
         detector_of(chain, patterns, np.arange(len(patterns)), good),
         np.float32(-1 / LOSSES[chain.detector.loss].curvature),
@@ -104,10 +106,10 @@ def add_responses(
     return terms
 
 
-def plan_addresses(chain: Chain) -> tuple[int, int]:
-    """Return the addresses of the plans of one wave."""
+def plan_of(chain: Chain, place: int) -> Plan:
+    """Return the plan of transforms of one wave for a thread."""
     ny, nx = chain.spectrum.shape[-2:]
-    return inplace_plan_addresses(ny, nx)
+    return transform_plan(ny, nx, place)
 
 
 def waves_of(chain: Chain) -> tuple[Any, ...]:

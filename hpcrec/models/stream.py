@@ -92,7 +92,7 @@ def stream(
     # The loops write into these: with whole pixels the spectrum is the caller's probe itself
     spectrum = chain.spectrum.copy()
     momenta, flat = _momenta(state, chain, rule), spectrum.reshape(n_modes, -1).view(np.float32)
-    plans, waves = compiled.plan_addresses(chain), list(compiled.waves_of(chain))
+    waves = list(compiled.waves_of(chain))
     obj, waves[2] = waves[0], flat
     lead = (n_threads, *chain.obj.shape[:2])
     patterns, rows = block.patterns, block.rows
@@ -105,7 +105,7 @@ def stream(
     peaks[0] = np.sum(np.abs(state.probe) ** 2, axis=0).max()
     meeting = np.zeros(2, np.int64)
     common = (
-        n_threads, meeting, plans, tuple(waves), compiled.detector_of(chain, patterns, rows, good),
+        tuple(waves), compiled.detector_of(chain, patterns, rows, good),
         (block.edges, _ordered_windows(chain, block), np.float32(chain.share**2)),
     )  # fmt: skip
     sums = compiled.frequencies_of(chain), (gradient.view(np.float32), light, spectra, powers)
@@ -113,7 +113,8 @@ def stream(
     rules = _of_object(rule), _of_probe(rule)
 
     def run(place: int) -> None:
-        run_batches(place, *common, _room(chain, place), *sums, floats, *rules, peaks, totals[place])
+        own = n_threads, meeting, compiled.plan_of(chain, place)
+        run_batches(place, *own, *common, _room(chain, place), *sums, floats, *rules, peaks, totals[place])
 
     run_together(run, n_threads)
     state.obj = obj.view(np.complex64).reshape(state.obj.shape)

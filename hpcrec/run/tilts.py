@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hpcrec.analysis.resolution import ShellCorrelation
 from hpcrec.backend.fft import plan_wisdom, use_wisdom
+from hpcrec.backend.kernels.transforms import known_size
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.views import half_resolution
 from hpcrec.errors import DataError, StorageError
@@ -69,9 +70,11 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
 def _same_plans(job: Job, window: tuple[int, int], world: Communicator, checkpoints: Path, name: str) -> None:
     """Let all ranks, now and after an interruption, use the same FFTW plans: other plans round differently.
 
-    The plans are kept as ``checkpoints/NAME``, and for further runs on this machine in the user's cache.
+    Windows of sizes that hpcrec's own transforms know need no plans. Others' are kept as ``checkpoints/NAME``, and for
+    further runs on this machine in the user's cache.
     """
-    if job.ptychography.precision != "single" or job.ptychography.kernel == "numpy":
+    compiled = job.ptychography.precision == "single" and job.ptychography.kernel != "numpy"
+    if not compiled or all(map(known_size, window)):
         return
     wisdom = b""
     if world.rank == 0:

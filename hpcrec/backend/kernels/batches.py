@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from hpcrec.backend.kernels.meeting import meet, take_one
-from hpcrec.backend.kernels.ptychography import _compile, _execute, gradients
+from hpcrec.backend.kernels.ptychography import _compile, gradients
+from hpcrec.backend.kernels.transforms import transform
 from hpcrec.backend.kernels.windows import add_and_clear, add_window_powers, peak_of_windows, step_windows
 
 _ROWS = 16
@@ -21,12 +22,12 @@ _ROWS = 16
 
 @_compile
 def run_batches(
-    place: int, n_threads: int, meeting: Any, plans: Any, waves: Any, detector: Any, batches: Any, room: Any,
+    place: int, n_threads: int, meeting: Any, plan: Any, waves: Any, detector: Any, batches: Any, room: Any,
     frequencies: Any, sums: Any, momenta: Any, of_object: Any, of_probe: Any, peaks: Any, totals: Any,
 ) -> None:  # fmt: skip
     """Do the share of thread ``place``; object, spectrum and momenta are changed in place.
 
-    plans, waves, detector, frequencies: as in :func:`hpcrec.backend.kernels.ptychography.gradients`, the spectrum
+    plan, waves, detector, frequencies: as in :func:`hpcrec.backend.kernels.ptychography.gradients`, the spectrum
     contiguous (mode, 2·ny·nx). batches: where batches begin and end (m + 1,), their windows (n · flight, 2) in
     ascending order of x within a batch, and the factor of Σ|O|². room: incoming, running and modes of this thread.
     sums, all zero before and after: gradient (thread, state, slice, y, 2x), illumination (thread, state, slice, y, x),
@@ -63,7 +64,7 @@ def run_batches(
             some = masks[lo:hi] if len(masks) > 1 else masks
             seen = patterns, rows[lo:hi], kind, some, loss, floor, scales[lo:hi], background, bare
             gradients(
-                plans, part, seen, origin, incoming, running, modes, frequencies, gradient[place], light[place],
+                plan, part, seen, origin, incoming, running, modes, frequencies, gradient[place], light[place],
                 spectra[place], none_of_gaps, spectra[place], none_of_patterns, none_of_gaps, none_of_patterns, none,
                 totals, wanted,
             )  # fmt: skip
@@ -81,9 +82,9 @@ def run_batches(
             meet(meeting, n_threads)
             peak = peaks[2:].max()
         if place == 0 and probe_moves:
-            _step_probe(spectrum, momenta[1], spectra, powers, of_probe, entry[0], plans, modes)
+            _step_probe(spectrum, momenta[1], spectra, powers, of_probe, entry[0], plan, modes)
             if not by_light:
-                peaks[(b + 1) % 2] = _peak_of_probe(spectrum, entry[0], plans, modes, running[0])
+                peaks[(b + 1) % 2] = _peak_of_probe(spectrum, entry[0], plan, modes, running[0])
         elif place == 0:
             peaks[(b + 1) % 2] = peak
         numbers = share, floor_share * peak, scale, momentum, dark_share * peak
@@ -100,7 +101,7 @@ def run_batches(
 
 @_compile
 def _step_probe(
-    spectrum: Any, velocity: Any, spectra: Any, powers: Any, of_probe: Any, whole: bool, plans: Any, modes: Any
+    spectrum: Any, velocity: Any, spectra: Any, powers: Any, of_probe: Any, whole: bool, plan: Any, modes: Any
 ) -> None:
     """Step against the summed gradients over (1 − γ) V + γ max V, V = Σ|O|², and clear the sums."""
     _, regularity, unit, step, momentum = of_probe
@@ -123,7 +124,7 @@ def _step_probe(
                 for k in range(p.size):
                     p[k] -= step * inverse * g[k]
         elif largest > 0:
-            _divide_in_space(g, weight, regularity, largest, step * unit, whole, plans, modes[0])
+            _divide_in_space(g, weight, regularity, largest, step * unit, whole, plan, modes[0])
             for k in range(p.size):
                 p[k] -= g[k]
         g[:] = 0
@@ -132,26 +133,26 @@ def _step_probe(
 
 @_compile
 def _divide_in_space(
-    g: Any, weight: Any, regularity: Any, largest: Any, step: Any, whole: bool, plans: Any, wave: Any
+    g: Any, weight: Any, regularity: Any, largest: Any, step: Any, whole: bool, plan: Any, wave: Any
 ) -> None:
     """Multiply the gradient of a spectrum, in real space, by step over its denominator."""
     pixels, one = weight.size, np.float32(1)
     wave[: 2 * pixels] = g
     norm = one if whole else one / np.float32(pixels)
     if not whole:
-        _execute(plans[1], wave.ctypes.data, wave.ctypes.data)
+        transform(plan, wave, False)
     for k in range(pixels):
         d = (one - regularity) * weight[k] + regularity * largest
         factor = step * norm / d if d > 0 else np.float32(0)
         wave[2 * k] *= factor
         wave[2 * k + 1] *= factor
     if not whole:
-        _execute(plans[0], wave.ctypes.data, wave.ctypes.data)
+        transform(plan, wave, True)
     g[:] = wave[: 2 * pixels]
 
 
 @_compile
-def _peak_of_probe(spectrum: Any, whole: bool, plans: Any, modes: Any, power: Any) -> Any:
+def _peak_of_probe(spectrum: Any, whole: bool, plan: Any, modes: Any, power: Any) -> Any:
     """Return max Σ|P|², the sum over the modes."""
     pixels = spectrum.shape[1] // 2
     power[:pixels] = 0
@@ -160,7 +161,7 @@ def _peak_of_probe(spectrum: Any, whole: bool, plans: Any, modes: Any, power: An
         wave = modes[m]
         wave[: 2 * pixels] = spectrum[m]
         if not whole:
-            _execute(plans[1], wave.ctypes.data, wave.ctypes.data)
+            transform(plan, wave, False)
         for k in range(pixels):
             power[k] += (wave[2 * k] * wave[2 * k] + wave[2 * k + 1] * wave[2 * k + 1]) * norm
     return power[:pixels].max()

@@ -14,10 +14,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite.binding import add_symbol  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import njit
 
-from hpcrec.backend.fft import execute_address
+from hpcrec.backend.kernels.transforms import transform
 from hpcrec.backend.kernels.waves import (
     AMPLITUDE,
     add_detector_sums,
@@ -40,79 +39,75 @@ from hpcrec.backend.kernels.waves import (
     weigh,
 )
 
-# A symbol instead of a pointer keeps the compiled code free of addresses, so that it can be cached on disk
-add_symbol("fftwf_execute_dft", execute_address())
-_execute = types.ExternalFunction("fftwf_execute_dft", types.void(types.intp, types.intp, types.intp))
 _compile: Any = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
 
 
 @_compile
-def _cross(wave: Any, factor: Any, tilted: bool, ry: Any, rx: Any, plans: Any) -> None:
+def _cross(wave: Any, factor: Any, tilted: bool, ry: Any, rx: Any, plan: Any) -> None:
     """Carry a wave over a gap."""
-    at = wave.ctypes.data
-    _execute(plans[0], at, at)
+    transform(plan, wave, True)
     multiply(wave, factor, np.float32(1))
     if tilted:
         turn(wave, ry, rx, np.float32(1))
-    _execute(plans[1], at, at)
+    transform(plan, wave, False)
 
 
 @_compile
-def _illuminate(wave: Any, spectrum: Any, ry: Any, rx: Any, entry: Any, plans: Any) -> None:
+def _illuminate(wave: Any, spectrum: Any, ry: Any, rx: Any, entry: Any, plan: Any) -> None:
     """Wave = the shifted probe mode; entry: whether it is not shifted, but comes as it is, times the second number."""
     if entry[0]:
         for k in range(ry.size * rx.size // 2):
             wave[k] = spectrum[k] * entry[1]
         return
     illuminate(wave, spectrum, ry, rx)
-    _execute(plans[1], wave.ctypes.data, wave.ctypes.data)
+    transform(plan, wave, False)
 
 
 @_compile
-def _to_detector(wave: Any, near: Any, j: int, f: int, plans: Any) -> None:
+def _to_detector(wave: Any, near: Any, j: int, f: int, plan: Any) -> None:
     """Far field, or near field moved back by the probe's shift; near: whether, factor, ramps (n, flight, …)."""
     if near[0]:
-        _cross(wave, near[1], True, near[2][j, f], near[3][j, f], plans)
+        _cross(wave, near[1], True, near[2][j, f], near[3][j, f], plan)
     else:
-        _execute(plans[0], wave.ctypes.data, wave.ctypes.data)
+        transform(plan, wave, True)
 
 
 @_compile
 def _pass_slices(
-    wave: Any, obj: Any, gaps: Any, near: Any, j: int, f: int, y: int, x: int, ny: int, nx: int, plans: Any
+    wave: Any, obj: Any, gaps: Any, near: Any, j: int, f: int, y: int, x: int, ny: int, nx: int, plan: Any
 ) -> None:
     """Carry a wave from in front of the first slice to the detector, in place."""
     propagators, tilted, tilt_y, tilt_x = gaps
     for s in range(len(obj)):
         if s:
-            _cross(wave, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plans)
+            _cross(wave, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plan)
         transmit(wave, wave, obj[s], y, x, ny, nx, False)
-    _to_detector(wave, near, j, f, plans)
+    _to_detector(wave, near, j, f, plan)
 
 
 @_compile
 def _tangent(
     wave: Any, tangent: Any, obj: Any, change: Any, gaps: Any, near: Any, j: int, f: int, y: int, x: int, yc: int,
-    xc: int, ny: int, nx: int, plans: Any,
+    xc: int, ny: int, nx: int, plan: Any,
 ) -> None:  # fmt: skip
     """Carry a wave to the detector together with its first-order change along a change of the object."""
     propagators, tilted, tilt_y, tilt_x = gaps
     for s in range(len(obj)):
         if s:
-            _cross(wave, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plans)
-            _cross(tangent, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plans)
+            _cross(wave, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plan)
+            _cross(tangent, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plan)
             transmit(tangent, tangent, obj[s], y, x, ny, nx, False)
         transmit(tangent, wave, change[s], yc, xc, ny, nx, s > 0)
         transmit(wave, wave, obj[s], y, x, ny, nx, False)
-    _to_detector(wave, near, j, f, plans)
-    _to_detector(tangent, near, j, f, plans)
+    _to_detector(wave, near, j, f, plan)
+    _to_detector(tangent, near, j, f, plan)
 
 
 @_compile
-def intensities(plans: Any, waves: Any, scale: Any, background: Any, room: Any, out: Any) -> None:
+def intensities(plan: Any, waves: Any, scale: Any, background: Any, room: Any, out: Any) -> None:
     """Fill ``out`` (n, ny·nx) with modelled counts; ``room`` (mode + 2, …) to work in.
 
-    plans: addresses; waves: as :mod:`hpcrec.models.compiled` lays them out; scale (n,); background (ny·nx).
+    plan: of transforms; waves: as :mod:`hpcrec.models.compiled` lays them out; scale (n,); background (ny·nx).
     """
     obj, corners, spectrum, variation, coefficients, ramps, gaps, near, entry = waves
     ny, nx, n_modes = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2, len(spectrum)
@@ -127,9 +122,9 @@ def intensities(plans: Any, waves: Any, scale: Any, background: Any, room: Any, 
         for f in range(corners.shape[1]):
             for state in range(len(obj)):
                 for m in range(n_modes):
-                    _illuminate(wave, room[m], ramps[0][j, f], ramps[1][j, f], entry, plans)
+                    _illuminate(wave, room[m], ramps[0][j, f], ramps[1][j, f], entry, plan)
                     y, x = corners[j, f, 0], corners[j, f, 1]
-                    _pass_slices(wave, obj[state], gaps, near, j, f, y, x, ny, nx, plans)
+                    _pass_slices(wave, obj[state], gaps, near, j, f, y, x, ny, nx, plan)
                     add_power(power, wave, unit, pixels, first)
                     first = False
         detect(out[j], power, scale[j], background)
@@ -137,7 +132,7 @@ def intensities(plans: Any, waves: Any, scale: Any, background: Any, room: Any, 
 
 @_compile
 def gradients(
-    plans: Any, waves: Any, detector: Any, origin: Any, incoming: Any, running: Any, modes: Any, frequencies: Any,
+    plan: Any, waves: Any, detector: Any, origin: Any, incoming: Any, running: Any, modes: Any, frequencies: Any,
     out_obj: Any, out_light: Any, out_spectrum: Any, out_shifts: Any, out_variation: Any, out_coefficients: Any,
     out_moments: Any, out_scale: Any, out_background: Any, totals: Any, wanted: Any,
 ) -> None:  # fmt: skip
@@ -174,13 +169,13 @@ def gradients(
             y, x = corners[j, f, 0], corners[j, f, 1]
             wave = modes[m] if straight else incoming[c, 0]
             if not straight:
-                _illuminate(wave, modes[m], ramps[0][j, f], ramps[1][j, f], entry, plans)
+                _illuminate(wave, modes[m], ramps[0][j, f], ramps[1][j, f], entry, plan)
             for s in range(last):
                 transmit(incoming[c, s + 1], wave, obj[state, s], y, x, ny, nx, False)
                 wave = incoming[c, s + 1]
-                _cross(wave, propagators[s], tilted, tilt_y[j, s], tilt_x[j, s], plans)
+                _cross(wave, propagators[s], tilted, tilt_y[j, s], tilt_x[j, s], plan)
             transmit(running[c], wave, obj[state, last], y, x, ny, nx, False)
-            _to_detector(running[c], near, j, f, plans)
+            _to_detector(running[c], near, j, f, plan)
             if not at_once:
                 add_power(power, running[c], unit, pixels, c == 0)
         take_pattern(measured, patterns[rows[j]], kind, mask)
@@ -200,11 +195,11 @@ def gradients(
             back = near[0] and shifts
             if back:
                 extra[: 2 * pixels] = g[: 2 * pixels]
-                _execute(plans[0], extra.ctypes.data, extra.ctypes.data)
+                transform(plan, extra, True)
             if not at_once:
                 scale_wave(g, weight, unit * scales[j], pixels)
             if near[0]:
-                _execute(plans[0], g.ctypes.data, g.ctypes.data)
+                transform(plan, g, True)
             if back:
                 here[:] = 0
                 add_moments(here, g, extra, rate, qy, qx, inverse)
@@ -213,7 +208,7 @@ def gradients(
             if near[0]:
                 multiply(g, near[1], -one)
                 turn(g, near[2][j, f], near[3][j, f], -one)
-            _execute(plans[1], g.ctypes.data, g.ctypes.data)
+            transform(plan, g, False)
             for s in range(last, -1, -1):
                 wave = modes[m] if straight and s == 0 else incoming[c, s]
                 carry_back(
@@ -221,19 +216,19 @@ def gradients(
                     y - origin[0], x - origin[1], ny, nx,
                 )  # fmt: skip
                 if s:
-                    _execute(plans[0], g.ctypes.data, g.ctypes.data)
+                    transform(plan, g, True)
                     if moments:
                         extra[: 2 * pixels] = incoming[c, s, : 2 * pixels]
-                        _execute(plans[0], extra.ctypes.data, extra.ctypes.data)
+                        transform(plan, extra, True)
                         add_moments(out_moments[j, s - 1], g, extra, rate, qy, qx, inverse)
                     multiply(g, propagators[s - 1], -one)
                     if tilted:
                         turn(g, tilt_y[j, s - 1], tilt_x[j, s - 1], -one)
-                    _execute(plans[1], g.ctypes.data, g.ctypes.data)
+                    transform(plan, g, False)
             if entry[0] and (probe or varied):
                 scale_all(g, entry[1], pixels)
             elif probe or shifts or varied:
-                _execute(plans[0], g.ctypes.data, g.ctypes.data)
+                transform(plan, g, True)
             if probe and not (entry[0] or shifts or varied):
                 add_turned_back(out_spectrum[m], g, ramps[0][j, f], ramps[1][j, f])
                 continue
@@ -254,7 +249,7 @@ def gradients(
 
 @_compile
 def responses(
-    plans: Any, waves: Any, detector: Any, minus_inverse_curvature: Any, origin: Any, change: Any,
+    plan: Any, waves: Any, detector: Any, minus_inverse_curvature: Any, origin: Any, change: Any,
     spectrum_change: Any, with_probe: bool, room: Any, modes: Any, terms: Any, totals: Any,
 ) -> None:  # fmt: skip
     """Add to ``terms`` (n, 5) the answers to ``change`` (state, slice, y, 2x) and ``spectrum_change`` (mode, 2·ny·nx).
@@ -278,12 +273,12 @@ def responses(
             f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
             y, x, ry, rx = corners[j, f, 0], corners[j, f, 1], ramps[0][j, f], ramps[1][j, f]
             if with_probe:
-                _illuminate(room[2, c], spectrum_change[m], ry, rx, entry, plans)
-                _pass_slices(room[2, c], obj[state], gaps, near, j, f, y, x, ny, nx, plans)
-            _illuminate(room[0, c], modes[m], ry, rx, entry, plans)
+                _illuminate(room[2, c], spectrum_change[m], ry, rx, entry, plan)
+                _pass_slices(room[2, c], obj[state], gaps, near, j, f, y, x, ny, nx, plan)
+            _illuminate(room[0, c], modes[m], ry, rx, entry, plan)
             _tangent(
                 room[0, c], room[1, c], obj[state], change[state], gaps, near, j, f, y, x, y - origin[0], x - origin[1],
-                ny, nx, plans,
+                ny, nx, plan,
             )  # fmt: skip
             add_power(power, room[0, c], unit, pixels, c == 0)
         mask = masks[j % len(masks)]
