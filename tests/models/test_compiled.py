@@ -2,14 +2,24 @@
 
 import numpy as np
 import pytest
+import test_ptychography
 from test_ptychography import DETECTORS, EVERYTHING, FLIGHT, WANTED, case, random_like
 
+from hpcrec.backend.kernels.transforms import known_size
 from hpcrec.errors import ConfigError
 from hpcrec.models import refined
 from hpcrec.models.partial import Field
 
 # Sums of some thousand terms in single precision, in another order
 TOLERANCE = 1e-5
+
+
+@pytest.fixture(params=[(16, 18), (32, 48)], autouse=True)
+def window(request, monkeypatch):
+    """A window that only FFTW transforms, and one of hpcrec's own."""
+    monkeypatch.setattr(test_ptychography, "SHAPE", request.param)
+    assert all(map(known_size, request.param)) == (request.param == (32, 48))
+
 
 CASES = pytest.mark.parametrize(
     ("n_slices", "n_modes", "loss", "masked", "more"),
@@ -27,6 +37,8 @@ CASES = pytest.mark.parametrize(
 
 def twins(*arguments, **more):
     """The same case for both kernels, on the same counts."""
+    if "propagator" in more:
+        more = more | {"propagator": test_ptychography.near_factor()}
     plain, _, batch = case(*arguments, precision="single", kernel="numpy", **more)
     fast, state, _ = case(*arguments, precision="single", kernel="compiled", **more)
     return plain, fast, state, batch
