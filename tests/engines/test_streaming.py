@@ -68,9 +68,10 @@ def test_any_batch_and_whole_pixels(name, batch_size, whole):
     for run in (reconstruct, streamed):
         phantom = Phantom(noise=True, threads=1 if run is reconstruct else 2)
         phantom.start.whole_pixels = whole
-        # In a second sweep of single patterns round-off has grown to 2e-4 for ePIE, single against double to 1e-3
         results.append(run(phantom, name, 1, batch_size=batch_size, probe_start=0))
-    assert_same(results[1], results[0])
+    # Steps of single patterns let round-off grow: single precision differs from double by 6e-4 of the gradient engine's
+    # object after this sweep
+    assert_same(results[1], results[0], 3e-4 if batch_size == 1 else TOLERANCE)
 
 
 def complicated(dtype, threads):

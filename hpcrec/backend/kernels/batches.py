@@ -14,7 +14,8 @@ import numpy as np
 from hpcrec.backend.kernels.meeting import meet, take_one
 from hpcrec.backend.kernels.ptychography import _compile, gradients
 from hpcrec.backend.kernels.transforms import transform
-from hpcrec.backend.kernels.windows import add_and_clear, add_window_powers, peak_of_windows, step_windows
+from hpcrec.backend.kernels.waves import add_power
+from hpcrec.backend.kernels.windows import add_and_clear, add_window_powers, peak_of, peak_of_windows, step_windows
 
 _ROWS = 16
 """Rows of the object that a thread takes at a time."""
@@ -108,7 +109,7 @@ def _step_probe(
     weight = powers[0].reshape(powers[0].size)
     for t in range(1, len(powers)):
         add_and_clear(weight, powers[t].reshape(weight.size))
-    largest, one = weight.max(), np.float32(1)
+    largest, one = peak_of(weight), np.float32(1)
     for m in range(len(spectrum)):
         g, p = spectra[0, m], spectrum[m]
         for t in range(1, len(spectra)):
@@ -155,13 +156,11 @@ def _divide_in_space(
 def _peak_of_probe(spectrum: Any, whole: bool, plan: Any, modes: Any, power: Any) -> Any:
     """Return max Σ|P|², the sum over the modes."""
     pixels = spectrum.shape[1] // 2
-    power[:pixels] = 0
     norm = np.float32(1) if whole else np.float32(1) / np.float32(pixels)
     for m in range(len(spectrum)):
         wave = modes[m]
         wave[: 2 * pixels] = spectrum[m]
         if not whole:
             transform(plan, wave, False)
-        for k in range(pixels):
-            power[k] += (wave[2 * k] * wave[2 * k] + wave[2 * k + 1] * wave[2 * k + 1]) * norm
-    return power[:pixels].max()
+        add_power(power, wave, norm, pixels, m == 0)
+    return peak_of(power[:pixels])

@@ -89,45 +89,80 @@ def add_and_clear(out: Any, more: Any) -> None:
         more[k] = 0
 
 
+# Numbers that are not negative keep their order as integers, which vectors can compare in one pass
 @_compile
-def _step_row(o: Any, g: Any, w: Any, numbers: Any, quadratic: bool) -> None:
+def _least_bits(w: Any) -> Any:
+    bits = w.view(np.int32)
+    least = bits[0]
+    for k in range(bits.size):
+        least = min(least, bits[k])
+    return least
+
+
+@_compile
+def _peak_bits(w: Any) -> Any:
+    largest, bits = np.int32(0), w.view(np.int32)
+    for k in range(bits.size):
+        largest = max(largest, bits[k])
+    return largest
+
+
+@_compile
+def peak_of(w: Any) -> Any:
+    """Return the largest of numbers that are not negative."""
+    return np.array([_peak_bits(w)]).view(np.float32)[0]
+
+
+@_compile
+def _to_factors(w: Any, numbers: Any, quadratic: bool) -> None:
+    """Make of the weights of a row what the gradient is multiplied by, zero in the dark."""
     share, floor, scale, _, dark = numbers
-    zero = scale * 0
+    zero = np.float32(0)
     if quadratic:
         for k in range(w.size):
             d = share * w[k]
-            factor = scale / math.sqrt(d * d + floor * floor) if w[k] > dark else zero
-            o[2 * k] += g[2 * k] * factor
-            o[2 * k + 1] += g[2 * k + 1] * factor
+            factor = scale / math.sqrt(d * d + floor * floor)
+            w[k] = factor if w[k] > dark else zero
     else:
         for k in range(w.size):
             d = share * w[k]
-            factor = scale / (d + max(w[k] - d, floor)) if w[k] > dark else zero
-            o[2 * k] += g[2 * k] * factor
-            o[2 * k + 1] += g[2 * k + 1] * factor
+            factor = scale / (d + max(w[k] - d, floor))
+            w[k] = factor if w[k] > dark else zero
 
 
 @_compile
-def _step_row_with_momentum(o: Any, v: Any, g: Any, w: Any, numbers: Any, quadratic: bool) -> None:
-    share, floor, scale, momentum, dark = numbers
-    zero, one = scale * 0, scale / scale
-    for k in range(w.size):
-        d = share * w[k]
-        d = math.sqrt(d * d + floor * floor) if quadratic else d + max(w[k] - d, floor)
-        factor, lit = (scale / d, one) if w[k] > dark else (zero, zero)
-        keep = one + lit * (momentum - one)
-        vr = keep * v[2 * k] + factor * g[2 * k]
-        vi = keep * v[2 * k + 1] + factor * g[2 * k + 1]
+def _step_row(o: Any, g: Any, factor: Any) -> None:
+    for k in range(factor.size):
+        o[2 * k] += g[2 * k] * factor[k]
+        o[2 * k + 1] += g[2 * k + 1] * factor[k]
+
+
+@_compile
+def _step_lit_row(o: Any, v: Any, g: Any, factor: Any, momentum: Any) -> None:
+    for k in range(factor.size):
+        ur, ui = g[2 * k] * factor[k], g[2 * k + 1] * factor[k]
+        vr, vi = momentum * v[2 * k] + ur, momentum * v[2 * k + 1] + ui
         v[2 * k], v[2 * k + 1] = vr, vi
-        o[2 * k] += factor * g[2 * k] + lit * momentum * vr
-        o[2 * k + 1] += factor * g[2 * k + 1] + lit * momentum * vi
+        o[2 * k] += ur + momentum * vr
+        o[2 * k + 1] += ui + momentum * vi
 
 
 @_compile
-def _bound_row(o: Any, w: Any, dark: Any, bound: int) -> None:
-    for k in range(w.size):
+def _step_half_lit_row(o: Any, v: Any, g: Any, factor: Any, momentum: Any) -> None:
+    for k in range(factor.size):
+        if factor[k] != np.float32(0):
+            ur, ui = g[2 * k] * factor[k], g[2 * k + 1] * factor[k]
+            vr, vi = momentum * v[2 * k] + ur, momentum * v[2 * k + 1] + ui
+            v[2 * k], v[2 * k + 1] = vr, vi
+            o[2 * k] += ur + momentum * vr
+            o[2 * k + 1] += ui + momentum * vi
+
+
+@_compile
+def _bound_row(o: Any, factor: Any, bound: int) -> None:
+    for k in range(factor.size):
         size = math.sqrt(o[2 * k] * o[2 * k] + o[2 * k + 1] * o[2 * k + 1])
-        if w[k] > dark and size > 0 and (bound == 2 or size > 1):
+        if factor[k] != np.float32(0) and size > np.float32(0) and (bound == 2 or size > np.float32(1)):
             o[2 * k] /= size
             o[2 * k + 1] /= size
 
@@ -144,6 +179,7 @@ def step_windows(
     weight. The step is that of ``precondition`` and ``step_with_momentum``; no momentum where ``velocity`` has no
     slices. bound: 0 none, 1 |O| ≤ 1, 2 |O| = 1.
     """
+    dark = np.array([numbers[4]]).view(np.int32)[0]
     for i in range(rows[0], rows[1]):
         first, last, j = _next_run(corners, window, i, 0)
         while last > first:
@@ -153,23 +189,19 @@ def step_windows(
                 for t in range(1, len(weight)):
                     add_and_clear(w, weight[t, s, i, first:last])
                     add_and_clear(g, gradient[t, s, i, 2 * first : 2 * last])
-                if len(velocity):
-                    _step_row_with_momentum(o, velocity[s, i, 2 * first : 2 * last], g, w, numbers, quadratic)
+                all_lit = _least_bits(w) > dark
+                _to_factors(w, numbers, quadratic)
+                if not len(velocity):
+                    _step_row(o, g, w)
+                elif all_lit:
+                    _step_lit_row(o, velocity[s, i, 2 * first : 2 * last], g, w, numbers[3])
                 else:
-                    _step_row(o, g, w, numbers, quadratic)
+                    _step_half_lit_row(o, velocity[s, i, 2 * first : 2 * last], g, w, numbers[3])
                 if bound:
-                    _bound_row(o, w, numbers[4], bound)
+                    _bound_row(o, w, bound)
                 w[:] = 0
                 g[:] = 0
             first, last, j = _next_run(corners, window, i, j)
-
-
-@_compile
-def _peak_of_row(w: Any) -> Any:
-    largest = np.float32(0)
-    for k in range(w.size):
-        largest = max(largest, w[k])
-    return largest
 
 
 @_compile
@@ -178,13 +210,13 @@ def peak_of_windows(weight: Any, corners: Any, window: Any, rows: Any) -> Any:
 
     corners (n, 2) in ascending order of x; the pixels of ``rows`` (first, last) only.
     """
-    largest = np.float32(0)
+    largest = np.int32(0)
     for i in range(rows[0], rows[1]):
         first, last, j = _next_run(corners, window, i, 0)
         while last > first:
             for s in range(weight.shape[1]):
                 for t in range(1, len(weight)):
                     add_and_clear(weight[0, s, i, first:last], weight[t, s, i, first:last])
-                largest = max(largest, _peak_of_row(weight[0, s, i, first:last]))
+                largest = max(largest, _peak_bits(weight[0, s, i, first:last]))
             first, last, j = _next_run(corners, window, i, j)
-    return largest
+    return np.array([largest]).view(np.float32)[0]
