@@ -215,6 +215,11 @@ class TiltSeries(ABC):
         self.close()
 
 
+def unsigned(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """Return the type of integers of the same size without a sign; other types as they are."""
+    return np.dtype(f"u{dtype.itemsize}") if dtype.kind == "i" else dtype
+
+
 class TiltScan:
     """The patterns of one tilt, read only when asked for."""
 
@@ -237,8 +242,8 @@ class TiltScan:
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """Type of the patterns: the detector's own, wider only if pixels are binned."""
-        return self._series.facts.dtype
+        """Type of the patterns: the detector's own, wider only if pixels are binned; integers without their sign."""
+        return unsigned(self._series.facts.dtype)
 
     @property
     def mask(self) -> BoolArray | None:
@@ -277,7 +282,9 @@ class TiltScan:
                 f"{facts.identity.path}: tilt {self.number}, position {indices[i_frame]}: {text}; mask such pixels, "
                 "set clip_negative for background-subtracted counts, or drop the tilt"
             )
-        return facts.frame.apply(frames)
+        patterns = facts.frame.apply(frames)
+        # No count is negative by now, so that these are the same bits; kernels take them as they are
+        return patterns.view(self.dtype)
 
     def read_good(self, indices: IntArray) -> BoolArray | None:
         """Return the good pixels (n, ky, kx) of patterns whose masks differ from frame to frame; None if one serves."""

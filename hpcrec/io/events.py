@@ -11,6 +11,7 @@ Only frames asked for become dense; a file of hundreds of gigabytes as patterns 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -28,6 +29,7 @@ from hpcrec.options import options
 _GROUP: Final = "electron_events"
 _MAX_SIDE: Final = 16384
 _MAX_GAP: Final = 16  # rows read too much cost less than another call
+_MAX_ROWS: Final = 64
 
 
 @options
@@ -83,7 +85,7 @@ class EventFrames:
             outside = events[(events < 0) | (events >= n_pixels)]
             if outside.size:
                 raise DataError(f"{where}: an event lies at pixel {outside[0]} of {n_pixels}; the file is damaged")
-            counts = np.bincount(events, minlength=n_pixels)
+            counts = frames[i_frame] + np.bincount(events, minlength=n_pixels)
             if counts.max(initial=0) > np.iinfo(np.uint16).max:
                 raise DataError(f"{where}: a pixel holds more than 65535 electrons; the file is damaged")
             frames[i_frame] = counts
@@ -137,8 +139,8 @@ class EventFrames:
         positions: FloatArray = raster_positions(scan_shape, step)[places]
         return FileFacts(scan_step=step, positions=positions)
 
-    def _events_of(self, indices: IntArray, where: str) -> list[tuple[int, IntArray]]:
-        """Return (index into ``indices``, flat pixels) of all rows of the table that the patterns need."""
+    def _events_of(self, indices: IntArray, where: str) -> Iterator[tuple[int, IntArray]]:
+        """Yield (index into ``indices``, flat pixels) of the lists that the patterns need, few lists at a time."""
         n = self._per_place
         wanted = sorted(
             (int(row) * n + k, i)
@@ -147,8 +149,8 @@ class EventFrames:
             for k in range(n)
         )
         rows = np.array([row for row, _ in wanted], np.int64)
-        cuts = np.flatnonzero(np.diff(rows) > _MAX_GAP) + 1
-        gathered: list[list[IntArray]] = [[] for _ in indices]
+        # A run ends at a gap, and before it is long: lists take more room than the frames that are made of them
+        cuts = np.flatnonzero((np.diff(rows) > _MAX_GAP) | (np.diff(rows // _MAX_ROWS) > 0)) + 1
         for part in np.split(np.arange(len(rows)), cuts):
             if len(part) == 0:
                 continue
@@ -158,6 +160,5 @@ class EventFrames:
             for k in part:
                 table_row, i_frame = wanted[k]
                 cell = block[table_row - first]
-                gathered[i_frame].extend(cell if self._events.ndim == 2 else [cell])
-        empty = np.zeros(0, np.int64)
-        return [(i, np.concatenate(parts).astype(np.int64) if parts else empty) for i, parts in enumerate(gathered)]
+                for events in cell if self._events.ndim == 2 else [cell]:
+                    yield i_frame, events.astype(np.int64)

@@ -14,6 +14,9 @@ from hpcrec.options import options
 from hpcrec.refine.base import Refinement, RefinementOptions, spread
 from hpcrec.refine.positions import limit_moves, without_drift
 
+# Patterns that are widened at a time
+_FEW = 64
+
 
 @options
 class AnnealingOptions(RefinementOptions):
@@ -54,11 +57,11 @@ class Annealing(Refinement):
         """Return the best shift (position, 2) of each position of the batch."""
         positions, n = state.positions, len(state.positions)
         best = np.zeros((len(batch.indices), 2))
-        lowest = self.model.pattern_errors(state, batch)
+        lowest = self._errors(state, batch)
         for trial in self._trials(state.iteration, n):
             moved = limit_moves(positions + trial, state.memory["start_positions"], self._options.max_move_angstrom)
             moved = np.where(self._inside(state, moved)[:, None], moved, positions)
-            errors = self.model.pattern_errors(replace(state, positions=moved), batch)
+            errors = self._errors(replace(state, positions=moved), batch)
             better = errors < lowest
             best[better] = (moved - positions)[batch.indices][better]
             lowest = np.where(better, errors, lowest)
@@ -72,6 +75,16 @@ class Annealing(Refinement):
         """Take the common drift out, within the bound."""
         start = state.memory["start_positions"]
         state.positions = limit_moves(without_drift(state.positions, start), start, self._options.max_move_angstrom)
+
+    def _errors(self, state: PtychographyState, batch: Batch) -> Array:
+        """Return the errors (n,) of a batch, which may be all patterns, a few of them widened at a time."""
+        found = []
+        for first in range(0, max(len(batch.indices), 1), _FEW):
+            few = slice(first, first + _FEW)
+            good = None if batch.good is None else batch.good[few]
+            part = replace(batch, indices=batch.indices[few], patterns=batch.patterns[few], good=good)
+            found.append(self.model.pattern_errors(state, part))
+        return np.concatenate(found)
 
     def _inside(self, state: PtychographyState, positions: Array) -> BoolArray:
         """Return which positions (n,) have all their windows on the object's grid."""

@@ -72,7 +72,8 @@ def _icom(job: Job, series: TiltSeries, scan: TiltScan) -> Preview:
 
 
 def _ssb(job: Job, series: TiltSeries, scan: TiltScan) -> Preview:
-    raster, patterns, notes = _block(scan, scan.dtype.itemsize)
+    # Signals and their spectrum stand beside the counts
+    raster, patterns, notes = _block(scan, scan.dtype.itemsize + 4 + 8)
     probe = starting_probe(job, series, 1)
     u = useful_upsampling(probe, raster, series.sampling)
     image = ssb_phase(patterns, probe, raster, series.sampling, mask=scan.mask, upsampling=u)

@@ -115,3 +115,17 @@ def test_many_files_are_read_no_more_than_one(tmp_path):
             stream.write(b"x")
         assert (joint_identity(paths[0], paths).digest != together.digest) is seen
         assert file_identity(paths[3]).digest != alone.digest
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32])
+def test_signed_counts_come_without_a_sign_in_the_same_bits(path, dtype):
+    """Kernels take unsigned counts as they are; signed ones would be widened to floats, all of a batch at once."""
+    frames = np.random.default_rng(0).integers(0, 100, (4, 5, 4, 8)).astype(dtype)
+    with ArraySeries(frames, path) as series:
+        read = series.tilt(0).read(np.arange(5))
+        assert read.dtype == series.tilt(0).dtype == np.dtype(f"u{frames.itemsize}")
+        assert series.tilt(0).read(np.zeros(0, int)).dtype == read.dtype
+        np.testing.assert_array_equal(read, np.fft.ifftshift(frames[3 % 4], axes=(1, 2)))
+    frames[3, 2, 1, 1] = -1
+    with ArraySeries(frames, path) as series, pytest.raises(DataError, match="negative"):
+        series.tilt(0).read(np.arange(5))

@@ -1,5 +1,7 @@
 """Event files in the layout of stempy 3; the files it wrote itself gave equal patterns."""
 
+import tracemalloc
+
 import h5py
 import numpy as np
 import pytest
@@ -113,3 +115,24 @@ def test_an_event_before_the_first_pixel_is_named(tmp_path):
         pytest.raises(DataError, match="an event lies at pixel -1 of 48"),
     ):
         series.tilt(0).read(np.array([1]))
+
+
+def test_lists_of_events_never_outgrow_the_frames(tmp_path):
+    """256 frames of 48 pixels with 4000 events each: 24 kB dense, lists of 4 MB, of which 64 are there at once."""
+    path, rng = tmp_path / "events.h5", np.random.default_rng(3)
+    lists = rng.integers(0, 48, (256, 4000)).astype(np.uint32)
+    with h5py.File(path, "w") as file:
+        frames = file.create_dataset("electron_events/frames", 256, h5py.vlen_dtype(np.uint32))
+        for i, events in enumerate(lists):
+            frames[i] = events
+        frames.attrs.update({"Nx": 8, "Ny": 6})
+        file["electron_events/scan_positions"] = np.arange(256)
+        file["electron_events/scan_positions"].attrs.update({"Nx": 16, "Ny": 16})
+    with open_series(EventOptions(path=path, **GIVEN)) as series:
+        read = stored(series)
+        tracemalloc.start()
+        stored(series)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert (read.reshape(256, 48) == [np.bincount(events, minlength=48) for events in lists]).all()
+    assert peak < 2.5 * 64 * 4000 * 4
