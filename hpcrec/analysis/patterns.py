@@ -13,12 +13,15 @@ columns are those of :data:`COLUMNS`, over the good pixels, with I measured and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
+from hpcrec.backend.kernels.figures import fill_figures
+from hpcrec.backend.kernels.waves import COUNTS
 from hpcrec.objectives.losses import POISSON_FLOOR
 
 COLUMNS: Final = ("error", "difference", "amplitude", "counts", "deviance", "pixels")
@@ -43,8 +46,31 @@ class PatternQuality:
 
 
 def pattern_figures(modelled: FloatArray, measured: Array, good: BoolArray | None) -> FloatArray:
-    """Return the table (n, column) of patterns (n, ky, kx); ``good`` broadcasts to them, True = good, or is None."""
+    """Return the table (n, column) of patterns (n, ky, kx); ``good`` broadcasts to them, True = good, or is None.
+
+    Compiled for counts modelled in single precision; else, and in tests beside it, by :func:`plain_figures`.
+    """
+    if modelled.dtype != np.float32:
+        return plain_figures(modelled, measured, good)
+    n, pixels = len(modelled), math.prod(modelled.shape[1:])
+    known = measured if measured.dtype.type in COUNTS else measured.astype(np.float32)
+    masks = np.ones((1, pixels), np.uint8) if good is None else np.ascontiguousarray(good).reshape(-1, pixels)
+    table = np.empty((n, len(COLUMNS)))
+    fill_figures(
+        np.ascontiguousarray(modelled).reshape(n, pixels),
+        np.ascontiguousarray(known).reshape(n, pixels),
+        masks.view(np.uint8),
+        np.float32(POISSON_FLOOR),
+        np.empty((3, pixels), np.float32),
+        table,
+    )
+    return table
+
+
+def plain_figures(modelled: FloatArray, measured: Array, good: BoolArray | None) -> FloatArray:
+    """Return the same as :func:`pattern_figures`, in plain NumPy and the precision of ``modelled``."""
     wanted = measured.astype(modelled.dtype, copy=False)
+    wanted = wanted if good is None else np.where(good, wanted, 0)
     root = np.sqrt(wanted)
     difference = np.sqrt(modelled) - root
     ratio = (wanted + POISSON_FLOOR) / (modelled + POISSON_FLOOR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from hpcrec.run.plan import Plan, available_cores, duration, make_plan
 
 def check_job_file(path: Path, overrides: Sequence[str], n_ranks: int) -> None:
     """Print the plan of a job file; faults end with exit code 2 (job), 3 (data) or 5 (memory)."""
+    # The plan counts what this process takes: it must have what a run loads
+    import_module("hpcrec.cli.run")
     job, _ = load_job(path, overrides)
     with open_series(job.data) as series:
         console = Console(width=None if sys.stdout.isatty() else 120)

@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 BatchKind = Literal["random", "compact"]
 
-_BLOCK_BYTES: Final = 64 << 20
+# Patterns pass from the file to where they are kept in blocks
+BLOCK_BYTES: Final = 16 << 20
+READ_AHEAD: Final = 2
 
 
 class PatternSource(Protocol):
@@ -91,7 +93,7 @@ class BatchReader:
         *,
         memory_limit: int,
         scratch: Path | None = None,
-        read_ahead: int = 2,
+        read_ahead: int = READ_AHEAD,
     ) -> None:
         if read_ahead < 1:
             raise ConfigError(f"read_ahead must be at least 1, got {read_ahead}")
@@ -101,7 +103,7 @@ class BatchReader:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hpcrec-read")
         pattern_bytes = int(np.prod(source.pattern_shape)) * source.dtype.itemsize
         self.in_memory = len(self._share) * pattern_bytes <= memory_limit
-        self._per_block = max(min(_BLOCK_BYTES, max(memory_limit, 1)) // pattern_bytes, 1)
+        self._per_block = max(BLOCK_BYTES // pattern_bytes, 1)
         self._scratch = scratch
         self._kept: Array | None = None
         self._spool: Spool | None = None

@@ -43,10 +43,22 @@ class Spool:
     def read(self, rows: IntArray) -> Array:
         """Return the patterns (n, ky, kx) at the places ``rows``; several threads may read."""
         found = np.empty((len(rows), *self._shape), self._dtype)
-        for row, pattern in zip(rows.tolist(), found):
-            if os.preadv(self._file.fileno(), [pattern.data], row * self._stride) != self._stride:
-                raise StorageError(f"the scratch file in {self._folder} lost patterns: start the command again")
+        edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+        runs = [(found[a:b], int(rows[a]) * self._stride) for a, b in zip(edges, edges[1:]) if b > a]
+        if len(runs) > 1:
+            # A disc fetches many places sooner when it knows of all
+            for patterns, start in runs:
+                os.posix_fadvise(self._file.fileno(), start, patterns.nbytes, os.POSIX_FADV_WILLNEED)
+        for patterns, start in runs:
+            self._fill(patterns.reshape(-1).view(np.uint8).data, start)
         return found
+
+    def _fill(self, buffer: memoryview, start: int) -> None:
+        while len(buffer):
+            n = os.preadv(self._file.fileno(), [buffer], start)
+            if n == 0:
+                raise StorageError(f"the scratch file in {self._folder} lost patterns: start the command again")
+            buffer, start = buffer[n:], start + n
 
     def close(self) -> None:
         """Give the space back."""

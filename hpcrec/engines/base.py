@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Partial, Total
 from hpcrec.models.stream import StepRule
 
 DONE = "done"
+
+
+def bounded(options: Any, copies: float) -> float:
+    """Return the copies of the object in an update, with those that a bound of |O| makes."""
+    return copies if options.object_constraint == "none" else copies + 2
 
 
 class Engine(ABC):
@@ -30,7 +36,9 @@ class Engine(ABC):
     ``one_slice_only`` : objects of more slices are refused
     ``keeps_waves`` : the exit waves of all patterns are kept, twice during an update
     ``moves_probe`` : the probe is reconstructed too
-    ``extra_copies`` : arrays of the object's size beside object, gradient, weight, direction and one momentum
+    ``copies`` : of the options, and whether the state is ``windowed``: arrays of the object's size, the object among
+        them, that are there beside the sums of a batch, and all at most in an update, as ``tests/run/test_memory.py``
+        measures them
     """
 
     passes: tuple[str, ...] = ("update",)
@@ -41,7 +49,9 @@ class Engine(ABC):
     one_slice_only: bool = False
     keeps_waves: bool = False
     moves_probe: bool = True
-    extra_copies: int = 0
+    copies: Callable[[Any, bool], tuple[float, float]] = staticmethod(
+        lambda options, windowed: (1.0, bounded(options, 3.6))
+    )
 
     @abstractmethod
     def prepare(self, state: PtychographyState) -> None:

@@ -57,7 +57,7 @@ class DescentEngine(Engine):
     peaks = {"gradient": ("illumination",)}
     default_batch_size = 0
     full_batch = True
-    extra_copies = 3
+    copies = staticmethod(lambda options, windowed: (7.0, 12.0))
 
     def __init__(
         self, model: PtychographyModel, options: DescentOptions, refinements: Sequence[Refinement] = ()

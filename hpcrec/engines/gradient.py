@@ -9,7 +9,7 @@ import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, array_module, real_dtype
 from hpcrec.backend.kernels.updates import precondition, step_with_momentum
-from hpcrec.engines.base import StreamingEngine
+from hpcrec.engines.base import StreamingEngine, bounded
 from hpcrec.engines.sweeps import (
     SweepOptions,
     change_object,
@@ -51,6 +51,12 @@ class GradientOptions(SweepOptions):
     weight_floor: float = 0.3
 
 
+def _copies(options: GradientOptions, windowed: bool) -> tuple[float, float]:
+    if options.method == "adam":
+        return 2.5, 8.6
+    return 2.0, 2.0 if windowed else bounded(options, 4.6)
+
+
 class GradientEngine(StreamingEngine):
     """Descends the loss on object, probe and positions.
 
@@ -63,6 +69,7 @@ class GradientEngine(StreamingEngine):
     Options = GradientOptions
     default_batch_size = 64
     peaks = {"update": ("illumination",)}
+    copies = staticmethod(_copies)
 
     def __init__(
         self, model: PtychographyModel, options: GradientOptions, refinements: Sequence[Refinement] = ()

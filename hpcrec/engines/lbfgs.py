@@ -35,6 +35,7 @@ class Lbfgs(DescentEngine):
     """
 
     Options = LbfgsOptions
+    copies = staticmethod(lambda options, windowed: (6.0 + 2 * options.history, 11.0 + 2 * options.history))
     _options: LbfgsOptions
 
     def step_names(self) -> tuple[str, ...]:

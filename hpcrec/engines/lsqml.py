@@ -10,7 +10,7 @@ from scipy.stats import trim_mean
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, array_module
 from hpcrec.backend.kernels.updates import precondition
-from hpcrec.engines.base import DONE, Engine
+from hpcrec.engines.base import DONE, Engine, bounded
 from hpcrec.engines.compact import SweepObject
 from hpcrec.engines.sweeps import (
     SweepOptions,
@@ -59,6 +59,13 @@ class LsqMlOptions(SweepOptions):
     poisson_step: Literal["half", "fixed_point"] = "half"
 
 
+def _copies(options: LsqMlOptions, windowed: bool) -> tuple[float, float]:
+    """Return the copies beside the sums of a batch, and all: directions and their total stay till the next ones."""
+    if options.object_update == "sweep":
+        return 8.1, 10.6
+    return (4.6, 7.6) if options.momentum else (3.6, bounded(options, 6.1))
+
+
 class LsqMl(Engine):
     """LSQ-ML (Odstrčil, Menzel and Guizar-Sicairos, Opt. Express 26, 3108 (2018)).
 
@@ -77,7 +84,7 @@ class LsqMl(Engine):
     passes = ("direction", "step", "weight", "products")
     pixel_passes = ("weight", "products")
     peaks = {"direction": ("illumination",), "weight": ("sum_weight",)}
-    extra_copies = 2
+    copies = staticmethod(_copies)
 
     def __init__(self, model: PtychographyModel, options: LsqMlOptions, refinements: Sequence[Refinement] = ()) -> None:
         self._model, self._options, self._refinements = model, options, refinements

@@ -43,7 +43,7 @@ class Mpie(Engine):
 
     Options = MpieOptions
     default_batch_size = 8
-    extra_copies = 2
+    copies = staticmethod(lambda options, windowed: (3.0, 6.5))
 
     def __init__(self, model: PtychographyModel, options: MpieOptions, refinements: Sequence[Refinement] = ()) -> None:
         self._model, self._options, self._refinements = model, options, refinements

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hpcrec.engines.base import Engine
+from hpcrec.engines.base import Engine, bounded
 from hpcrec.engines.sweeps import (
     NEVER,
     SweepOptions,
@@ -49,6 +49,7 @@ class Pie(Engine):
     Options = PieOptions
     default_batch_size = 8
     moves_probe = False
+    copies = staticmethod(lambda options, windowed: (1.0, bounded(options, 4.5)))
 
     def __init__(self, model: PtychographyModel, options: PieOptions, refinements: Sequence[Refinement] = ()) -> None:
         self._model, self._refinements = model, refinements

@@ -66,6 +66,7 @@ class ProjectionEngine(Engine):
     full_batch = True
     one_slice_only = True
     keeps_waves = True
+    copies = staticmethod(lambda options, windowed: (2.5, 5.1))
 
     def __init__(
         self, model: PtychographyModel, options: ProjectionOptions, refinements: Sequence[Refinement] = ()

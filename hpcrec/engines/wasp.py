@@ -46,7 +46,7 @@ class Wasp(Engine):
     Options = WaspOptions
     default_batch_size = 8
     peaks = {"update": ("illumination",)}
-    extra_copies = 3
+    copies = staticmethod(lambda options, windowed: (4.5, 8.0))
 
     def __init__(self, model: PtychographyModel, options: WaspOptions, refinements: Sequence[Refinement] = ()) -> None:
         self._model, self._options, self._refinements = model, options, refinements

@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Final
 
 import numpy as np
 
 from hpcrec.analysis.patterns import COLUMNS, PatternQuality, pattern_figures, pattern_quality
-from hpcrec.backend.array import FloatArray, IntArray
+from hpcrec.backend.array import Array, FloatArray, IntArray
+from hpcrec.backend.threads import Threads
 from hpcrec.data.batches import BatchReader
 from hpcrec.data.dataset import TiltScan
 from hpcrec.errors import DataError
 from hpcrec.geometry.scan import held_out_positions
-from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.base import PtychographyState
 from hpcrec.models.chain import good_pixels
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.parallel.exchange import Exchange
 from hpcrec.run.job import QualitySection
 from hpcrec.run.start import TiltSetup
 
-_CHUNK_PIXELS: Final = 1 << 22
+# Of modelled counts that a thread has at once: they stay in the caches
+CHUNK_PIXELS: Final = 1 << 20
 
 
 class Assessor:
-    """Measures how well a state explains patterns; each rank looks at its own."""
+    """Measures how well a state explains patterns; each rank looks at its own, in the order in which they lie."""
 
-    def __init__(self, model: PtychographyModel, scan: TiltScan, reader: BatchReader, exchange: Exchange) -> None:
+    def __init__(
+        self, model: PtychographyModel, scan: TiltScan, reader: BatchReader, exchange: Exchange, threads: int = 1
+    ) -> None:
         self._model, self._scan, self._reader, self._exchange = model, scan, reader, exchange
+        self._threads = Threads(threads)
 
     def table(self, state: PtychographyState, indices: IntArray) -> FloatArray:
         """Return the table (position, column) of all positions, zero but at ``indices``; collective, same on all."""
-        own = self._exchange.share(indices)
+        own = np.sort(self._exchange.share(indices))
         table = np.zeros((len(state.positions), len(COLUMNS)))
-        size = max(_CHUNK_PIXELS // math.prod(self._model.pattern_shape), 1)
+        size = max(CHUNK_PIXELS // math.prod(self._model.pattern_shape), 1) * self._threads.n_threads
         chunks = [own[i : i + size] for i in range(0, len(own), size)]
         for chunk, patterns in zip(chunks, self._reader.iterate(chunks)):
-            batch = Batch(chunk, patterns, good=self._scan.read_good(chunk))
-            modelled = self._model.simulate(state, chunk)
-            good = good_pixels(self._model.detector, patterns, batch.good)
-            table[chunk] = pattern_figures(modelled, self._model.clean(batch), good)
+            parts = self._threads.shares(len(chunk))
+            rows = self._threads.run([partial(self._figures, state, chunk[p], patterns[p]) for p in parts])
+            table[chunk] = np.concatenate(rows)
         return self._exchange.communicator.sum(table)  # type: ignore[no-any-return]
+
+    def _figures(self, state: PtychographyState, indices: IntArray, patterns: Array) -> FloatArray:
+        good = good_pixels(self._model.detector, patterns, self._scan.read_good(indices))
+        return pattern_figures(self._model.simulate(state, indices), patterns, good)
 
     def quality(self, state: PtychographyState, indices: IntArray) -> PatternQuality:
         """Return the figures of the patterns at ``indices`` together; collective."""

@@ -1,8 +1,15 @@
-"""What memory a rank may use, what it needs, and what is left for patterns."""
+"""What memory a rank may use, what it needs, and what is left for patterns.
+
+A rank needs what its process takes before any data (measured, :func:`base_memory`), its patterns, what single positions
+take, and the largest of: loading the patterns, an update with its copies of the object, the assessment, and on the
+first rank what the report shows of all tilts.
+"""
 
 from __future__ import annotations
 
+import math
 import resource
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -10,20 +17,31 @@ import numpy as np
 import psutil
 
 from hpcrec.backend.array import complex_dtype
+from hpcrec.data.batches import BLOCK_BYTES, READ_AHEAD
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.engines import engine_class
 from hpcrec.geometry.grid import Grid
+from hpcrec.models.chain import Detector
+from hpcrec.models.compiled import fault
+from hpcrec.run.assess import CHUNK_PIXELS
 from hpcrec.run.constrain import whole_copies
 from hpcrec.run.job import Job
 from hpcrec.run.optics import mode_count, slice_count
+from hpcrec.run.runner import batch_size
 from hpcrec.run.start import probe_window
 
 GIB: Final = 2**30
-BASE_GIB: Final = 0.7
-OBJECT_COPIES: Final = 7
-THREAD_COPIES: Final = 1.5
-# Patterns that exceed the memory pass through it in blocks
-LEAST_PATTERN_BYTES: Final = 64 << 20
+# Measured: MPICH's library and queues, in a rank of a group
+MPI_GIB: Final = 15 / 1024
+# Of the object's size: gradient and illumination of a thread; the widest of an exchange of both: a field of the common
+# box, its sum, and MPI's buffer of half of that (MPICH's Allreduce, measured)
+_THREAD_COPIES: Final = 1.5
+_EXCHANGE_COPIES: Final = 1.5 + 2.5
+# A reader has frames, a piece of its file, what it picks of that, and patterns of a block; the block before is there
+_READER_BLOCKS: Final = 4
+# Positions as given, refined and shared out, batches of two sweeps, and two tables of figures, in float64 and int64
+_POSITION_BYTES: Final = 8 * (3 * 2 + 12 + 2 * 6)
+_ARRAY_BYTES: Final = 250  # of Python for an array of a batch, and its share
 _SHARE: Final = 0.9
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
@@ -66,54 +84,123 @@ def _address_limit() -> float:
     return float(max(used.rss + allowed - used.vms, 0)) * _SHARE
 
 
-def rank_memory(
-    job: Job, series: TiltSeries, grid: Grid, size: int, threads: int = 1, *, limit: float = float("inf")
-) -> float:
-    """Return the GiB that a rank of a group of ``size`` needs: object copies, patterns in memory, a constant.
+def base_memory(n_ranks: int = 1) -> float:
+    """Return the GiB that a rank takes before any data: what this process has, and MPI where that is still to come.
 
-    Patterns that would exceed ``limit`` (GiB) wait in a scratch file and count with what is left, or one block.
+    Libraries and compiled loops differ with versions and machines; so call it late, when a model has run once here.
     """
-    fixed = _fixed_memory(job, series, grid, size, threads)
-    return fixed + min(_share_bytes(job, series, size) / GIB, max(limit - fixed, LEAST_PATTERN_BYTES / GIB))
+    has = psutil.Process().memory_info().rss / GIB
+    return float(has + (MPI_GIB if n_ranks > 1 and "mpi4py.MPI" not in sys.modules else 0.0))
+
+
+def rank_memory(
+    job: Job,
+    series: TiltSeries,
+    grid: Grid,
+    size: int,
+    threads: int = 1,
+    *,
+    base: float = 0.0,
+    limit: float = float("inf"),
+) -> float:
+    """Return the GiB that a rank of a group of ``size`` needs, on top of ``base``, see :func:`base_memory`.
+
+    Patterns that would exceed ``limit`` (GiB) wait in a scratch file; then a few batches are in memory.
+    """
+    work, share = _work_bytes(job, series, grid, size, threads), _share_bytes(job, series, size)
+    if share <= _room(limit, base, work):
+        return base + (work + share) / GIB
+    return base + (work + _streamed_bytes(job, series, size, threads)) / GIB
 
 
 def pattern_room(job: Job, series: TiltSeries, grid: Grid, size: int, n_ranks: int, threads: int) -> int:
     """Return the bytes that the patterns of a rank's share may take."""
-    left = memory_limit(job, n_ranks) - _fixed_memory(job, series, grid, size, threads)
-    return max(int(left * GIB), LEAST_PATTERN_BYTES)
+    work = _work_bytes(job, series, grid, size, threads)
+    return _room(memory_limit(job, n_ranks), base_memory(n_ranks), work)
+
+
+def _room(limit: float, base: float, work: float) -> int:
+    return max(int(min((limit - base) * GIB - work, 2.0**62)), 0)
 
 
 def _share_bytes(job: Job, series: TiltSeries, size: int) -> float:
     """Return the bytes of a rank's patterns, in their own type."""
-    pattern = series.pattern_shape[0] * series.pattern_shape[1] * np.dtype(series.facts.dtype).itemsize
-    return pattern * max(len(p) for p in series.facts.positions) / size
+    return _pattern_bytes(series) * _n_positions(series) / size
 
 
-def _fixed_memory(job: Job, series: TiltSeries, grid: Grid, size: int, threads: int) -> float:
-    """Return the GiB of a rank without its patterns.
+def _pattern_bytes(series: TiltSeries) -> int:
+    return math.prod(series.pattern_shape) * np.dtype(series.facts.dtype).itemsize
 
-    A rank keeps the object, its gradient, weight, direction, momentum and exchange buffers (at most seven copies of
-    its object box, and what some engines keep beside); each of ``threads`` but the first has a gradient and a weight of
-    its own. Engines that take all patterns at once hold them a second time. What constraints need on the first rank is
-    counted for all; so are exit waves, which are there twice, and once more where a group's checkpoints are gathered.
+
+def _n_positions(series: TiltSeries) -> int:
+    return max(len(p) for p in series.facts.positions)
+
+
+def _streamed_bytes(job: Job, series: TiltSeries, size: int, threads: int) -> float:
+    """Return the bytes of patterns on their way from the scratch file: batches, or chunks of the assessment."""
+    chunk = CHUNK_PIXELS // math.prod(series.pattern_shape) * threads
+    largest = max(batch_size(job, _n_positions(series)) / size, chunk)
+    return (READ_AHEAD + 1) * largest * _pattern_bytes(series)
+
+
+def _work_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, threads: int) -> float:
+    """Return the bytes of a rank without its process and its patterns.
+
+    Engines that take all patterns at once hold them a second time. What constraints need on the first rank is counted
+    for all; so are exit waves, which are there twice, and once more where a group's checkpoints are gathered.
     """
+    held, most = _object_bytes(job, series, grid, size, threads)
+    engine, n = engine_class(job.ptychography.engine), _n_positions(series)
+    batch = 2 * batch_size(job, n) * _pattern_bytes(series) / size
+    of_positions = n * _POSITION_BYTES + 2 * n / batch_size(job, n) * _ARRAY_BYTES
+    waves = 0.0
+    if engine.full_batch:
+        batch = _share_bytes(job, series, size)
+    if engine.keeps_waves:
+        waves = waves_bytes(job, series) * (2 / size + (size > 1))
+    update = most + batch + waves + threads * _room_bytes(job, series)
+    loading = held + _READER_BLOCKS * min(BLOCK_BYTES, _share_bytes(job, series, size))
+    assessing = held + waves / 2 + threads * CHUNK_PIXELS * (4 + 2 * np.dtype(series.facts.dtype).itemsize)
+    return of_positions + max(update, loading, assessing)
+
+
+def _object_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, threads: int) -> tuple[float, float]:
+    """Return the bytes of arrays of the object's size: what stays from batch to batch, and the most in an update."""
+    section = job.ptychography
     slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
-    itemsize = complex_dtype(job.ptychography.precision).itemsize
+    one = slices * section.object_states * complex_dtype(section.precision).itemsize
     whole = pixels = grid.shape[0] * grid.shape[1]
     if job.parallel.exchange == "tiled" and size > 1:
         window = probe_window(job, series)
         halo = 2 * (min(window) / 2 + job.parallel.halo_margin_angstrom / min(series.sampling))
         side = np.sqrt(pixels / size) + halo
         pixels = int(min(pixels, side * side))
-    engine, of_patterns = engine_class(job.ptychography.engine), 0.0
-    if engine.full_batch:
-        of_patterns += _share_bytes(job, series, size)
-    if engine.keeps_waves:
-        of_patterns += waves_bytes(job, series) * (2 / size + (size > 1))
-    history = getattr(getattr(job.ptychography, job.ptychography.engine), "history", 0)
-    copies = OBJECT_COPIES + engine.extra_copies + 2 * history + THREAD_COPIES * (threads - 1)
-    copies = copies * pixels + whole_copies(job) * whole
-    return float(BASE_GIB + (copies * slices * job.ptychography.object_states * itemsize + of_patterns) / GIB)
+    compiled = compiled_kernel(job)
+    beside, update = engine_class(section.engine).copies(getattr(section, section.engine), compiled and size == 1)
+    sums = max(_THREAD_COPIES * (threads if compiled else 1), _EXCHANGE_COPIES if size > 1 else 0.0)
+    most = max(max(beside + sums, update) * pixels, beside * pixels + whole_copies(job) * whole)
+    return beside * pixels * one, most * one
+
+
+def compiled_kernel(job: Job) -> bool:
+    """Whether the model of a job runs in the compiled kernels, and so in several threads."""
+    detector = Detector(binning=job.detector.upsampling)
+    blurred = job.detector.point_spread_pixels > 0
+    known = fault(detector, job.ptychography.precision) is None and not blurred
+    return job.ptychography.kernel != "numpy" and known
+
+
+def _room_bytes(job: Job, series: TiltSeries) -> int:
+    """Return the bytes of the waves of one pattern that a thread keeps room for, and of the probe's own arrays.
+
+    Gradients, responses and intensities have rooms of their own, see :mod:`hpcrec.models.compiled`.
+    """
+    slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
+    modes, window = mode_count(job), probe_window(job, series)
+    parts = job.detector.flight_points * job.ptychography.object_states * modes
+    rooms = parts * slices + (parts + 3) + modes + 4 * parts + (modes + 1) + (modes + 2)
+    gaps = 2 * (slices - 1)
+    return (rooms + gaps + 8 * modes) * math.prod(window) * complex_dtype(job.ptychography.precision).itemsize
 
 
 def waves_bytes(job: Job, series: TiltSeries) -> int:
@@ -121,4 +208,4 @@ def waves_bytes(job: Job, series: TiltSeries) -> int:
     window, section = probe_window(job, series), job.ptychography
     parts = job.detector.flight_points * section.object_states * mode_count(job)
     itemsize = complex_dtype(section.precision).itemsize
-    return max(len(p) for p in series.facts.positions) * parts * window[0] * window[1] * itemsize
+    return _n_positions(series) * parts * window[0] * window[1] * itemsize

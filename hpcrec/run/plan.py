@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcrec.analysis.patterns import pattern_figures
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.views import half_resolution
 from hpcrec.engines.base import visit
@@ -22,11 +23,11 @@ from hpcrec.parallel.communicator import Communicator, SerialCommunicator
 from hpcrec.parallel.exchange import make_exchange
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.job import Job
-from hpcrec.run.memory import memory_limit, rank_memory
+from hpcrec.run.memory import base_memory, memory_limit, rank_memory
 from hpcrec.run.optics import slice_count
 from hpcrec.run.start import TiltSetup, common_grid, start_state, starting_probe, tilt_setup
 
-VOLUME_COPIES = 8
+TIMED_ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def rank_threads(job: Job, world: Communicator) -> int:
     return max(1, available_cores() // everywhere.count(here)) if chosen == "auto" else chosen
 
 
-def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int) -> int:
+def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int, threads: int = 1) -> int:
     """Return the ranks that share one tilt: the job's number, else the smallest that fits memory and idles no rank.
 
     Raises
@@ -94,12 +95,12 @@ def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int) -> int:
     chosen = job.parallel.group_size
     if isinstance(chosen, int):
         return min(chosen, n_ranks)
-    limit = memory_limit(job, n_ranks)
+    limit, base = memory_limit(job, n_ranks), base_memory(n_ranks)
     smallest = max(1, n_ranks // max(series.n_tilts, 1))
     for size in range(smallest, n_ranks + 1):
-        if rank_memory(job, series, grid, size, limit=limit) <= limit:
+        if rank_memory(job, series, grid, size, threads, base=base, limit=limit) <= limit:
             return size
-    need = rank_memory(job, series, grid, n_ranks)
+    need = rank_memory(job, series, grid, n_ranks, threads, base=base)
     raise DeviceError(
         f"a rank would need {need:.1f} GiB, the limit is {limit:.1f} GiB: start fewer ranks per node, "
         "raise parallel.memory_gib_per_rank, or set parallel.exchange = 'tiled' and start more ranks"
@@ -109,12 +110,13 @@ def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int) -> int:
 def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     """Return the plan of a job; it times a few real patterns, which takes about a second."""
     grid = common_grid(job, series)
-    size = group_size(job, series, grid, n_ranks)
     middle = int(np.argmin(np.abs(series.tilt_angles)))
     setup = tilt_setup(job, series, middle, grid)
     chosen = job.parallel.threads
     threads = max(1, available_cores() // n_ranks) if chosen == "auto" else chosen
+    # Speed first: what a rank takes before any data is measured when all is loaded
     speed, limit = measure_speed(job, series, setup, threads), memory_limit(job, n_ranks)
+    size = group_size(job, series, grid, n_ranks, threads)
     counts = [len(p) for p in series.facts.positions]
     slices = [slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles)]
     work = sum(n * s for n, s in zip(counts, slices)) / setup.n_slices * job.ptychography.iterations
@@ -132,7 +134,7 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
         max_slices=max(slices),
         object_shape=grid.shape,
         threads=threads,
-        memory_gib_per_rank=rank_memory(job, series, grid, size, threads, limit=limit),
+        memory_gib_per_rank=rank_memory(job, series, grid, size, threads, base=base_memory(n_ranks), limit=limit),
         memory_limit_gib=limit,
         patterns_per_s=speed,
         ptychography_seconds=work / speed / busy,
@@ -156,12 +158,14 @@ def tomography_seconds(job: Job, series: TiltSeries, grid: Grid) -> float:
     voxel = grid.sampling[0] * section.binning
     ny, nx = (max(int(n * grid.sampling[0] / voxel), 8) for n in grid.shape)
     nz = max(int(section.thickness_angstrom / voxel), 8) if section.thickness_angstrom else nx
-    projector = Projector((nz, ny, nx), voxel, (ny, nx), [Pose.from_tilt(0.3)])
-    volume = np.ones((nz, ny, nx), np.float32)
+    # Of some rows: the whole volume would be the largest thing this rank ever holds
+    rows = min(ny, TIMED_ROWS)
+    projector = Projector((nz, rows, nx), voxel, (rows, nx), [Pose.from_tilt(0.3)])
+    volume = np.ones((nz, rows, nx), np.float32)
     projector.forward(volume)
     started = time.perf_counter()
     projector.adjoint(projector.forward(volume))
-    one = time.perf_counter() - started
+    one = (time.perf_counter() - started) * ny / rows
     steps = getattr(section, section.solver).n_iterations * (2 if section.half_sets else 1)
     a = section.alignment
     aligning = sum((n + 2) * (a.volume_iterations + 2) / b**3 for n, b in zip(a.rounds, a.bins))
@@ -169,7 +173,10 @@ def tomography_seconds(job: Job, series: TiltSeries, grid: Grid) -> float:
 
 
 def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, threads: int = 1, seconds: float = 0.6) -> float:
-    """Return the patterns per second of one rank for this job, measured on real patterns of one tilt."""
+    """Return the patterns per second of one rank for this job, measured on real patterns of one tilt.
+
+    All that a run needs is loaded then, so that :func:`hpcrec.run.memory.base_memory` can be measured.
+    """
     model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask, threads)
     engine = build_engine(job, model)
     state = start_state(job, setup, Box(0, setup.grid.shape[0], 0, setup.grid.shape[1]))
@@ -180,6 +187,8 @@ def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, threads: int =
     batch = Batch(indices=indices, patterns=scan.read(indices), n_global=len(indices))
     exchange = make_exchange("replicated", SerialCommunicator(), setup.positions, setup.grid, setup.window)
     visit(engine, state, batch, exchange.total)
+    # The assessment's loops, too, are loaded (the first time compiled) before the process is measured
+    pattern_figures(model.simulate(state, indices[:1]), batch.patterns[:1], None)
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         visit(engine, state, batch, exchange.total)

@@ -124,7 +124,7 @@ class TiltRun:
         # Arrays of single patterns go by their places among the used ones
         self.places = np.searchsorted(self.used, self.own)
         self.monitor = Monitor(job, setup, group)
-        self.assessor = Assessor(self.model, scan, self.reader, self.exchange)
+        self.assessor = Assessor(self.model, scan, self.reader, self.exchange, threads)
         self.loss: list[float] = []
         self.data_error: list[float] = []
         self.held_out_error: list[float] = []

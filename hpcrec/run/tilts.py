@@ -40,7 +40,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     if job.ptychography.coarse_iterations:
         _same_plans(job, probe_window(job, half_resolution(series)), world, checkpoints, "fftw_wisdom_coarse")
     grid, threads = common_grid(job, series), rank_threads(job, world)
-    size = world.broadcast(group_size(job, series, grid, world.size) if world.rank == 0 else None)
+    size = world.broadcast(group_size(job, series, grid, world.size, threads) if world.rank == 0 else None)
     room = pattern_room(job, series, grid, size, world.size, threads)
     group = world.split(min(world.rank // size, max(world.size // size, 1) - 1))
     todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []

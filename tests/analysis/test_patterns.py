@@ -8,9 +8,11 @@ from hpcrec.analysis.patterns import (
     mode_powers,
     pattern_figures,
     pattern_quality,
+    plain_figures,
     position_drift,
     residuals,
 )
+from hpcrec.backend.kernels.figures import take_logarithms
 from hpcrec.objectives.losses import poisson_loss
 
 
@@ -28,6 +30,27 @@ def test_figures_are_the_sums_they_claim():
     assert found.log_likelihood == pytest.approx(-poisson_loss(modelled, measured, good)[0])
     assert pattern_quality(table, np.array([1])).data_error == 0
     np.testing.assert_allclose(residuals(table), [2 / 17, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int64, np.float32, np.float64])
+@pytest.mark.parametrize("masks", [0, 1, 5])
+def test_the_compiled_figures_are_those_in_double_precision(dtype, masks):
+    """Sums of 256 terms in single precision: some 1e-7; the logarithm's error is 2e-6, of a sum of terms near 0.1."""
+    rng = np.random.default_rng(3)
+    modelled = rng.gamma(0.3, 10, (5, 20, 33)).astype(np.float32)
+    measured = rng.poisson(modelled).astype(dtype)
+    good = rng.random((masks, 20, 33)) > 0.2 if masks else None
+    expected = plain_figures(modelled.astype(np.float64), measured, good)
+    if good is not None and measured.dtype.kind == "f":
+        measured[~np.broadcast_to(good, measured.shape)] = np.nan
+    np.testing.assert_allclose(pattern_figures(modelled, measured, good), expected, rtol=3e-6)
+
+
+def test_logarithms_hold_over_all_sizes_of_counts():
+    values = np.exp(np.random.default_rng(4).uniform(-40, 40, 4096)).astype(np.float32)
+    found = values.copy()
+    take_logarithms(found, np.empty_like(found))
+    np.testing.assert_allclose(found, np.log(values.astype(np.float64)), rtol=3e-7, atol=1e-8)
 
 
 def test_the_true_model_has_a_deviance_of_one():

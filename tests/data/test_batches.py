@@ -1,10 +1,13 @@
+import os
 import threading
 import time
 
 import numpy as np
 import pytest
 
+from hpcrec.data import batches
 from hpcrec.data.batches import BatchReader, global_batches
+from hpcrec.data.spool import Spool
 from hpcrec.errors import ConfigError, DataError, StorageError
 
 
@@ -121,12 +124,39 @@ def test_what_exceeds_the_memory_is_sorted_into_a_file_once(tmp_path):
             patterns = list(reader.iterate(batches))
             assert [p[:, 0, 0].tolist() for p in patterns] == [[31, 2], [], [5, 39, 0]]
         assert sum(n for _, n in source.calls) == len(share)
-        assert max(n for _, n in source.calls) == 2, "a block is as large as the memory"
         assert patterns[0].dtype == np.uint16
         assert (reader.read(np.array([7])) == 7).all()
         with pytest.raises(DataError, match="share"):
             reader.read(np.array([1]))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_file_is_filled_block_by_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "BLOCK_BYTES", 100)
+    source = Source(20)
+    with BatchReader(source, np.arange(20), memory_limit=64, scratch=tmp_path) as reader:
+        assert (reader.read(np.array([3, 4, 5, 1, 0, 19, 18, 19]))[:, 0, 0] == [3, 4, 5, 1, 0, 19, 18, 19]).all()
+    assert max(n for _, n in source.calls) == 3, "three patterns of 32 bytes"
+
+
+def test_neighbours_in_the_file_are_read_at_once(tmp_path, monkeypatch):
+    spool = Spool(tmp_path, (4, 4), np.dtype(np.uint16))
+    spool.append(np.arange(10 * 16, dtype=np.uint16).reshape(10, 4, 4))
+    real, sizes = os.preadv, []
+
+    def preadv(file, buffers, start):
+        sizes.append(len(buffers[0]))
+        # A kernel may give less than was asked for
+        return real(file, [buffers[0][:50]], start)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    rows = np.array([2, 3, 4, 8, 7])
+    assert (spool.read(rows)[:, 0, 0] == 16 * rows).all()
+    assert sizes == [96, 46, 32, 32]
+    with pytest.raises(StorageError, match="lost patterns"):
+        spool.read(np.array([9, 10]))
+    assert spool.read(np.zeros(0, np.int64)).shape == (0, 4, 4)
+    spool.close()
 
 
 def test_a_fault_of_the_source_is_told_when_the_file_is_filled(tmp_path):
