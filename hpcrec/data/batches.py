@@ -83,7 +83,8 @@ class BatchReader:
 
     ``source`` is read-only; ``share`` (n,) indices this rank will ever ask for; patterns stay in the detector's type.
     ``memory_limit`` in bytes bounds what is kept; beyond it patterns go to a file in the folder ``scratch`` on first
-    use (None: they are read from the source again and again), and ``read_ahead`` batches wait ready.
+    use (None: they are read from the source again and again), and ``read_ahead`` batches wait ready: none should then
+    have many more patterns than ``per_block``.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class BatchReader:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hpcrec-read")
         pattern_bytes = int(np.prod(source.pattern_shape)) * source.dtype.itemsize
         self.in_memory = len(self._share) * pattern_bytes <= memory_limit
-        self._per_block = max(BLOCK_BYTES // pattern_bytes, 1)
+        self.per_block = max(BLOCK_BYTES // pattern_bytes, 1)
         self._scratch = scratch
         self._kept: Array | None = None
         self._spool: Spool | None = None
@@ -176,8 +177,8 @@ class BatchReader:
 
     def _blocks(self) -> Iterator[tuple[slice, Array]]:
         """Yield the share piece by piece, in the order of the source."""
-        for first in range(0, len(self._share), self._per_block):
-            part = slice(first, first + self._per_block)
+        for first in range(0, len(self._share), self.per_block):
+            part = slice(first, first + self.per_block)
             yield part, self._source.read(self._share[part])
 
     def _load(self) -> Array:

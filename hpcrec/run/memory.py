@@ -139,7 +139,8 @@ def _n_positions(series: TiltSeries) -> int:
 def _streamed_bytes(job: Job, series: TiltSeries, size: int, threads: int) -> float:
     """Return the bytes of patterns on their way from the scratch file: batches, or chunks of the assessment."""
     chunk = CHUNK_PIXELS // math.prod(series.pattern_shape) * threads
-    largest = max(batch_size(job, _n_positions(series)) / size, chunk)
+    block = max(BLOCK_BYTES // _pattern_bytes(series), 1)
+    largest = max(batch_size(job, _n_positions(series)) / size, chunk, block)
     return (READ_AHEAD + 1) * largest * _pattern_bytes(series)
 
 

@@ -243,9 +243,9 @@ class TiltRun:
     def _stream(self, batches: list[IntArray], rule: StepRule) -> FloatArray:
         """Do the same by a rule, many batches in a call."""
         sums = np.zeros(3)
-        blocks = list(
-            blocks_of([self.exchange.share(indices) for indices in batches], self.model.block_patterns(self.state))
-        )
+        most = self.model.block_patterns(self.state)
+        most = most if self.reader.in_memory else min(most, self.reader.per_block)
+        blocks = list(blocks_of([self.exchange.share(indices) for indices in batches], most))
         indices = [np.concatenate(block) for block in blocks]
         for block, own, (patterns, rows) in zip(blocks, indices, self.reader.iterate_rows(indices)):
             edges = np.cumsum([0, *(len(batch) for batch in block)])
