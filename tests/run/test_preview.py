@@ -45,7 +45,8 @@ def test_the_order_of_the_scan_does_not_matter(job_file, tmp_path):
 
 
 def test_a_large_scan_is_cut_to_its_middle(job_file, monkeypatch):
-    monkeypatch.setattr(preview, "PATTERN_BYTES", 132 * 32 * 32 * 2 // 4)
+    # Counts, signals and their spectrum
+    monkeypatch.setattr(preview, "PATTERN_BYTES", 132 * 32 * 32 * (2 + 4 + 8) // 4)
     job, _ = load_job(job_file)
     shown = make_preview(job, "ssb")
     assert shown.image.shape == (5 * 5, 6 * 5)  # pixels of 0.2 Å
