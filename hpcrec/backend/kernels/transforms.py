@@ -8,7 +8,7 @@ sign −.
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -161,7 +161,7 @@ def transform_plan(ny: int, nx: int, place: int) -> Plan:
     if not (known_size(ny) and known_size(nx)):
         return execute_address(), *inplace_plan_addresses(ny, nx)
     kept = _handles(ny, nx, place)
-    return _own_address(), kept[0].ctypes.data, kept[1].ctypes.data
+    return _own_function().address, kept[0].ctypes.data, kept[1].ctypes.data
 
 
 @cache
@@ -175,11 +175,14 @@ def _handles(ny: int, nx: int, place: int) -> tuple[IntArray, IntArray, FloatArr
     return both[0], both[1], room
 
 
-@lru_cache(maxsize=1)
-def _own_address() -> int:
-    """Compile hpcrec's own transforms, or load them, as one function of C, so that no caller holds a copy."""
+@cache
+def _own_function() -> Any:
+    """Compile hpcrec's own transforms, or load them, as one function of C, so that no caller holds a copy.
+
+    Kept for good: the code goes when the object goes, and plans know no more than its address.
+    """
     signature = types.void(types.intp, types.intp, types.intp)
-    return cfunc(signature, cache=True, error_model="numpy")(_own_entry).address or 0
+    return cfunc(signature, cache=True, error_model="numpy")(_own_entry)
 
 
 def _own_entry(handle: int, at: int, target: int) -> None:
