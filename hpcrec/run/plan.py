@@ -12,12 +12,13 @@ import numpy as np
 from hpcrec.analysis.patterns import pattern_figures
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.views import half_resolution
-from hpcrec.engines.base import visit
+from hpcrec.engines.base import StreamingEngine, visit
 from hpcrec.errors import DeviceError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.pose import Pose
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch
+from hpcrec.models.stream import Block
 from hpcrec.operators.projection import Projector
 from hpcrec.parallel.communicator import Communicator, SerialCommunicator
 from hpcrec.parallel.exchange import make_exchange
@@ -25,6 +26,7 @@ from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.job import Job
 from hpcrec.run.memory import base_memory, memory_limit, rank_memory
 from hpcrec.run.optics import slice_count
+from hpcrec.run.runner import batch_size
 from hpcrec.run.start import TiltSetup, common_grid, start_state, starting_probe, tilt_setup
 
 TIMED_ROWS = 32
@@ -183,14 +185,26 @@ def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, threads: int =
     scan = series.tilt(setup.i_tilt)
     indices = np.arange(min(32, scan.n_positions))
     state.own, state.windowed = indices, True
+    # The last sweep does all that is due
+    state.iteration = job.ptychography.iterations - 1
     engine.prepare(state)
     batch = Batch(indices=indices, patterns=scan.read(indices), n_global=len(indices))
     exchange = make_exchange("replicated", SerialCommunicator(), setup.positions, setup.grid, setup.window)
-    visit(engine, state, batch, exchange.total)
+    rule = engine.step_rule(state) if model.streams and isinstance(engine, StreamingEngine) else None
+    edges = np.append(np.arange(0, len(indices), batch_size(job, scan.n_positions)), len(indices))
+    block = Block(indices=indices, edges=edges, patterns=batch.patterns, rows=indices)
+
+    def update() -> None:
+        if rule is None:
+            visit(engine, state, batch, exchange.total)
+        else:
+            model.stream(state, block, rule)
+
+    update()
     # The assessment's loops, too, are loaded (the first time compiled) before the process is measured
     pattern_figures(model.simulate(state, indices[:1]), batch.patterns[:1], None)
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        visit(engine, state, batch, exchange.total)
+        update()
         done += len(indices)
     return done / (time.perf_counter() - started)
