@@ -2,13 +2,19 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test bench lint check-format clean
+.PHONY: demo test quick bench lint check-format clean
 demo: $(VENV)/ready
 	$(BIN)/hpcrec simulate jobs/demo-sample.toml --out runs/demo.h5
 	$(BIN)/mpiexec -n 2 $(BIN)/hpcrec run jobs/demo.toml --out runs/demo
 
+# One process a core, a file of tests stays in one process; the conftest puts the long files first
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/ready-dev lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+quick: $(VENV)/ready-dev
+	$(PYTEST) -m "not slow and not mpi"
 
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.bench

@@ -1,11 +1,15 @@
-"""What tests of several packages share: a tiny simulated tilt series and a job for it."""
+"""What tests of several packages share: a tiny simulated tilt series and a job for it, and processes side by side."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +17,12 @@ import pytest
 _KERNELS = sorted((Path(__file__).parents[1] / "hpcrec" / "backend" / "kernels").glob("*.py"))
 _DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _KERNELS)).hexdigest()[:16]
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"hpcrec-kernels-{os.getuid()}-{_DIGEST}"))
+# Processes of tests share the cores already
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from numba.core.caching import IndexDataCacheFile
+
+from hpcrec.backend import fft
 from hpcrec.data.experiment import (
     DetectorOptions,
     MultisliceOptions,
@@ -24,6 +33,40 @@ from hpcrec.data.experiment import (
 )
 from hpcrec.data.specimen import SpecimenOptions
 from hpcrec.io.simulated import write_simulated_series
+
+
+def _one_at_a_time(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let no two processes of the tests touch numba's cache at once.
+
+    numba reads the index of a kernel, writes it, and then the code: of two processes that keep a kernel for different
+    types at once, the one's index would name the other's code.
+    """
+
+    def call(*arguments: Any) -> Any:
+        with locked(Path(os.environ["NUMBA_CACHE_DIR"]) / "lock"):
+            return method(*arguments)
+
+    return call
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, for which other processes wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+IndexDataCacheFile.load = _one_at_a_time(IndexDataCacheFile.load)
+IndexDataCacheFile.save = _one_at_a_time(IndexDataCacheFile.save)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, so that no process is left alone with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
 
 TINY_JOB = """
 version = 1
@@ -47,10 +90,35 @@ checkpoint_every = 2
 """
 
 
+@pytest.fixture(scope="session", autouse=True)
+def first_plan() -> Iterator[None]:
+    """Take the plans that FFTW finds first: looking for faster ones costs more than the tests' transforms gain."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fft, "_TRIES", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
-def tiny_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Return a folder by name; the first process of the session that asks fills it, for all others to read."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def find(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, filled = shared / name, shared / f"{name}.filled"
+        with locked(shared / f"{name}.lock"):
+            if not filled.exists():
+                folder.mkdir(exist_ok=True)
+                fill(folder)
+                filled.touch()
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def tiny_series(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """Three tilts of one Co3O4 cell: 36 patterns of 32 × 32 pixels each, with the file's own truth."""
-    path = tmp_path_factory.mktemp("series") / "tiny.h5"
     chosen = SimulationOptions(
         specimen=SpecimenOptions(kind="co3o4_cube", n_cells=(1, 1, 1)),
         optics=OpticsOptions(defocus_angstrom=50.0),
@@ -59,8 +127,7 @@ def tiny_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tilt=TiltOptions(first_deg=-40.0, last_deg=40.0, n_tilts=3),
         multislice=MultisliceOptions(grid_pixels=48, n_phonons=0),
     )
-    write_simulated_series(path, chosen)
-    return path
+    return made_once("series", lambda folder: write_simulated_series(folder / "tiny.h5", chosen)) / "tiny.h5"
 
 
 @pytest.fixture(scope="session")

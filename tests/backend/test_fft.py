@@ -12,6 +12,13 @@ import pytest
 from hpcrec.backend import fft
 
 SHAPE = (120, 96)
+TRIES = 3
+
+
+@pytest.fixture(autouse=True)
+def all_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the choice among several plans is tested too."""
+    monkeypatch.setattr(fft, "_TRIES", TRIES)
 
 
 def transformed() -> bytes:

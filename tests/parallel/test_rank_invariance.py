@@ -22,7 +22,7 @@ SHAPE, SAMPLING, WAVELENGTH = (16, 16), (0.4, 0.4), 0.0251
 POSITIONS = raster_positions((8, 7), (0.9, 0.9)) + np.random.default_rng(2).uniform(-0.2, 0.2, (56, 2))
 GRID = object_grid(POSITIONS, SHAPE, SAMPLING)
 MARGIN = 3
-SWEEPS = 10
+SWEEPS = 7
 BATCH = 12
 
 
@@ -111,7 +111,7 @@ CASES = {
 }
 
 
-LIMITS = {"annealing": {"radius_angstrom": 0.4, "max_move_angstrom": 0.8, "stop_iteration": 9}}
+LIMITS = {"annealing": {"radius_angstrom": 0.4, "max_move_angstrom": 0.8, "stop_iteration": 6}}
 REFINED = [name for name in REFINEMENTS if name not in ("affine", "annealing")]
 REFINED_CASES = {
     "gradient-positions": {"probe_start": 1, "refine": ("positions",)},

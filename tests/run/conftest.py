@@ -29,11 +29,10 @@ species = ["Co", "O"]
 
 
 @pytest.fixture(scope="session")
-def whole_job(tiny_job_text: str, tiny_series: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_job(tiny_job_text: str, tiny_series: Path, made_once: Callable[..., Path]) -> Path:
     """A job with every section: four sweeps, two rounds of alignment, four steps of the volume."""
-    path = tmp_path_factory.mktemp("whole") / "whole.toml"
-    path.write_text(tiny_job_text + TINY_LATER_STAGES.format(path=tiny_series))
-    return path
+    text = tiny_job_text + TINY_LATER_STAGES.format(path=tiny_series)
+    return made_once("whole_job", lambda folder: (folder / "whole.toml").write_text(text)) / "whole.toml"
 
 
 @pytest.fixture(scope="session")
@@ -53,11 +52,13 @@ def hpcrec() -> Callable[..., int]:
 
 
 @pytest.fixture(scope="session")
-def whole_run(whole_job: Path, hpcrec: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_run(whole_job: Path, hpcrec: Callable[..., int], made_once: Callable[..., Path]) -> Path:
     """The run directory of the job, made by one process with one Dask worker; do not change it."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    assert hpcrec("run", whole_job, "--out", out) == 0
-    return out
+
+    def run(folder: Path) -> None:
+        assert hpcrec("run", whole_job, "--out", folder / "out") == 0
+
+    return made_once("whole_run", run) / "out"
 
 
 @pytest.fixture(scope="session")
