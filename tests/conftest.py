@@ -17,6 +17,8 @@ import pytest
 _KERNELS = sorted((Path(__file__).parents[1] / "hpcrec" / "backend" / "kernels").glob("*.py"))
 _DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _KERNELS)).hexdigest()[:16]
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"hpcrec-kernels-{os.getuid()}-{_DIGEST}"))
+# FFTW plans of tests are not those of users
+os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / f"hpcrec-tests-{os.getuid()}")
 # Processes of tests share the cores already
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
