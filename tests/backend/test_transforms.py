@@ -1,9 +1,13 @@
 """The transforms of compiled kernels against NumPy's in double precision."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 from hpcrec.backend.fft import aligned_empty
+from hpcrec.backend.kernels import transforms
 from hpcrec.backend.kernels.transforms import known_size, transform, transform_plan
 
 # Two and three radices; rows as a whole and by roles of lanes; sizes that only FFTW knows
@@ -51,3 +55,18 @@ def test_which_sizes_need_no_plans():
 def test_all_threads_find_the_same_digits():
     wave = random_wave((96, 128))
     np.testing.assert_array_equal(transformed(wave, True, place=1), transformed(wave, True, place=2))
+
+
+def test_threads_that_begin_together_share_living_tables(monkeypatch):
+    """Tables of a size that no other test uses, made slowly: no plan may point to some that were thrown away."""
+    real, n = transforms._factors, 240
+
+    def slowly(*sizes):
+        time.sleep(0.05)
+        return real(*sizes)
+
+    monkeypatch.setattr(transforms, "_factors", slowly)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda place: transform_plan(n, n, place), range(3)))
+    living = transforms._axis(n)[1].ctypes.data
+    assert [int(transforms._handles(n, n, place)[0][7]) for place in range(3)] == [living] * 3

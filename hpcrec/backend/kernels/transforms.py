@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import product
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ from hpcrec.backend.kernels.butterflies import (
 
 _compile: Any = njit(error_model="numpy", nogil=True, cache=True)
 
+# Of two threads that fill a cache at once, one's plan would point to tables that the other's replaced
+_PLANNING = Lock()
 # Beyond, a column no longer fits into the second-level cache
 _LARGEST = 1024
 
@@ -160,8 +163,9 @@ def transform_plan(ny: int, nx: int, place: int) -> Plan:
     """
     if not (known_size(ny) and known_size(nx)):
         return execute_address(), *inplace_plan_addresses(ny, nx)
-    kept = _handles(ny, nx, place)
-    return _own_function().address, kept[0].ctypes.data, kept[1].ctypes.data
+    with _PLANNING:
+        kept = _handles(ny, nx, place)
+        return _own_function().address, kept[0].ctypes.data, kept[1].ctypes.data
 
 
 @cache
