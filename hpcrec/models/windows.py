@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
-from hpcrec.backend.array import ComplexArray, FloatArray, IntArray, real_dtype
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray, real_dtype
+from hpcrec.backend.kernels import runs
 from hpcrec.backend.kernels.windows import peak_of_windows, step_windows
 from hpcrec.backend.threads import Threads
 
-BOUNDS = {"none": 0, "amplitude_bound": 1, "phase_only": 2}
+Bound = Literal["none", "amplitude_bound", "phase_only"]
+BOUNDS: Final[dict[str, int]] = {"none": 0, "amplitude_bound": 1, "phase_only": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,8 @@ class WindowSums:
     corners : (n, 2) first pixels of the windows (ny, nx), in ascending order of x
     obj : (thread, slice, y, x) ∂L/∂O*, illumination : (thread, slice, y, x) Σ|ψ_s|²: to be added over the threads
 
-    Lent by the model until the next batch: who takes the sums must :meth:`step`, which clears them.
+    Lent by the model until the next batch: who takes the sums must take a step at last, which clears them. Steps change
+    an object (slice, y, x) in place; their formulas are in :mod:`hpcrec.backend.kernels.runs`.
     """
 
     corners: IntArray
@@ -46,7 +49,7 @@ class WindowSums:
         dark: float = 0.0,
         velocity: ComplexArray | None = None,
         momentum: float = 0.0,
-        bound: Literal["none", "amplitude_bound", "phase_only"] = "none",
+        bound: Bound = "none",
     ) -> None:
         """Change an object (slice, y, x) in place where its illumination exceeds ``dark``.
 
@@ -63,3 +66,91 @@ class WindowSums:
                 for rows in self.threads.shares(obj.shape[1])
             ]
         )
+
+    def divide(self, *, floor: float, dark: float) -> ComplexArray:
+        """Make the gradient g the direction D = −g / √(W² + floor²), zero on dark pixels; return it (slice, y, x)."""
+        self._run(runs.divide, (), (), (-1.0, floor, dark))
+        direction: ComplexArray = self.obj[0]
+        return direction
+
+    def follow(
+        self,
+        obj: ComplexArray,
+        velocity: ComplexArray | None,
+        *,
+        step: float,
+        momentum: float,
+        dark: float,
+        bound: Bound,
+    ) -> None:
+        """Move along the direction that :meth:`divide` made: v ← step · D + momentum · v, O ← O + v."""
+        moving = np.zeros((0, 1, 1), obj.dtype) if velocity is None else velocity
+        self._run(runs.follow, (obj, moving), (), (step, momentum, dark), BOUNDS[bound])
+
+    def adam(
+        self,
+        obj: ComplexArray,
+        velocity: ComplexArray,
+        square: FloatArray,
+        *,
+        numbers: tuple[float, float, float, float, float, float],
+        bound: Bound,
+    ) -> None:
+        """Take a step of Adam; ``numbers`` as the kernel has them."""
+        real = square.dtype.type
+        self._run(runs.adam, (obj, velocity), (square,), (tuple(real(n) for n in numbers),), BOUNDS[bound])
+
+    def weigh_by_root(self, obj: ComplexArray, *, peak: float, floor: float, step: float, bound: Bound) -> None:
+        """Take a step of PIE: O ← O − step · √min(W/peak, 1) g / (W + floor)."""
+        self._run(runs.weigh_by_root, (obj,), (), (peak, floor, step), BOUNDS[bound])
+
+    def collect(self, obj: ComplexArray, waves: ComplexArray, total: FloatArray, *, share: float) -> None:
+        """Add W O − share · g to ``waves`` and W to ``total`` (slice, y, x); the sums stay for a step."""
+        self._run(runs.collect, (obj, waves), (total,), (share,))
+
+    def _run(
+        self, kernel: Any, moving: tuple[Array, ...], more: tuple[Array, ...], numbers: tuple[Any, ...], *last: int
+    ) -> None:
+        """Run a kernel on complex and real arrays, the summed gradient and weight, the runs, numbers."""
+        real = self.illumination.dtype
+        gradient, arrays = self.obj.view(real), (*(a.view(real) for a in moving), *more)
+        numbers = tuple(real.type(n) if isinstance(n, float) else n for n in numbers)
+        found = runs.find_runs(self.corners, self.window, self.obj.shape[2])
+        calls = []
+        for share in self.threads.shares(len(found)):
+            calls.append(
+                partial(_add_and_run, kernel, arrays, gradient, self.illumination, found[share], numbers, last)
+            )
+        self.threads.run(calls)
+
+
+def _add_and_run(
+    kernel: Any,
+    arrays: tuple[Array, ...],
+    gradient: FloatArray,
+    weight: FloatArray,
+    found: IntArray,
+    numbers: tuple[Any, ...],
+    last: tuple[int, ...],
+) -> None:
+    if len(weight) > 1:
+        runs.add_threads(gradient, weight, found)
+    kernel(*arrays, gradient[0], weight[0], found, *numbers, *last)
+
+
+def kick(
+    obj: ComplexArray,
+    velocity: ComplexArray,
+    before: ComplexArray,
+    *,
+    momentum: float,
+    share: float,
+    bound: Bound,
+    threads: Threads,
+) -> None:
+    """Let arrays of one shape follow v ← momentum · v + O − B, O ← O + share · v, B ← O, all in place."""
+    real = real_dtype(obj.dtype)
+    flat = [a.reshape(-1).view(real) for a in (obj, velocity, before)]
+    numbers = real.type(momentum), real.type(share), BOUNDS[bound]
+    parts = [slice(2 * s.start, 2 * s.stop) for s in threads.shares(obj.size)]
+    threads.run([partial(runs.kick, *(a[part] for a in flat), *numbers) for part in parts])
