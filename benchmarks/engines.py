@@ -70,9 +70,9 @@ class Phantom:
     patterns: np.ndarray
     good: np.ndarray | None
 
-    def batch(self, own: np.ndarray, step: int, n_global: int) -> Batch:
+    def batch(self, own: np.ndarray, step: int, of_all: np.ndarray) -> Batch:
         good = None if self.good is None else self.good[own]
-        return Batch(own, self.patterns[own], step=step, n_global=n_global, good=good)
+        return Batch(own, self.patterns[own], step=step, n_global=len(of_all), good=good, of_all=of_all)
 
 
 @cache
@@ -140,10 +140,10 @@ def reconstruct(
             engine.prepare(state)
         batches = global_batches(SIDE**2, cls.default_batch_size or SIDE**2, seed=1, tilt=0, iteration=i)
         for step, indices in enumerate(batches):
-            visit(engine, state, made.batch(exchange.share(indices), step, len(indices)), exchange.total)
+            visit(engine, state, made.batch(exchange.share(indices), step, indices), exchange.total)
         engine.finish_iteration(state)
         if group.size == 1:
-            whole = made.batch(ALL, 0, len(ALL))
+            whole = made.batch(ALL, 0, ALL)
             good = made.model._good(whole)
             found = made.model.simulate(state, ALL)
             error, counts = amplitude_error(found, made.model.clean(whole).astype(np.float32), good)

@@ -35,6 +35,7 @@ class Engine(ABC):
     ``full_batch`` : an update needs all patterns; a sweep is one update
     ``one_slice_only`` : objects of more slices are refused
     ``keeps_waves`` : the exit waves of all patterns are kept, twice during an update
+    ``keeps_batch`` : the waves of a batch in front of all slices and behind them are kept for a second pass
     ``moves_probe`` : the probe is reconstructed too
     ``copies`` : of the options, and whether the state is ``windowed``: arrays of the object's size, the object among
         them, that are there beside the sums of a batch, and all at most in an update, as ``tests/run/test_memory.py``
@@ -48,6 +49,7 @@ class Engine(ABC):
     full_batch: bool = False
     one_slice_only: bool = False
     keeps_waves: bool = False
+    keeps_batch: bool = False
     moves_probe: bool = True
     copies: Callable[[Any, bool], tuple[float, float]] = staticmethod(
         lambda options, windowed: (1.0, bounded(options, 3.6))

@@ -25,6 +25,7 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Field, Partial, Total
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.models.stream import StepRule
+from hpcrec.models.windows import WindowSums
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement
 
@@ -53,7 +54,7 @@ class GradientOptions(SweepOptions):
 
 def _copies(options: GradientOptions, windowed: bool) -> tuple[float, float]:
     if options.method == "adam":
-        return 2.5, 8.6
+        return 2.5, 2.5 if windowed else 8.6
     return 2.0, 2.0 if windowed else bounded(options, 4.6)
 
 
@@ -92,8 +93,7 @@ class GradientEngine(StreamingEngine):
 
     def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
         """Return gradients and weights of a share."""
-        windowed = self._options.method == "nesterov"
-        return gradient_partial(self._model, state, batch, self._options, self._refinements, windowed=windowed)
+        return gradient_partial(self._model, state, batch, self._options, self._refinements, windowed=True)
 
     def apply(self, name: str, state: PtychographyState, total: Total) -> None:
         """Take one step."""
@@ -132,6 +132,10 @@ class GradientEngine(StreamingEngine):
         chosen, peak = self._options, total.peaks["illumination"]
         # All slices move at once and to first order alike, so each takes its share of the step
         floor, scale = chosen.weight_floor, -self._object_step / (self._model.curvature * state.n_slices)
+        if total.windows is not None and chosen.method == "adam":
+            state.memory["updates"][0] += 1
+            self._adam_windows(state, total.windows, round_off(state.obj.dtype, peak))
+            return
         if total.windows is not None:
             total.windows.step(
                 state.obj,
@@ -157,6 +161,17 @@ class GradientEngine(StreamingEngine):
             corner = (rows.start, columns.start)
             step_with_momentum(state.obj, velocity, change, weight, corner, chosen.momentum)
         constrain_object(state, field.box, weight > 0, chosen.object_constraint)
+
+    def _adam_windows(self, state: PtychographyState, windows: WindowSums, dark: float) -> None:
+        first, n = self._options.momentum, int(state.memory["updates"][0])
+        step, correction = self._object_step / (1 - first**n), 1 / (1 - _SECOND_DECAY**n)
+        windows.adam(
+            state.obj,
+            state.object_memory["velocity"],
+            state.object_memory["square"],
+            numbers=(first, _SECOND_DECAY, step, correction, _ADAM_FLOOR, dark),
+            bound=self._options.object_constraint,
+        )
 
     def _adam_object(self, state: PtychographyState, field: Field, touched: BoolArray) -> None:
         index = (slice(None), *field.box.slices(state.box))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from hpcrec.engines.base import Engine
+from hpcrec.engines.base import Engine, bounded
 from hpcrec.engines.epie import EpieOptions, step_object, step_probe
-from hpcrec.engines.sweeps import change_refined, constrain_object, finish_sweep, gradient_partial, prepare_state
+from hpcrec.engines.sweeps import change_refined, finish_sweep, gradient_partial, prepare_state
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Partial, Total
 from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.models.windows import kick
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement
 
@@ -43,7 +45,7 @@ class Mpie(Engine):
 
     Options = MpieOptions
     default_batch_size = 8
-    copies = staticmethod(lambda options, windowed: (3.0, 6.5))
+    copies = staticmethod(lambda options, windowed: (3.0, 3.0 if windowed else bounded(options, 5.6)))
 
     def __init__(self, model: PtychographyModel, options: MpieOptions, refinements: Sequence[Refinement] = ()) -> None:
         self._model, self._options, self._refinements = model, options, refinements
@@ -58,8 +60,9 @@ class Mpie(Engine):
 
     def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
         """Return numerators and weights of a share, and how many patterns it has."""
-        partial = gradient_partial(self._model, state, batch, self._options, self._refinements)
-        return Partial(partial.fields, partial.sums | {"patterns": np.array([float(len(batch.indices))])})
+        partial = gradient_partial(self._model, state, batch, self._options, self._refinements, windowed=True)
+        counted = {"patterns": np.array([float(len(batch.indices))])}
+        return replace(partial, sums=partial.sums | counted)
 
     def apply(self, name: str, state: PtychographyState, total: Total) -> None:
         """Update object and probe, each with the other one as it was; kick them when it is time."""
@@ -77,13 +80,11 @@ class Mpie(Engine):
         finish_sweep(state, self._options, self._refinements, momenta, scaled=("velocity", "before"))
 
     def _kick(self, state: PtychographyState) -> None:
-        momentum, kick = self._options.momentum, self._options.kick
-        memory = state.object_memory
-        memory["velocity"] = momentum * memory["velocity"] + (state.obj - memory["before"])
-        state.obj += kick * memory["velocity"]
-        constrain_object(state, state.box, memory["velocity"] != 0, self._options.object_constraint)
-        memory["before"] = state.obj.copy()
-        memory = state.memory
-        memory["probe_velocity"] = momentum * memory["probe_velocity"] + (state.probe - memory["probe_before"])
-        state.probe = state.probe + kick * memory["probe_velocity"]
-        memory["probe_before"] = state.probe.copy()
+        chosen, threads = self._options, self._model.threads
+        memory, small = state.object_memory, state.memory
+        state.probe = np.ascontiguousarray(state.probe)
+        for arrays, bound in (
+            ((state.obj, memory["velocity"], memory["before"]), chosen.object_constraint),
+            ((state.probe, small["probe_velocity"], small["probe_before"]), "none"),
+        ):
+            kick(*arrays, momentum=chosen.momentum, share=chosen.kick, bound=bound, threads=threads)

@@ -49,7 +49,7 @@ class Pie(Engine):
     Options = PieOptions
     default_batch_size = 8
     moves_probe = False
-    copies = staticmethod(lambda options, windowed: (1.0, bounded(options, 4.5)))
+    copies = staticmethod(lambda options, windowed: (1.0, 1.0 if windowed else bounded(options, 4.5)))
 
     def __init__(self, model: PtychographyModel, options: PieOptions, refinements: Sequence[Refinement] = ()) -> None:
         self._model, self._refinements = model, refinements
@@ -61,19 +61,21 @@ class Pie(Engine):
 
     def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
         """Return numerators (as gradients, −Σψ*χ) and weights of a share."""
-        return gradient_partial(self._model, state, batch, self._options, self._refinements)
+        return gradient_partial(self._model, state, batch, self._options, self._refinements, windowed=True)
 
     def apply(self, name: str, state: PtychographyState, total: Total) -> None:
         """Update the object."""
-        chosen, field = self._options, total.fields["object_gradient"]
-        weight = total.fields["illumination"].values
+        chosen = self._options
         peak = float((np.abs(state.probe) ** 2).sum(axis=0).max())
-        if peak > 0 and not field.box.empty:
-            # All slices move at once and to first order alike, so each takes its share of the step
-            step = chosen.object_step / (self._model.curvature * state.n_slices)
-            share = np.sqrt(np.minimum(weight / peak, 1)) / (weight + chosen.object_regularity * peak)
-            change = np.multiply(field.values, -step * share)
-            change_object(state, field.box, change)
+        # All slices move at once and to first order alike, so each takes its share of the step
+        step, floor = chosen.object_step / (self._model.curvature * state.n_slices), chosen.object_regularity * peak
+        if total.windows is not None:
+            bound = chosen.object_constraint
+            total.windows.weigh_by_root(state.obj, peak=peak or 1.0, floor=floor, step=step, bound=bound)
+        elif peak > 0 and not total.fields["object_gradient"].box.empty:
+            field, weight = total.fields["object_gradient"], total.fields["illumination"].values
+            share = np.sqrt(np.minimum(weight / peak, 1)) / (weight + floor)
+            change_object(state, field.box, np.multiply(field.values, -step * share))
             constrain_object(state, field.box, weight > 0, chosen.object_constraint)
         change_refined(state, total, self._refinements)
 

@@ -10,8 +10,9 @@ import numpy as np
 from hpcrec.backend.array import BoolArray, ComplexArray, FloatArray, array_module, real_dtype
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.chain import KeptWaves
 from hpcrec.models.partial import Field, Partial, Total
-from hpcrec.models.ptychography import Gradients, PtychographyModel, Responses, Wanted
+from hpcrec.models.ptychography import Gradients, PtychographyModel, Wanted
 from hpcrec.objectives.constraints import CONSTRAINTS
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement
@@ -57,17 +58,18 @@ def gradient_partial(
     refinements: Sequence[Refinement],
     *,
     windowed: bool = False,
+    kept: KeptWaves | None = None,
 ) -> Partial:
     """Return the sums of a share: fields ``object_gradient``, ``illumination``; what is due of probe and the rest.
 
     With ``windowed``, for engines that step by :class:`~hpcrec.models.windows.WindowSums`, these take the place of the
-    fields where the state allows.
+    fields where the state allows. ``kept`` takes the waves.
     """
     probe, due = options.probe_due(state), [r for r in refinements if r.due(state)]
     wanted: set[Wanted] = {name for r in due for name in r.wanted}
     if probe:
         wanted.add("probe")
-    gradients = model.gradients(state, batch, sorted(wanted), windowed=windowed and state.windowed)
+    gradients = model.gradients(state, batch, sorted(wanted), windowed=windowed and state.windowed, kept=kept)
     fields = {
         "object_gradient": Field(gradients.box, gradients.obj),
         "illumination": Field(gradients.box, gradients.illumination),
@@ -82,7 +84,7 @@ def gradient_partial(
     return Partial(fields, sums, gradients.windows)
 
 
-def loss_sums(found: Gradients | Responses) -> dict[str, np.ndarray]:
+def loss_sums(found: Gradients) -> dict[str, np.ndarray]:
     """Return the sums ``loss``, ``error``, ``counts``, each (1,) float64."""
     return {name: np.array([getattr(found, name)]) for name in ("loss", "error", "counts")}
 

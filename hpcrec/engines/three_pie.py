@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hpcrec.backend.array import Array
-from hpcrec.engines.base import Engine
+from hpcrec.engines.base import Engine, bounded
 from hpcrec.engines.epie import EpieOptions, step_object, step_probe
 from hpcrec.engines.sweeps import NEVER, change_refined, finish_sweep, gradient_partial, loss_sums, prepare_state
 from hpcrec.models.base import Batch, PtychographyState
@@ -42,6 +42,7 @@ class ThreePie(Engine):
 
     Options = ThreePieOptions
     default_batch_size = 8
+    copies = staticmethod(lambda options, windowed: (1.0, 1.0 if windowed else bounded(options, 3.6)))
 
     def __init__(
         self, model: PtychographyModel, options: ThreePieOptions, refinements: Sequence[Refinement] = ()
@@ -55,19 +56,20 @@ class ThreePie(Engine):
     def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
         """Return numerators (as gradients) and weights of a share; refinements see the exact gradient."""
         chosen = self._options
-        found = revised_gradients(self._model, state, batch, chosen.wave_step, chosen.wave_regularity)
-        fields = {
-            "object_gradient": Field(found.box, found.obj),
-            "illumination": Field(found.box, found.illumination),
-        }
         sums: dict[str, Array] = {}
         if any(r.due(state) for r in self._refinements):
             told = replace(chosen, probe_start=NEVER)
             sums |= gradient_partial(self._model, state, batch, told, self._refinements).sums
+        steps = chosen.wave_step, chosen.wave_regularity
+        found = revised_gradients(self._model, state, batch, *steps, windowed=state.windowed)
+        fields = {
+            "object_gradient": Field(found.box, found.obj),
+            "illumination": Field(found.box, found.illumination),
+        }
         sums |= loss_sums(found)
         if chosen.probe_due(state):
             sums |= {"probe_gradient": found.probe, "object_weight": found.object_weight}
-        return Partial(fields, sums)
+        return Partial(fields if found.windows is None else {}, sums, found.windows)
 
     def apply(self, name: str, state: PtychographyState, total: Total) -> None:
         """Update object and probe, each with the other one as it was."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -46,7 +47,8 @@ class Wasp(Engine):
     Options = WaspOptions
     default_batch_size = 8
     peaks = {"update": ("illumination",)}
-    copies = staticmethod(lambda options, windowed: (4.5, 8.0))
+    # The average at the end of a sweep finds the windows' sums still there
+    copies = staticmethod(lambda options, windowed: (7.1 if windowed else 4.5, 8.0))
 
     def __init__(self, model: PtychographyModel, options: WaspOptions, refinements: Sequence[Refinement] = ()) -> None:
         self._model, self._options, self._refinements = model, options, refinements
@@ -59,8 +61,9 @@ class Wasp(Engine):
 
     def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
         """Return numerators and weights of a share, and how many patterns it has."""
-        partial = gradient_partial(self._model, state, batch, self._options, self._refinements)
-        return Partial(partial.fields, partial.sums | {"patterns": np.array([float(len(batch.indices))])})
+        partial = gradient_partial(self._model, state, batch, self._options, self._refinements, windowed=True)
+        counted = {"patterns": np.array([float(len(batch.indices))])}
+        return replace(partial, sums=partial.sums | counted)
 
     def apply(self, name: str, state: PtychographyState, total: Total) -> None:
         """Add the revised waves to the sums, and take the steps of rPIE; at the end of a group go back to the start."""
@@ -113,11 +116,14 @@ class Wasp(Engine):
 
     def _collect(self, state: PtychographyState, total: Total) -> None:
         curvature = self._model.curvature
-        field, weight = total.fields["object_gradient"], total.fields["illumination"].values
-        index = (slice(None), *field.box.slices(state.box))
-        share = 1 / (curvature * state.n_slices)
-        state.object_memory["waves"][index] += weight * state.obj[index] - share * field.values
-        state.object_memory["weight"][index] += weight
+        share, memory = 1 / (curvature * state.n_slices), state.object_memory
+        if total.windows is not None:
+            total.windows.collect(state.obj, memory["waves"], memory["weight"], share=share)
+        else:
+            field, weight = total.fields["object_gradient"], total.fields["illumination"].values
+            index = (slice(None), *field.box.slices(state.box))
+            memory["waves"][index] += weight * state.obj[index] - share * field.values
+            memory["weight"][index] += weight
         state.memory["peaks"] = state.memory["peaks"] + total.peaks["illumination"]
         if "probe_gradient" in total.sums:
             weight = total.sums["object_weight"]

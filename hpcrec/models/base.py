@@ -78,8 +78,9 @@ class Batch:
 
     Patterns have their zero frequency at [0, 0] and keep the detector's integer type until a model widens them.
     ``good`` (n, ky, kx), True = good, are the pixels that count in each pattern, where that differs from pattern to
-    pattern. ``step`` numbers the batch inside its iteration, ``n_global`` counts its patterns over all ranks. An
-    empty batch (a rank without a share) is legal everywhere.
+    pattern. ``step`` numbers the batch inside its iteration, ``n_global`` counts its patterns over all ranks;
+    ``of_all`` (n_global,) are the indices of all ranks' shares, None where this one is all. An empty batch (a rank
+    without a share) is legal everywhere.
     """
 
     indices: IntArray
@@ -87,3 +88,14 @@ class Batch:
     step: int = 0
     n_global: int = 0
     good: BoolArray | None = None
+    of_all: IntArray | None = None
+
+    @property
+    def places(self) -> IntArray:
+        """The places (n,) of this share's patterns among those of all ranks; raises ValueError if nobody said them."""
+        if self.of_all is None:
+            if len(self.indices) not in (0, self.n_global) and self.n_global:
+                raise ValueError("a share of a batch must say the indices of all ranks' shares: of_all")
+            return np.arange(len(self.indices))
+        order = np.argsort(self.of_all)
+        return order[np.searchsorted(self.of_all, self.indices, sorter=order)]

@@ -122,6 +122,22 @@ class ChainSums:
         return any(a is not None for a in (self.spectrum, self.shifts, self.variation))
 
 
+@dataclass(frozen=True, slots=True)
+class KeptWaves:
+    """What the gradients of a share of n patterns leave for its responses, as the compiled kernels lay waves out.
+
+    entering : (n, part, slice, floats) the waves in front of each slice
+    leaving : (n, part, floats) ∂L/∂φ* of the exit waves φ
+    """
+
+    entering: FloatArray
+    leaving: FloatArray
+
+    def part(self, share: slice) -> KeptWaves:
+        """Return what is kept of some of the patterns."""
+        return KeptWaves(self.entering[share], self.leaving[share])
+
+
 def part_of(chain: Chain, part: slice) -> Chain:
     """Return the chain of some of its patterns."""
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
 from hpcrec.backend.fft import aligned_empty
+from hpcrec.backend.kernels import line, responses, waves
 from hpcrec.backend.kernels import ptychography as kernels
-from hpcrec.backend.kernels import waves
 from hpcrec.backend.kernels.transforms import Plan, transform_plan
-from hpcrec.models.chain import Chain, ChainSums, Detector
+from hpcrec.models.chain import Chain, ChainSums, Detector, KeptWaves
 from hpcrec.objectives.losses import AMPLITUDE_FLOOR, ANSCOMBE_FLOOR, GAUSSIAN_FLOOR, LOSSES, POISSON_FLOOR
 
 _LOSSES = {
@@ -45,24 +45,37 @@ def chain_intensities(chain: Chain) -> FloatArray:
     out = np.empty((len(chain.corners), ny * nx), np.float32)
     scale, background = _scale_and_background(chain)
     plan = plan_of(chain, threading.get_ident())
-    kernels.intensities(plan, waves_of(chain), scale, background, _room(chain, n_modes + 2), out)
+    kernels.intensities(plan, waves_of(chain), scale, background, wave_room(chain, n_modes + 2), out)
     return out.reshape(-1, ny, nx)
 
 
-def add_gradients(chain: Chain, patterns: Array, good: BoolArray | None, sums: ChainSums) -> None:
-    """Add the gradients of ``patterns`` (n, ky, kx) to ``sums``, whose arrays are contiguous."""
+def add_gradients(
+    chain: Chain,
+    patterns: Array,
+    good: BoolArray | None,
+    sums: ChainSums,
+    kept: KeptWaves | None = None,
+    revision: tuple[float, float] | None = None,
+) -> None:
+    """Add the gradients of ``patterns`` (n, ky, kx) to ``sums``, whose arrays are contiguous; fill ``kept``.
+
+    ``revision`` : β and γ of :func:`hpcrec.models.revised.revised_gradients`.
+    """
     n_modes, ny, nx = chain.spectrum.shape
     n = len(chain.corners)
     optional = (sums.spectrum, sums.shifts, sums.variation, sums.moments, sums.scale, sums.background)
     background = np.zeros((2, 0), np.float32) if sums.background is None else sums.background.reshape(2, -1)
+    if kept is None:
+        room = wave_room(chain, 1, chain.n_parts, chain.obj.shape[1])
+        kept = KeptWaves(room, np.zeros((0, 1, 1), np.float32))
     kernels.gradients(
         plan_of(chain, threading.get_ident()),
         waves_of(chain),
         detector_of(chain, patterns, np.arange(len(patterns)), good),
         np.array(sums.origin),
-        _room(chain, chain.n_parts, chain.obj.shape[1]),
-        _room(chain, chain.n_parts + 3),
-        _room(chain, n_modes),
+        (kept.entering, kept.leaving),
+        wave_room(chain, chain.n_parts + 3),
+        wave_room(chain, n_modes),
         frequencies_of(chain),
         sums.obj.view(np.float32),
         sums.illumination,
@@ -75,6 +88,7 @@ def add_gradients(chain: Chain, patterns: Array, good: BoolArray | None, sums: C
         background,
         sums.totals,
         tuple(a is not None for a in optional),
+        (revision is not None, *(np.float32(number) for number in revision or (0, 0))),
     )
 
 
@@ -98,12 +112,49 @@ def add_responses(
         _floats(obj),
         _flat(spectrum),
         bool(spectrum.any()),
-        _room(chain, 4, chain.n_parts),
-        _room(chain, len(spectrum) + 1),
+        wave_room(chain, 4, chain.n_parts),
+        wave_room(chain, len(spectrum) + 1),
         terms,
         sums.totals,
     )
     return terms
+
+
+def kept_responses(
+    chain: Chain, obj: ComplexArray, origin: tuple[int, int], spectrum: ComplexArray, kept: KeptWaves
+) -> FloatArray:
+    """Return the terms (n, 5) as :func:`add_responses`, from waves that :func:`add_gradients` kept; far field only."""
+    terms, room = np.zeros((len(chain.corners), 5)), wave_room(chain, len(spectrum) + 2)
+    responses.kept_responses(
+        plan_of(chain, threading.get_ident()),
+        waves_of(chain),
+        _scale_and_background(chain)[0],
+        np.float32(-1 / LOSSES[chain.detector.loss].curvature),
+        np.array(origin),
+        _floats(obj),
+        _flat(spectrum),
+        bool(spectrum.any()),
+        (kept.entering, kept.leaving),
+        room[:2],
+        room[2:],
+        terms,
+    )
+    return terms
+
+
+def chain_loss(chain: Chain, patterns: Array, good: BoolArray | None) -> float:
+    """Return the loss of ``patterns`` (n, ky, kx)."""
+    totals, n_modes = np.zeros(3), len(chain.spectrum)
+    detector = detector_of(chain, patterns, np.arange(len(patterns)), good)
+    line.losses(plan_of(chain, threading.get_ident()), waves_of(chain), detector, wave_room(chain, n_modes + 4), totals)
+    return float(totals[0])
+
+
+def room_to_keep(n: int, n_parts: int, n_slices: int, pixels: int) -> KeptWaves:
+    """Return room for the waves of n patterns of ``pixels`` each."""
+    floats = room_floats(pixels)
+    entering = aligned_empty((n, n_parts, n_slices, floats), np.float32)
+    return KeptWaves(entering, aligned_empty((n, n_parts, floats), np.float32))
 
 
 def plan_of(chain: Chain, place: int) -> Plan:
@@ -216,14 +267,14 @@ def _sums_of(spectra: ComplexArray | None) -> FloatArray:
     return none if spectra is None else spectra.view(np.float32).reshape(len(spectra), 2 * spectra[0].size)
 
 
-def _room(chain: Chain, *shape: int) -> FloatArray:
+def wave_room(chain: Chain, *shape: int) -> FloatArray:
     """Return room for waves (…, floats), each aligned to 64 bytes; whoever asks next in this thread gets it too."""
-    return _kept_room((*shape, room_floats(chain)), threading.get_ident())
+    return _kept_room((*shape, room_floats(chain.rate.size)), threading.get_ident())
 
 
-def room_floats(chain: Chain) -> int:
+def room_floats(pixels: int) -> int:
     """Return the floats from one wave to the next, so that each begins aligned."""
-    return -(-2 * chain.rate.size // 16) * 16 + _PAD
+    return -(-2 * pixels // 16) * 16 + _PAD
 
 
 @lru_cache(maxsize=32)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from hpcrec.backend.array import Array, ComplexArray, FloatArray
+from hpcrec.models import compiled
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.chain import good_pixels
-from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.models.ptychography import PtychographyModel, _part
 from hpcrec.objectives.losses import LOSSES
 
 _CHUNK = 64
@@ -28,8 +29,8 @@ def losses_along(
 
     For one slice the modelled intensities are polynomials of fourth degree in t, for S slices of degree 2 S + 2.
     """
-    patterns = model.clean(batch)
-    good = good_pixels(model.detector, batch.patterns, batch.good)
+    fast = model._code is compiled
+    patterns, good = batch.patterns if fast else model.clean(batch), model._good(batch)
     found = np.zeros(len(steps))
     for i, step in enumerate(steps):
         there = replace(
@@ -37,6 +38,12 @@ def losses_along(
             obj=(state.obj + step * obj_change).astype(state.obj.dtype, copy=False),
             probe=(state.probe + step * probe_change).astype(state.probe.dtype, copy=False),
         )
+        if fast:
+            chain, _ = model._chain(there, batch.indices)
+            parts = [(*_part(chain, good, share), patterns[share]) for share in model._shares(batch)]
+            calls = [partial(compiled.chain_loss, part, counts, seen) for part, seen, counts in parts]
+            found[i] = sum(model.threads.run(calls))
+            continue
         for start in range(0, len(batch.indices), _CHUNK):
             part = slice(start, start + _CHUNK)
             modelled = model.simulate(there, batch.indices[part])

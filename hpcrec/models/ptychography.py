@@ -23,11 +23,10 @@ from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.backend.threads import Threads
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.geometry.grid import Grid
-from hpcrec.geometry.tiles import EMPTY_BOX, Box, bounding_box
+from hpcrec.geometry.tiles import Box, bounding_box
 from hpcrec.models import compiled, multislice
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.chain import Chain, ChainSums, Detector, cleaned, good_pixels, joined, part_of
-from hpcrec.models.partial import Field
+from hpcrec.models.chain import Chain, ChainSums, Detector, KeptWaves, cleaned, good_pixels, joined, part_of
 from hpcrec.models.refined import object_weight, refined_gradients
 from hpcrec.models.stream import Block, StepRule, stream
 from hpcrec.models.windows import WindowSums
@@ -65,16 +64,6 @@ class Gradients:
     of_patterns: dict[str, FloatArray] = field(default_factory=dict)
     added: dict[str, Array] = field(default_factory=dict)
     windows: WindowSums | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Responses:
-    """First-order answers of far fields to a change: ``terms`` (n, 5), see multislice.add_responses; sums as above."""
-
-    terms: FloatArray
-    loss: float
-    error: float
-    counts: float
 
 
 class PtychographyModel:
@@ -140,7 +129,7 @@ class PtychographyModel:
             raise ConfigError(f"kernel: {fault}; use 'numpy' or 'auto'")
         self._code = multislice if kernel == "numpy" or fault else compiled
         self.streams = self._code is compiled
-        self._threads = Threads(threads)
+        self.threads = Threads(threads)
         self._lent = np.zeros((0, 0, 0, 0), self.dtype), np.zeros((0, 0, 0, 0), real_dtype(self.dtype))
 
     def windows(self, positions: FloatArray, grid: Grid) -> tuple[IntArray, FloatArray]:
@@ -159,19 +148,28 @@ class PtychographyModel:
         return found
 
     def gradients(
-        self, state: PtychographyState, batch: Batch, wanted: Collection[Wanted] = (), *, windowed: bool = False
+        self,
+        state: PtychographyState,
+        batch: Batch,
+        wanted: Collection[Wanted] = (),
+        *,
+        windowed: bool = False,
+        kept: KeptWaves | None = None,
+        revision: tuple[float, float] | None = None,
     ) -> Gradients:
         """Return the gradients of a batch by the object, and by what else is ``wanted``.
 
         ``windowed`` : the object's gradient and illumination stay in :class:`WindowSums`, for the compiled kernel.
+        ``kept`` : to be filled for :func:`hpcrec.models.responses.responses`. ``revision`` : what
+        :func:`hpcrec.models.revised.revised_gradients` asks of the compiled kernel.
         """
         chain, box = self._chain(state, batch.indices, shifted="positions" in wanted)
         lent = self._lend(state) if windowed and self._code is compiled else None
-        sums = self._summed(state, chain, box, batch, wanted, lent)
+        sums = self._summed(state, chain, box, batch, wanted, lent, kept, revision)
         windows = None
         if lent is not None:
             corners = chain.corners.reshape(-1, 2)
-            windows = WindowSums(corners[np.argsort(corners[:, 1])], self.shape, *lent, self._threads)
+            windows = WindowSums(corners[np.argsort(corners[:, 1])], self.shape, *lent, self.threads)
         loss, error, counts = sums.totals.tolist()
         of_probe = "probe" in wanted or "variation" in wanted
         weight = object_weight(chain) if of_probe else np.zeros(self.shape, chain.rate.dtype)
@@ -210,19 +208,24 @@ class PtychographyModel:
         batch: Batch,
         wanted: Collection[Wanted],
         lent: tuple[ComplexArray, FloatArray] | None,
+        kept: KeptWaves | None,
+        revision: tuple[float, float] | None,
     ) -> ChainSums:
         """Return the sums of a batch, made by this rank's threads."""
         good, calls, rooms = self._good(batch), [], []
         for i, share in enumerate(self._shares(batch)):
             part, own_good = _part(chain, good, share)
             rooms.append(self._room(state, part, box, wanted, None if lent is None else (lent[0][i], lent[1][i])))
-            calls.append(partial(self._code.add_gradients, part, batch.patterns[share], own_good, rooms[-1]))
-        self._threads.run(calls)
+            call = partial(self._code.add_gradients, part, batch.patterns[share], own_good, rooms[-1])
+            if kept is not None or revision is not None:
+                call = partial(call, kept=None if kept is None else kept.part(share), revision=revision)
+            calls.append(call)
+        self.threads.run(calls)
         return joined(rooms, lent=lent is not None)
 
     def _lend(self, state: PtychographyState) -> tuple[ComplexArray, FloatArray]:
         """Return a gradient and an illumination (thread, slice, y, x) of zeros, kept as users clear what they take."""
-        shape = (self._threads.n_threads, *state.obj.shape)
+        shape = (self.threads.n_threads, *state.obj.shape)
         if self._lent[0].shape != shape:
             self._lent = np.zeros(shape, self.dtype), np.zeros(shape, real_dtype(self.dtype))
         return self._lent
@@ -235,30 +238,9 @@ class PtychographyModel:
         squares = difference**2 if good is None else difference**2 * good
         return np.sum(squares, axis=(1, 2), dtype=np.float64)  # type: ignore[no-any-return]
 
-    def responses(
-        self, state: PtychographyState, batch: Batch, obj_change: Field, probe_change: ComplexArray
-    ) -> Responses:
-        """Return the answers of a batch's far fields to a change of object (slice, y, x) and probe (mode, y, x).
-
-        ``obj_change`` must cover the windows of the batch.
-        """
-        chain, box = self._chain(state, batch.indices)
-        if not obj_change.box.contains(box):
-            raise ValueError(f"the change covers {obj_change.box}, the windows of the batch {box}")
-        origin = (obj_change.box.y0 - state.box.y0, obj_change.box.x0 - state.box.x0)
-        change = self._by_state(state, obj_change.values)
-        probe, good, calls, rooms = self._entering(chain.whole, probe_change), self._good(batch), [], []
-        for share in self._shares(batch):
-            part, own_good = _part(chain, good, share)
-            rooms.append(self._room(state, part, EMPTY_BOX, ()))
-            add, counts = self._code.add_responses, batch.patterns[share]
-            calls.append(partial(add, part, counts, own_good, change, origin, probe, rooms[-1]))
-        terms = self._threads.run(calls)
-        return Responses(np.concatenate(terms), *joined(rooms, lent=False).totals.tolist())
-
     def _shares(self, batch: Batch) -> list[slice]:
         """Return which patterns of a batch each thread takes."""
-        return self._threads.shares(len(batch.indices)) if self._code is compiled else [slice(None)]
+        return self.threads.shares(len(batch.indices)) if self._code is compiled else [slice(None)]
 
     def clean(self, batch: Batch) -> Array:
         """Return the patterns with zeros on bad pixels, which may hold anything, not-a-number included."""

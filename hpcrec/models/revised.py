@@ -1,4 +1,7 @@
-"""Revised waves carried back through the slices, as 3PIE does: gradients whose way back is weighted. Plain NumPy."""
+"""Revised waves carried back through the slices, as 3PIE does: gradients whose way back is weighted.
+
+By the kernel of the gradients where the model has the compiled one, else plain; a test compares the two.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,23 @@ import numpy as np
 
 from hpcrec.backend.array import ComplexArray, FloatArray, real_dtype
 from hpcrec.backend.fft import fft2_inplace, ifft2, ifft2_inplace
-from hpcrec.models import multislice
+from hpcrec.models import compiled, multislice
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums, good_pixels
 from hpcrec.models.detector import weigh
-from hpcrec.models.ptychography import Gradients, PtychographyModel
+from hpcrec.models.ptychography import Gradients, PtychographyModel, Wanted
 from hpcrec.models.refined import object_weight
 from hpcrec.operators.patches import add_patches
 
 
 def revised_gradients(
-    model: PtychographyModel, state: PtychographyState, batch: Batch, wave_step: float, wave_regularity: float
+    model: PtychographyModel,
+    state: PtychographyState,
+    batch: Batch,
+    wave_step: float,
+    wave_regularity: float,
+    *,
+    windowed: bool = False,
 ) -> Gradients:
     """Return sums over a batch as ``model.gradients``, but with the waves revised slice by slice.
 
@@ -26,6 +35,9 @@ def revised_gradients(
     before by the adjoint of the gap (Maiden, Humphry and Rodenburg, J. Opt. Soc. Am. A 29, 1606 (2012)). The probe's
     numerator is O* D of the first slice. With β / max|O|² = 1, γ = 1 these are the exact gradients.
     """
+    if model._code is compiled:
+        wanted: tuple[Wanted, ...] = ("probe",)
+        return model.gradients(state, batch, wanted, windowed=windowed, revision=(wave_step, wave_regularity))
     chain, box = model._chain(state, batch.indices, shifted=True)
     good, patterns = good_pixels(chain.detector, batch.patterns, batch.good), model.clean(batch)
     shape, real = (*chain.obj.shape[:2], *box.shape), real_dtype(model.dtype)

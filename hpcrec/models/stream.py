@@ -154,8 +154,8 @@ def _of_probe(rule: StepRule) -> tuple[Any, ...]:
 
 
 def _room(chain: Chain, place: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-    n_parts, n_modes, floats = chain.n_parts, len(chain.spectrum), compiled.room_floats(chain)
-    incoming = _kept_room((n_parts, chain.obj.shape[1], floats), place)
+    n_parts, n_modes, floats = chain.n_parts, len(chain.spectrum), compiled.room_floats(chain.rate.size)
+    incoming = _kept_room((n_parts, chain.obj.shape[1], floats), place)[None]
     return incoming, _kept_room((n_parts + 3, floats), place), _kept_room((n_modes, 1, 1, floats), place)[:, 0, 0]
 
 

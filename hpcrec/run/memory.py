@@ -23,6 +23,7 @@ from hpcrec.engines import engine_class
 from hpcrec.geometry.grid import Grid
 from hpcrec.models.chain import Detector
 from hpcrec.models.compiled import fault
+from hpcrec.models.responses import KEPT_BYTES
 from hpcrec.run.assess import CHUNK_PIXELS
 from hpcrec.run.constrain import whole_copies
 from hpcrec.run.job import Job
@@ -159,10 +160,20 @@ def _work_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, threads: in
         batch = _share_bytes(job, series, size)
     if engine.keeps_waves:
         waves = waves_bytes(job, series) * (2 / size + (size > 1))
-    update = most + batch + waves + threads * _room_bytes(job, series)
+    update = most + batch + waves + _kept_bytes(job, series, size) + threads * _room_bytes(job, series)
     loading = held + _READER_BLOCKS * min(BLOCK_BYTES, _share_bytes(job, series, size))
     assessing = held + waves / 2 + threads * CHUNK_PIXELS * (4 + 2 * np.dtype(series.facts.dtype).itemsize)
     return of_positions + max(update, loading, assessing)
+
+
+def _kept_bytes(job: Job, series: TiltSeries, size: int) -> float:
+    """Return the bytes of the waves that a batch keeps, if the ranks share its patterns evenly; none if too many."""
+    if not engine_class(job.ptychography.engine).keeps_batch or not compiled_kernel(job):
+        return 0.0
+    slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
+    n = _n_positions(series)
+    kept = waves_bytes(job, series) * batch_size(job, n) / n * (slices + 1) / size
+    return kept if kept <= KEPT_BYTES else 0.0
 
 
 def _object_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, threads: int) -> tuple[float, float]:

@@ -235,7 +235,8 @@ class TiltRun:
         shares = [self.exchange.share(indices) for indices in batches]
         for step, (own, patterns) in enumerate(zip(shares, self.reader.iterate(shares))):
             good = self.scan.read_good(own)
-            batch = Batch(indices=own, patterns=patterns, good=good, step=step, n_global=len(batches[step]))
+            whole = batches[step]
+            batch = Batch(indices=own, patterns=patterns, good=good, step=step, n_global=len(whole), of_all=whole)
             total = visit(self.engine, self.state, batch, self.exchange.total)
             sums += [float(total.sums[name][0]) for name in ("loss", "error", "counts")]
         return sums

@@ -140,7 +140,7 @@ class Split:
         if name in self.engine.pixel_passes:
             return self.engine.accumulate(name, state, batch)
         cuts = (slice(5), slice(5, n), slice(n, n))
-        shares = [Batch(batch.indices[i], batch.patterns[i], n_global=n) for i in cuts]
+        shares = [Batch(batch.indices[i], batch.patterns[i], n_global=n, of_all=batch.indices) for i in cuts]
         parts = [self.engine.accumulate(name, state, share) for share in shares]
         added, whole = parts[0] + parts[1] + parts[2], self.engine.accumulate(name, state, batch)
         assert set(added.fields) == set(whole.fields)
@@ -369,16 +369,30 @@ def test_the_scale_gauge_takes_a_varying_probe_along():
     np.testing.assert_allclose(phantom.model.simulate(state, np.arange(5)), before, atol=1e-4 * before.max())
 
 
-@pytest.mark.parametrize("name", ["epie", "rpie", "gradient"])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("epie", {}),
+        ("rpie", {}),
+        ("gradient", {}),
+        ("gradient", {"method": "adam"}),
+        ("mpie", {"patterns_per_kick": 24}),
+        ("pie", {}),
+        ("wasp", {"groups": 2}),
+        ("three_pie", {"wave_regularity": 0.8}),
+        ("lsqml", {}),
+        ("lsqml", {"momentum": 0.5}),
+    ],
+)
 @pytest.mark.parametrize("constraint", ["none", "amplitude_bound", "phase_only"])
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_gradients_on_windows_give_the_same_object(name, constraint, n_threads):
+def test_gradients_on_windows_give_the_same_object(name, more, constraint, n_threads):
     """The way of one rank, without boxes, in sweeps that refine the probe; the same but for the order of sums."""
     results = []
     for windowed in (False, True):
         phantom = Phantom(2, 2, threads=n_threads if windowed else 1)
         phantom.start.windowed = windowed
-        options = {"probe_start": 1, "object_constraint": constraint}
+        options = {"probe_start": 1, "object_constraint": constraint, **more}
         results.append(reconstruct(phantom, name, 3, batch_size=12, **options)[0])
     dense, windowed = results
     for values in ("obj", "probe"):

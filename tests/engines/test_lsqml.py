@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 from phantom import Phantom, reconstruct, total_of
 from scipy.optimize import minimize_scalar
+from scipy.stats import trim_mean
 
 from hpcrec.engines.base import visit
 from hpcrec.engines.compact import fitted_friction
-from hpcrec.engines.lsqml import LsqMl, poisson_steps, step_lengths
+from hpcrec.engines.lsqml import LsqMl, poisson_steps, step_lengths, trimmed_mean
+from hpcrec.models.base import Batch
 from hpcrec.objectives.losses import POISSON_FLOOR
 
 
@@ -32,6 +34,20 @@ def test_outliers_and_negative_steps_do_not_count(waves):
     chi[0] *= 1e3
     chi[1] *= -1e3
     np.testing.assert_allclose(step_lengths(terms_of(a, b, chi), 0.0, probe=True), [0.7, 0.3], rtol=1e-10)
+
+
+@pytest.mark.parametrize("n", [1, 7, 10, 64])
+def test_the_trimmed_mean_is_that_of_scipy(n):
+    values = np.random.default_rng(n).standard_normal((2, n))
+    np.testing.assert_allclose(trimmed_mean(values), trim_mean(values, 0.1, axis=1), rtol=1e-12)
+
+
+def test_a_share_must_say_where_its_patterns_stand():
+    batch = Batch(np.array([4, 9]), np.zeros((2, 1, 1)), n_global=3, of_all=np.array([9, 2, 4]))
+    np.testing.assert_array_equal(batch.places, [2, 0])
+    np.testing.assert_array_equal(Batch(np.array([4, 9]), np.zeros((2, 1, 1)), n_global=2).places, [0, 1])
+    with pytest.raises(ValueError, match="of_all"):
+        _ = Batch(np.array([4, 9]), np.zeros((2, 1, 1)), n_global=3).places
 
 
 def test_damping_shortens_steps(waves):
@@ -115,7 +131,7 @@ def test_compact_batches_move_the_object_once_a_sweep():
                 light[index] += partial.fields["illumination"].values
             elif name == "step":
                 terms = partial.sums["terms"]
-                steps.append(0.8 * step_lengths(terms[terms[:, 5] > 0, :5], 0.1, probe=False)[0])
+                steps.append(0.8 * step_lengths(terms, 0.1, probe=False)[0])
             return partial
 
     for batch in phantom.batches(16, 0):

@@ -6,9 +6,13 @@ import test_ptychography
 from test_ptychography import DETECTORS, EVERYTHING, FLIGHT, WANTED, case, random_like
 
 from hpcrec.backend.kernels.transforms import known_size
+from hpcrec.backend.threads import Threads
 from hpcrec.errors import ConfigError
+from hpcrec.geometry.tiles import Box
 from hpcrec.models import refined
 from hpcrec.models.partial import Field
+from hpcrec.models.responses import responses, room_to_keep
+from hpcrec.models.revised import revised_gradients
 
 # Sums of some thousand terms in single precision, in another order
 TOLERANCE = 1e-5
@@ -50,6 +54,10 @@ def assert_close(found, wanted, name, factor=1):
     assert np.abs(found - wanted).max() <= factor * TOLERANCE * scale, name
 
 
+def assert_terms_close(found, wanted):
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=TOLERANCE * np.abs(wanted).max())
+
+
 @CASES
 def test_gradients_agree(n_slices, n_modes, loss, masked, more):
     plain, fast, state, batch = twins(n_slices, n_modes, loss, masked, **more)
@@ -81,9 +89,56 @@ def test_responses_agree(n_slices, n_modes, loss, masked, more):
     rng = np.random.default_rng(12)
     change = Field(state.box, random_like(state.obj, rng))
     for probe_change in (random_like(state.probe, rng), np.zeros_like(state.probe)):
-        wanted, found = (model.responses(state, batch, change, probe_change) for model in (plain, fast))
-        np.testing.assert_allclose(found.terms, wanted.terms, rtol=1e-4, atol=TOLERANCE * np.abs(wanted.terms).max())
-        assert found.loss == pytest.approx(wanted.loss, rel=TOLERANCE)
+        wanted, found = (responses(model, state, batch, change, probe_change) for model in (plain, fast))
+        assert_terms_close(found, wanted)
+
+
+@CASES
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_responses_from_kept_waves_agree(n_slices, n_modes, loss, masked, more, whole, n_threads):
+    """Exit waves give what far fields give, and keeping them changes no gradient."""
+    plain, fast, state, batch = twins(n_slices, n_modes, loss, masked, **more)
+    fast.threads = Threads(n_threads)
+    state.whole_pixels = whole
+    kept = room_to_keep(fast, state, len(batch.indices))
+    if fast.detector.propagator is not None:
+        assert kept is None
+        return
+    wanted, found = fast.gradients(state, batch, ("probe",)), fast.gradients(state, batch, ("probe",), kept=kept)
+    np.testing.assert_array_equal(found.obj, wanted.obj)
+    np.testing.assert_array_equal(found.probe, wanted.probe)
+    assert room_to_keep(fast, state, len(batch.indices) - 1, kept) is kept
+    rng = np.random.default_rng(12)
+    box = Box(state.box.y0, state.box.y1, state.box.x0 + 1, state.box.x1)
+    box = box if box.contains(found.box) else state.box
+    change = Field(box, random_like(np.empty((len(state.obj), *box.shape)), rng))
+    for probe_change in (random_like(state.probe, rng), np.zeros_like(state.probe)):
+        expected = responses(plain, state, batch, change, probe_change)
+        assert_terms_close(responses(fast, state, batch, change, probe_change, kept), expected)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("more", [{}, {"more": EVERYTHING, "n_states": 2, "flight": FLIGHT}, DETECTORS["near"]])
+def test_revised_gradients_agree(more, n_threads):
+    """The waves of 3PIE between slices, of objects that also absorb."""
+    plain, fast, state, batch = twins(3, 2, "amplitude", True, **more)
+    fast.threads = Threads(n_threads)
+    state.obj = state.obj * np.random.default_rng(5).uniform(0.7, 1, state.obj.shape)
+    wanted, found = (revised_gradients(model, state, batch, 0.8, 0.7) for model in (plain, fast))
+    assert found.box == wanted.box
+    for name in ("obj", "illumination", "probe", "object_weight"):
+        assert_close(getattr(found, name), getattr(wanted, name), name)
+    assert found.loss == pytest.approx(wanted.loss, rel=TOLERANCE)
+    exact = fast.gradients(state, batch, ("probe",))
+    assert np.abs(found.obj - exact.obj).max() > 0.05 * np.abs(exact.obj).max()
+
+
+def test_more_waves_than_fit_are_not_kept(monkeypatch):
+    _, fast, state, batch = twins(2, 2)
+    assert room_to_keep(fast, state, len(batch.indices)) is not None
+    monkeypatch.setattr("hpcrec.models.responses.KEPT_BYTES", 5 * 2 * 3 * 16 * 18 * 8 - 1)
+    assert room_to_keep(fast, state, len(batch.indices)) is None
 
 
 @CASES
@@ -129,8 +184,8 @@ def test_whole_pixels_agree(more):
         for name, values in getattr(wanted, group).items():
             assert_close(getattr(found, group)[name], values, name, 20 if group == "of_patterns" else 4)
     change, probe_change = Field(state.box, random_like(state.obj, np.random.default_rng(1))), 0.3j * state.probe
-    wanted, found = (model.responses(state, batch, change, probe_change).terms for model in (plain, fast))
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=TOLERANCE * np.abs(wanted).max())
+    wanted, found = (responses(model, state, batch, change, probe_change) for model in (plain, fast))
+    assert_terms_close(found, wanted)
     assert_close(fast.simulate(state, np.arange(5)), plain.simulate(state, np.arange(5)), "intensities")
 
 
@@ -157,9 +212,8 @@ def test_threads_change_nothing(n_threads, more):
             assert_close(getattr(found, group)[name], values, name, 20 if group == "of_patterns" else 4)
     assert found.loss == pytest.approx(wanted.loss, rel=TOLERANCE)
     change = Field(state.box, random_like(state.obj, np.random.default_rng(1)))
-    wanted, found = (model.responses(state, batch, change, 0.1j * state.probe) for model in (one, many))
-    np.testing.assert_allclose(found.terms, wanted.terms, rtol=TOLERANCE)
-    assert found.loss == pytest.approx(wanted.loss, rel=TOLERANCE)
+    wanted, found = (responses(model, state, batch, change, 0.1j * state.probe) for model in (one, many))
+    np.testing.assert_allclose(found, wanted, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])

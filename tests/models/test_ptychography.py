@@ -12,6 +12,7 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Detector
 from hpcrec.models.partial import Field
 from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.models.responses import responses
 from hpcrec.operators.patches import Patches
 from hpcrec.operators.propagate import FarField, FreeSpaceStep, SubpixelShift
 from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
@@ -352,21 +353,20 @@ def test_responses_are_the_far_fields_first_order_changes(n_slices, n_modes):
     model, state, batch = case(n_slices, n_modes, masked=True)
     rng = np.random.default_rng(9)
     d_obj, d_probe = random_like(state.obj, rng), random_like(state.probe, rng)
-    found = model.responses(state, batch, Field(state.box, d_obj), d_probe)
+    found = responses(model, state, batch, Field(state.box, d_obj), d_probe)
     # Intensities change by 2 Re Ψ*A: compare the slope of the loss along both directions with −2 Re Σ A*χ
     for column, name, change in ((3, "obj", d_obj), (4, "probe", d_probe)):
         gradients = model.gradients(state, batch, ("probe",))
         inside = change[(..., *gradients.box.slices(state.box))] if name == "obj" else change
         slope = np.vdot(getattr(gradients, name), inside).real
-        assert -found.terms[:, column].sum() == pytest.approx(slope, rel=1e-9)
-    assert found.loss == pytest.approx(gradients.loss, rel=1e-12)
+        assert -found[:, column].sum() == pytest.approx(slope, rel=1e-9)
 
 
 def test_response_norms_of_one_slice():
     model, state, batch = case(1, 1)
     rng = np.random.default_rng(10)
     d_obj, d_probe = random_like(state.obj, rng), random_like(state.probe, rng)
-    terms = model.responses(state, batch, Field(state.box, d_obj), d_probe).terms
+    terms = responses(model, state, batch, Field(state.box, d_obj), d_probe)
     corners, shifts = model.windows(state.positions, state.grid)
     shift = SubpixelShift(SHAPE, shifts, np.complex128)
     cut = Patches(state.obj.shape, corners, SHAPE, np.complex128)
@@ -385,8 +385,8 @@ def test_responses_know_the_intensity_of_a_pattern(kernel):
     d_obj, d_probe = Field(state.box, random_like(state.obj, rng)), random_like(state.probe, rng)
     bright = replace(state, probe=np.sqrt(c) * state.probe)
     scaled = replace(state, refined={"intensity": np.full(5, c)})
-    wanted = model.responses(bright, batch, d_obj, np.sqrt(c) * d_probe).terms
-    found = model.responses(scaled, batch, d_obj, d_probe).terms
+    wanted = responses(model, bright, batch, d_obj, np.sqrt(c) * d_probe)
+    found = responses(model, scaled, batch, d_obj, d_probe)
     np.testing.assert_allclose(found, wanted, rtol=1e-4 if kernel == "compiled" else 1e-12)
 
 
@@ -411,7 +411,7 @@ def test_an_empty_share_gives_zeros():
     assert gradients.obj.shape == (2, 0, 0)
     assert not gradients.probe.any()
     assert gradients.counts == 0
-    assert model.responses(state, empty, Field(EMPTY_BOX, gradients.obj), state.probe).terms.shape == (0, 5)
+    assert responses(model, state, empty, Field(EMPTY_BOX, gradients.obj), state.probe).shape == (0, 5)
 
 
 def test_a_part_of_the_object_gives_the_same_gradients():

@@ -71,7 +71,7 @@ def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, refine=(),
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             own = exchange.share(indices)
-            batch = Batch(own, patterns[own], step=start, n_global=len(indices))
+            batch = Batch(own, patterns[own], step=start, n_global=len(indices), of_all=indices)
             total = visit(engine, state, batch, exchange.total)
             error, counts = error + total.sums["error"][0], counts + total.sums["counts"][0]
         engine.finish_iteration(state)

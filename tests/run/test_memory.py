@@ -100,9 +100,7 @@ def test_engines_make_as_many_copies_as_they_say(name: str, options: dict[str, A
     for windowed in (True, False):
         beside, update = kind.copies(kind.Options(**options), windowed)
         measured = copies(name, windowed, threads, options)
-        # 3PIE walks from pattern to pattern in one thread
-        sums = 1.5 * (1 if name == "three_pie" else threads)
-        assert max(beside + sums, update) == pytest.approx(measured, rel=0.08), windowed
+        assert max(beside + 1.5 * threads, update) == pytest.approx(measured, rel=0.08), windowed
 
 
 class Counts:

@@ -46,13 +46,16 @@ def large_grid(series: TiltSeries, pixels: int) -> Grid:
 def test_memory_grows_with_the_object_and_its_slices(tiny_job: Path, series: TiltSeries) -> None:
     lsqml = "ptychography.engine=lsqml"
     job = job_with(tiny_job, lsqml)
-    copies = max(LsqMl.copies(LsqMlOptions(), True))
+    beside, update = LsqMl.copies(LsqMlOptions(), True)
+    # A gradient and a weight of one thread
+    copies = max(beside + 1.5, update)
     small, large = (rank_memory(job, series, large_grid(series, n), 1) for n in (1000, 4000))
     # complex64 copies of the 15 million pixels that the larger one has more
     assert large - small == pytest.approx(copies * 8 * (4000**2 - 1000**2) / GIB)
     sliced = job_with(tiny_job, lsqml, "ptychography.slices=3", "ptychography.slice_thickness_angstrom=4")
     more = rank_memory(sliced, series, large_grid(series, 4000), 1) - large
-    assert more == pytest.approx(2 * copies * 8 * 4000**2 / GIB, rel=1e-3)
+    # The waves that a batch keeps of each slice take a thousandth of that
+    assert more == pytest.approx(2 * copies * 8 * 4000**2 / GIB, rel=3e-3)
     double = job_with(tiny_job, lsqml, "ptychography.precision=double")
     assert rank_memory(double, series, large_grid(series, 4000), 1) > 1.9 * large
     assert rank_memory(job, series, large_grid(series, 4000), 1, base=1.5) == pytest.approx(large + 1.5)

@@ -51,6 +51,7 @@ def run_batches(
     flat_light = light.reshape(n_threads, n_slices, obj.shape[2], obj.shape[3] // 2)
     wanted = probe_moves, False, False, False, False, False
     origin, none = np.zeros(2, np.int64), np.zeros((2, 0), np.float32)
+    unkept, unrevised = np.zeros((0, 1, 1), np.float32), (False, np.float32(0), np.float32(0))
     none_of_patterns, none_of_gaps = np.zeros((0, 0)), np.zeros((0, 0, 3))
     taken = 0
     for b in range(len(edges) - 1):
@@ -65,9 +66,9 @@ def run_batches(
             some = masks[lo:hi] if len(masks) > 1 else masks
             seen = patterns, rows[lo:hi], kind, some, loss, floor, scales[lo:hi], background, bare
             gradients(
-                plan, part, seen, origin, incoming, running, modes, frequencies, gradient[place], light[place],
-                spectra[place], none_of_gaps, spectra[place], none_of_patterns, none_of_gaps, none_of_patterns, none,
-                totals, wanted,
+                plan, part, seen, origin, (incoming, unkept), running, modes, frequencies, gradient[place],
+                light[place], spectra[place], none_of_gaps, spectra[place], none_of_patterns, none_of_gaps,
+                none_of_patterns, none, totals, wanted, unrevised,
             )  # fmt: skip
             if probe_moves:
                 own = corners[lo:hi].reshape((hi - lo) * flight, 2)

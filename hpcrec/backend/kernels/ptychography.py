@@ -30,6 +30,7 @@ from hpcrec.backend.kernels.waves import (
     illuminate,
     multiply,
     real_dot,
+    revise,
     scale_all,
     scale_wave,
     take_pattern,
@@ -132,24 +133,27 @@ def intensities(plan: Any, waves: Any, scale: Any, background: Any, room: Any, o
 
 @_compile
 def gradients(
-    plan: Any, waves: Any, detector: Any, origin: Any, incoming: Any, running: Any, modes: Any, frequencies: Any,
+    plan: Any, waves: Any, detector: Any, origin: Any, rooms: Any, running: Any, modes: Any, frequencies: Any,
     out_obj: Any, out_light: Any, out_spectrum: Any, out_shifts: Any, out_variation: Any, out_coefficients: Any,
-    out_moments: Any, out_scale: Any, out_background: Any, totals: Any, wanted: Any,
+    out_moments: Any, out_scale: Any, out_background: Any, totals: Any, wanted: Any, revision: Any,
 ) -> None:  # fmt: skip
     """Add gradients of patterns to the arrays of :class:`hpcrec.models.chain.ChainSums`.
 
     detector: bytes of patterns (…, bytes), which of them to take (n,), their kind, mask (n or 1, ny·nx) of 0 and 1,
     loss, floor, scale (n,), background (ny·nx), whether these two say nothing; origin: pixel of ``obj`` where object
-    sums begin; ``incoming`` (part, slice, …), ``running`` (part + 3, …), ``modes`` (mode, …): room to work in;
-    frequencies: rate (ny·nx), and cycles per pixel along y and x; wanted: whether spectrum, shifts, variation, moments,
-    scale and background are. Rest as in :func:`intensities`.
+    sums begin; rooms: ``entering`` (n or 1, part, slice, …), which keeps the waves in front of the slices, and
+    ``leaving`` (n or 0, part, …), which keeps ∂L/∂φ* of the exit waves φ; ``running`` (part + 3, …), ``modes``
+    (mode, …): room to work in; frequencies: rate (ny·nx), and cycles per pixel along y and x; wanted: whether spectrum,
+    shifts, variation, moments, scale and background are; revision: whether waves between slices are revised as 3PIE
+    does, with its β and γ. Rest as in :func:`intensities`.
     """
     obj, corners, spectrum, variation, coefficients, ramps, gaps, near, entry = waves
     patterns, rows, kind, masks, loss, floor, scales, background, bare = detector
     propagators, tilted, tilt_y, tilt_x = gaps
     rate, qy, qx = frequencies
     probe, shifts, varied, moments, scaled, grounded = wanted
-    n_modes, n_states, n_parts, last = len(spectrum), len(obj), len(incoming), obj.shape[1] - 1
+    entering, leaving = rooms
+    n_modes, n_states, n_parts, last = len(spectrum), len(obj), entering.shape[1], obj.shape[1] - 1
     ny, nx, pixels = qy.size, qx.size, qy.size * qx.size
     one, inverse = np.float32(1), np.float32(1 / pixels)
     unit = one if near[0] else inverse
@@ -161,7 +165,7 @@ def gradients(
     for m in range(n_modes):
         modes[m, : 2 * pixels] = spectrum[m]
     for j in range(len(corners)):
-        mask = masks[j % len(masks)]
+        mask, incoming = masks[j % len(masks)], entering[j % len(entering)]
         if len(variation):
             vary(modes[0], spectrum[0], variation, coefficients[j], pixels)
         for c in range(n_parts):
@@ -209,12 +213,16 @@ def gradients(
                 multiply(g, near[1], -one)
                 turn(g, near[2][j, f], near[3][j, f], -one)
             transform(plan, g, False)
+            if len(leaving):
+                leaving[j, c, : 2 * pixels] = g[: 2 * pixels]
             for s in range(last, -1, -1):
                 wave = modes[m] if straight and s == 0 else incoming[c, s]
                 carry_back(
                     g, wave, obj[state, s], y, x, out_obj[state, s], out_light[state, s],
                     y - origin[0], x - origin[1], ny, nx,
                 )  # fmt: skip
+                if s and revision[0]:
+                    revise(g, obj[state, s], y, x, ny, nx, revision[1], revision[2])
                 if s:
                     transform(plan, g, True)
                     if moments:

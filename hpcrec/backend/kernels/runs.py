@@ -13,9 +13,18 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from hpcrec.backend.kernels.windows import _bound_row, _next_run, add_and_clear
+from hpcrec.backend.kernels.windows import _next_run, add_and_clear
 
 _compile: Any = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
+
+
+@_compile
+def _bound_lit(o: Any, w: Any, dark: Any, bound: int) -> None:
+    for k in range(w.size):
+        size = math.sqrt(o[2 * k] * o[2 * k] + o[2 * k + 1] * o[2 * k + 1])
+        if w[k] > dark and size > np.float32(0) and (bound == 2 or size > np.float32(1)):
+            o[2 * k] /= size
+            o[2 * k + 1] /= size
 
 
 @_compile
@@ -49,7 +58,8 @@ def add_threads(gradient: Any, weight: Any, runs: Any) -> None:
 @_compile
 def divide(gradient: Any, weight: Any, runs: Any, scale: Any, floor: Any, dark: Any) -> None:
     """Gradient g ← scale · g / √(W² + floor²), zero on dark pixels."""
-    zero = scale * 0
+    # A zero of double precision would keep the loops scalar
+    zero = np.float32(0)
     for i, first, last in runs:
         for s in range(len(weight)):
             g, w = gradient[s, i, 2 * first : 2 * last], weight[s, i, first:last]
@@ -78,12 +88,12 @@ def follow(
                         change = step * d[2 * k + part] + momentum * v[2 * k + part]
                         lit = w[k] > dark
                         v[2 * k + part] = change if lit else v[2 * k + part]
-                        o[2 * k + part] += change if lit else dark * 0
+                        o[2 * k + part] += change if lit else np.float32(0)
             else:
                 for k in range(d.size):
                     o[k] += step * d[k]
             if bound:
-                _bound_row(o, w, dark, bound)
+                _bound_lit(o, w, dark, bound)
             d[:] = 0
             w[:] = 0
 
@@ -95,7 +105,7 @@ def adam(obj: Any, velocity: Any, square: Any, gradient: Any, weight: Any, runs:
     velocity m; square q (slice, y, x); numbers: a, b, step / (1−aⁿ), 1 / (1−bⁿ), floor, dark.
     """
     a, b, step, correction, floor, dark = numbers
-    one = step / step
+    one = np.float32(1)
     for i, first, last in runs:
         for s in range(len(obj)):
             o, g = obj[s, i, 2 * first : 2 * last], gradient[s, i, 2 * first : 2 * last]
@@ -105,13 +115,13 @@ def adam(obj: Any, velocity: Any, square: Any, gradient: Any, weight: Any, runs:
                 lit = w[k] > dark
                 vr, vi = a * v[2 * k] + (one - a) * re, a * v[2 * k + 1] + (one - a) * im
                 size = b * q[k] + (one - b) * (re * re + im * im)
-                factor = step / (math.sqrt(size * correction) + floor) if lit else step * 0
+                factor = step / (math.sqrt(size * correction) + floor) if lit else np.float32(0)
                 v[2 * k], v[2 * k + 1] = vr if lit else v[2 * k], vi if lit else v[2 * k + 1]
                 q[k] = size if lit else q[k]
                 o[2 * k] -= factor * vr
                 o[2 * k + 1] -= factor * vi
             if bound:
-                _bound_row(o, w, dark, bound)
+                _bound_lit(o, w, dark, bound)
             g[:] = 0
             w[:] = 0
 
@@ -121,7 +131,7 @@ def weigh_by_root(
     obj: Any, gradient: Any, weight: Any, runs: Any, peak: Any, floor: Any, step: Any, bound: int
 ) -> None:
     """O −= step · √min(W/peak, 1) g / (W + floor); clear gradient and weight."""
-    one, dark = step / step, step * 0
+    one, dark = np.float32(1), np.float32(0)
     for i, first, last in runs:
         for s in range(len(obj)):
             o, g = obj[s, i, 2 * first : 2 * last], gradient[s, i, 2 * first : 2 * last]
@@ -131,7 +141,7 @@ def weigh_by_root(
                 o[2 * k] -= factor * g[2 * k]
                 o[2 * k + 1] -= factor * g[2 * k + 1]
             if bound:
-                _bound_row(o, w, dark, bound)
+                _bound_lit(o, w, dark, bound)
             g[:] = 0
             w[:] = 0
 
@@ -157,9 +167,9 @@ def kick(obj: Any, velocity: Any, before: Any, momentum: Any, share: Any, bound:
         vi = momentum * velocity[2 * k + 1] + obj[2 * k + 1] - before[2 * k + 1]
         velocity[2 * k], velocity[2 * k + 1] = vr, vi
         re, im = obj[2 * k] + share * vr, obj[2 * k + 1] + share * vi
-        if bound and (vr != 0 or vi != 0):
+        if bound and (vr != np.float32(0) or vi != np.float32(0)):
             size = math.sqrt(re * re + im * im)
-            if size > 0 and (bound == 2 or size > 1):
+            if size > np.float32(0) and (bound == 2 or size > np.float32(1)):
                 re, im = re / size, im / size
         obj[2 * k], obj[2 * k + 1] = re, im
         before[2 * k], before[2 * k + 1] = re, im

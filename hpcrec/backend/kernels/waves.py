@@ -55,6 +55,24 @@ def carry_back(
 
 
 @_compile
+def revise(g: Any, obj: Any, y: int, x: int, ny: int, nx: int, step: Any, regularity: Any) -> None:
+    """G *= β / ((1−γ)|O|² + γ max|O|²), the maximum over the window."""
+    one, largest = np.float32(1), np.float32(0)
+    for i in range(ny):
+        b = obj[y + i, 2 * x : 2 * (x + nx)]
+        for k in range(nx):
+            largest = max(largest, b[2 * k] * b[2 * k] + b[2 * k + 1] * b[2 * k + 1])
+    for i in range(ny):
+        c, b = g[2 * i * nx : 2 * (i + 1) * nx], obj[y + i, 2 * x : 2 * (x + nx)]
+        for k in range(nx):
+            power = b[2 * k] * b[2 * k] + b[2 * k + 1] * b[2 * k + 1]
+            size = (one - regularity) * power + regularity * largest
+            factor = step / (size if size > np.float32(0) else one)
+            c[2 * k] *= factor
+            c[2 * k + 1] *= factor
+
+
+@_compile
 def multiply(wave: Any, factor: Any, sign: Any) -> None:
     """Wave *= factor, or its conjugate if ``sign`` is −1."""
     for k in range(factor.size // 2):
