@@ -23,7 +23,7 @@ from hpcrec.engines.sweeps import (
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Partial, Total
 from hpcrec.models.ptychography import PtychographyModel
-from hpcrec.models.waves import exit_waves, overlap_object, overlap_probe, with_measured_moduli
+from hpcrec.models.waves import exit_waves, overlap_object, overlap_probe, stepped_waves
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement
 from hpcrec.refine.modes import orthogonal_rotation
@@ -144,14 +144,8 @@ class ProjectionEngine(Engine):
             waves[rows] += exit_waves(self._model, state, own[rows]) - old
 
     def _stepped(self, state: PtychographyState, batch: Batch) -> ComplexArray:
-        a, b, c = self.numbers()
         old: Array = state.pattern_memory["waves"][state.rows(batch.indices)]
-        overlap = exit_waves(self._model, state, batch.indices)
-        mixed = c * overlap + (1 - c) * old
-        new: ComplexArray = b * with_measured_moduli(self._model, state, batch, mixed, self._options.noise_share)
-        new += a * overlap
-        new += (1 - a - b) * old
-        return new
+        return stepped_waves(self._model, state, batch, old, self.numbers(), self._options.noise_share)
 
     def _fit_object(self, state: PtychographyState, total: Total) -> None:
         field, weight = total.fields["object"], total.fields["weight"].values

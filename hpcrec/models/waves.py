@@ -1,7 +1,8 @@
-"""Exit waves of single patterns: what projections need beside gradients. Objects of one slice, plain NumPy.
+"""Exit waves of single patterns: what projections need beside gradients. Objects of one slice.
 
 Waves are arrays (n, part, y, x), parts = (flight, object state, probe mode), in front of the detector's propagation.
-The loops over chunks of patterns are those of :mod:`hpcrec.models.multislice`.
+A model with the compiled kernel runs that of :mod:`hpcrec.models.exits`; else, and as what defines it, plain NumPy with
+the chunks of patterns of :mod:`hpcrec.models.multislice`.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ import numpy as np
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray, real_dtype
 from hpcrec.backend.fft import aligned_empty, fft2, ifft2, ifft2_inplace
 from hpcrec.geometry.tiles import Box
-from hpcrec.models import multislice
+from hpcrec.models import compiled, exits, multislice
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums, good_pixels
 from hpcrec.models.detector import detected, weigh
 from hpcrec.models.partial import Field
 from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.models.refined import object_weight
 from hpcrec.operators.patches import add_patches
 
 
 def exit_waves(model: PtychographyModel, state: PtychographyState, indices: IntArray) -> ComplexArray:
     """Return the modelled exit waves P_j O of the positions ``indices`` (n,)."""
     chain, _ = model._chain(state, indices, shifted=True)
+    if model._code is compiled:
+        return exits.exit_waves(chain, model.threads)
     out = np.empty((len(indices), chain.n_parts, *model.shape), model.dtype)
     for part, _, incoming, patches in _entering(chain):
         out[part] = multislice._joined(incoming * patches)
@@ -63,6 +67,30 @@ def with_measured_moduli(
     return out
 
 
+def stepped_waves(
+    model: PtychographyModel,
+    state: PtychographyState,
+    batch: Batch,
+    waves: ComplexArray,
+    numbers: tuple[float, float, float],
+    noise_share: float,
+) -> ComplexArray:
+    """Return b A(c Q + (1−c) ψ) + a Q + (1−a−b) ψ of waves ψ, A = :func:`with_measured_moduli` and Q the exit waves.
+
+    ``numbers`` : a, b, c.
+    """
+    a, b, c = numbers
+    if model._code is compiled:
+        chain, _ = model._chain(state, batch.indices, shifted=True)
+        return exits.step(chain, batch.patterns, model._good(batch), waves, numbers, noise_share, model.threads)
+    overlap = exit_waves(model, state, batch.indices)
+    mixed = c * overlap + (1 - c) * waves
+    new: ComplexArray = b * with_measured_moduli(model, state, batch, mixed, noise_share)
+    new += a * overlap
+    new += (1 - a - b) * waves
+    return new
+
+
 def overlap_object(
     model: PtychographyModel, state: PtychographyState, indices: IntArray, waves: ComplexArray
 ) -> tuple[Field, Field]:
@@ -70,6 +98,9 @@ def overlap_object(
     chain, box = model._chain(state, indices, shifted=True)
     shape, origin = (len(chain.obj), 1, *box.shape), _origin(state, box)
     found, weight = np.zeros(shape, model.dtype), np.zeros(shape, real_dtype(model.dtype))
+    if model._code is compiled:
+        exits.overlap_object(chain, waves, origin, found, weight)
+        return Field(box, found[:, 0]), Field(box, weight[:, 0])
     for part, _, incoming, patches in _entering(chain):
         left = incoming * patches - waves[part].reshape(incoming.shape)
         corners = (chain.corners[part] - origin).reshape(-1, 2)
@@ -87,6 +118,9 @@ def overlap_probe(
     """Return Σ O* (P_j O − ψ_j), the sub-pixel shifts undone (mode, y, x), and Σ|O|² (y, x) over the windows."""
     chain, _ = model._chain(state, indices, shifted=True)
     found = np.zeros_like(chain.spectrum)
+    if model._code is compiled:
+        exits.overlap_probe(chain, waves, found)
+        return ifft2(found), object_weight(chain)
     weight = np.zeros(model.shape, real_dtype(model.dtype))
     share = weight.dtype.type(chain.share)
     for part, ramps, incoming, patches in _entering(chain):

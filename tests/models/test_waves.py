@@ -8,19 +8,18 @@ from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Detector
 from hpcrec.models.ptychography import PtychographyModel
-from hpcrec.models.waves import exit_waves, overlap_object, overlap_probe, with_measured_moduli
+from hpcrec.models.waves import exit_waves, overlap_object, overlap_probe, stepped_waves, with_measured_moduli
 from hpcrec.objectives.losses import AMPLITUDE_FLOOR
 
 SHAPE, SAMPLING = (12, 10), (0.4, 0.5)
 INDICES = np.array([3, 0, 5])
 
 
-def problem(n_states=1, flight=None, **detector):
+def problem(n_states=1, flight=None, precision="double", kernel="numpy", threads=1, **detector):
     """A model and a state of random values at sub-pixel positions under two modes."""
-    rng = np.random.default_rng(2)
-    model = PtychographyModel(
-        SHAPE, SAMPLING, 0.025, detector=Detector(**detector), flight=flight, precision="double", kernel="numpy"
-    )
+    rng, detector = np.random.default_rng(2), Detector(**detector)
+    options = {"precision": precision, "kernel": kernel, "threads": threads}
+    model = PtychographyModel(SHAPE, SAMPLING, 0.025, detector=detector, flight=flight, **options)
     positions = rng.uniform(0, 3, (6, 2))
     grid = object_grid(positions, SHAPE, SAMPLING, 3)
 
@@ -142,3 +141,51 @@ def test_patterns_within_the_noise_stay():
     error = np.sum((np.sqrt(power[1]) - np.sqrt(patterns[1])) ** 2)
     share = 1 - np.sqrt(np.sum(np.minimum(patterns[1], 0.25)) / error)
     np.testing.assert_allclose(found[1] - waves[1], share * (whole[1] - waves[1]), atol=1e-9)
+
+
+@CASES
+@pytest.mark.parametrize("near", [False, True])
+@pytest.mark.parametrize("refined", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_compiled_and_the_plain_waves_agree(n_states, flight, near, refined, threads):
+    """All four functions in single precision, with bad pixels, and a pattern that is left alone."""
+    mask = np.ones(SHAPE, bool)
+    mask[3, 4:7] = False
+    phase = np.exp(1j * np.random.default_rng(1).uniform(0, 6, SHAPE)).astype(np.complex64) if near else None
+    kinds = ("numpy", 1), ("compiled", threads)
+    models = [
+        problem(n_states, flight, "single", k, t, mask=mask, propagator=phase, loss="poisson")[0] for k, t in kinds
+    ]
+    _, state, rng = problem(n_states, flight)
+    state.obj, state.probe = state.obj.astype(np.complex64), state.probe.astype(np.complex64)
+    if refined:
+        drawn = rng.standard_normal((1, *SHAPE)) + 1j * rng.standard_normal((1, *SHAPE))
+        state.refined = {
+            "intensity": rng.uniform(0.5, 2, 6),
+            "background": rng.uniform(0, 2, SHAPE),
+            "variation": drawn.astype(np.complex64),
+            "coefficients": rng.standard_normal((6, 1)),
+        }
+    patterns = rng.uniform(0, 20, (3, *SHAPE)).astype(np.float32)
+    patterns[0] = models[0].simulate(state, INDICES[:1])[0]
+    patterns[:, ~mask] = np.nan
+    batch, noise = Batch(INDICES, patterns), 0.5
+    there = exit_waves(models[0], state, INDICES)
+    old = there + 0.3 * rng.standard_normal(there.shape).astype(np.float32)
+    old[0] = there[0]
+
+    def all_of(model):
+        field, light = overlap_object(model, state, INDICES, old)
+        steps = [stepped_waves(model, state, batch, old, n, noise) for n in ((-0.9, 0.9, 2.0), (0.0, 1.0, 0.0))]
+        return (
+            exit_waves(model, state, INDICES),
+            field.values,
+            light.values,
+            *steps,
+            *overlap_probe(model, state, INDICES, old),
+        )
+
+    for wanted, found in zip(*(all_of(model) for model in models), strict=True):
+        assert found.dtype == wanted.dtype
+        # Single precision, there and back through the far field
+        np.testing.assert_allclose(found, wanted, atol=2e-5 * np.abs(wanted).max())

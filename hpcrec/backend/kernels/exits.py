@@ -1,0 +1,161 @@
+"""Exit waves of single patterns of one slice, compiled: what projection engines do with each of them.
+
+The plain twins are in :mod:`hpcrec.models.waves`; a test compares the two. Kept waves (n, part, 2·ny·nx) need not be
+aligned. Arguments ``plan``, ``waves`` and ``detector`` as in :mod:`hpcrec.backend.kernels.ptychography`, never on
+whole pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from hpcrec.backend.kernels.ptychography import _illuminate, _to_detector
+from hpcrec.backend.kernels.transforms import transform
+from hpcrec.backend.kernels.waves import (
+    add_power,
+    add_turned_back,
+    detect,
+    multiply,
+    take_pattern,
+    transmit,
+    turn,
+    vary,
+)
+
+_compile: Any = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
+
+
+@_compile
+def _enter(wave: Any, waves: Any, modes: Any, j: int, f: int, m: int, plan: Any) -> None:
+    """Fill ``wave`` with a mode of the probe at a pattern; ``modes`` (mode, …): room."""
+    _, _, spectrum, variation, coefficients, ramps, _, _, entry = waves
+    n = spectrum.shape[1]
+    modes[m, :n] = spectrum[m]
+    if m == 0 and len(variation):
+        vary(modes[0], spectrum[0], variation, coefficients[j], n // 2)
+    _illuminate(wave, modes[m], ramps[0][j, f], ramps[1][j, f], entry, plan)
+
+
+@_compile
+def exit_waves(plan: Any, waves: Any, room: Any, modes: Any, out: Any) -> None:
+    """Fill ``out`` (n, part, 2·ny·nx) with P O; ``room`` (1, …) and ``modes`` to work in."""
+    obj, corners, ramps = waves[0], waves[1], waves[5]
+    n_states, n_modes, ny, nx = len(obj), len(waves[2]), ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
+    for j in range(len(corners)):
+        for c in range(out.shape[1]):
+            f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
+            _enter(room[0], waves, modes, j, f, m, plan)
+            transmit(out[j, c], room[0], obj[state, 0], corners[j, f, 0], corners[j, f, 1], ny, nx, False)
+
+
+@_compile
+def overlap_object(plan: Any, waves: Any, origin: Any, kept: Any, room: Any, modes: Any, out: Any, light: Any) -> None:
+    """Add Σ P* (P O − ψ) to ``out`` (state, 1, y, 2x), Σ|P|² to ``light`` (state, 1, y, x); ψ ``kept`` (n, part, …).
+
+    origin: pixel of the object where both begin.
+    """
+    obj, corners, ramps = waves[0], waves[1], waves[5]
+    n_states, n_modes, ny, nx = len(obj), len(waves[2]), ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
+    for j in range(len(corners)):
+        for c in range(kept.shape[1]):
+            f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
+            y, x = corners[j, f, 0], corners[j, f, 1]
+            _enter(room[0], waves, modes, j, f, m, plan)
+            for i in range(ny):
+                p, q = room[0, 2 * i * nx : 2 * (i + 1) * nx], kept[j, c, 2 * i * nx : 2 * (i + 1) * nx]
+                o, at, to = obj[state, 0, y + i, 2 * x : 2 * (x + nx)], y + i - origin[0], x - origin[1]
+                g, w = out[state, 0, at, 2 * to : 2 * (to + nx)], light[state, 0, at, to : to + nx]
+                for k in range(nx):
+                    a, b, r, s = p[2 * k], p[2 * k + 1], o[2 * k], o[2 * k + 1]
+                    u, v = a * r - b * s - q[2 * k], a * s + b * r - q[2 * k + 1]
+                    g[2 * k] += a * u + b * v
+                    g[2 * k + 1] += a * v - b * u
+                    w[k] += a * a + b * b
+
+
+@_compile
+def overlap_probe(plan: Any, waves: Any, kept: Any, room: Any, modes: Any, out: Any) -> None:
+    """Add the spectra of O* (P O − ψ), shifts undone, to ``out`` (mode, 2·ny·nx); ψ ``kept`` (n, part, …)."""
+    obj, corners, ramps = waves[0], waves[1], waves[5]
+    n_states, n_modes, ny, nx = len(obj), len(waves[2]), ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
+    for j in range(len(corners)):
+        for c in range(kept.shape[1]):
+            f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
+            y, x = corners[j, f, 0], corners[j, f, 1]
+            _enter(room[0], waves, modes, j, f, m, plan)
+            for i in range(ny):
+                p, q = room[0, 2 * i * nx : 2 * (i + 1) * nx], kept[j, c, 2 * i * nx : 2 * (i + 1) * nx]
+                o = obj[state, 0, y + i, 2 * x : 2 * (x + nx)]
+                for k in range(nx):
+                    a, b, r, s = p[2 * k], p[2 * k + 1], o[2 * k], o[2 * k + 1]
+                    u, v = a * r - b * s - q[2 * k], a * s + b * r - q[2 * k + 1]
+                    p[2 * k], p[2 * k + 1] = r * u + s * v, r * v - s * u
+            transform(plan, room[0], True)
+            add_turned_back(out[m], room[0], ramps[0][j, f], ramps[1][j, f])
+
+
+@_compile
+def _factors(factor: Any, counts: Any, measured: Any, mask: Any, floor: Any, noise_share: Any, unit: Any) -> None:
+    """Fill ``factor`` with unit · (1 − t + t √((I₀+ε)/(Î+ε))), 1 on bad pixels, t the share of the way."""
+    one, zero, quarter = np.float32(1), np.float32(0), np.float32(0.25)
+    error, bound, way = zero, zero, one
+    if noise_share > 0:
+        for k in range(mask.size):
+            good, m = np.float32(mask[k]), measured[k]
+            difference = math.sqrt(counts[k]) - math.sqrt(m)
+            error += difference * difference * good
+            bound += min(m, quarter) * good
+        way = one - math.sqrt(min(noise_share * bound / max(error, np.float32(1e-30)), one))
+    for k in range(mask.size):
+        off = one - math.sqrt((measured[k] + floor) / (counts[k] + floor))
+        factor[k] = unit * (one - way * off * np.float32(mask[k]))
+
+
+@_compile
+def step(
+    plan: Any, waves: Any, detector: Any, numbers: Any, noise_share: Any, kept: Any, room: Any, modes: Any, out: Any
+) -> None:
+    """Fill ``out`` (n, part, …) with b A(c Q + (1−c) ψ) + a Q + (1−a−b) ψ, Q = P O, of ψ ``kept``; numbers a, b, c.
+
+    ``room`` (2 part + 3, …) to work in.
+    """
+    obj, corners, _, _, _, ramps, _, near, _ = waves
+    patterns, rows, kind, masks, _, floor, scales, background, _ = detector
+    a, b, c = numbers
+    n_states, n_modes, ny, nx = len(obj), len(waves[2]), ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
+    n_parts, pixels, one = kept.shape[1], ny * nx, np.float32(1)
+    unit = one if near[0] else one / np.float32(pixels)
+    power, counts, measured = room[2 * n_parts], room[2 * n_parts + 1], room[2 * n_parts + 2]
+    for j in range(len(corners)):
+        mask = masks[j % len(masks)]
+        for i in range(n_parts):
+            f, state, m = i // (n_states * n_modes), i // n_modes % n_states, i % n_modes
+            overlap, mixed, old = room[i], room[n_parts + i], kept[j, i]
+            if a != 0 or c != 0:
+                _enter(overlap, waves, modes, j, f, m, plan)
+                transmit(overlap, overlap, obj[state, 0], corners[j, f, 0], corners[j, f, 1], ny, nx, False)
+            else:
+                overlap[: 2 * pixels] = 0
+            for k in range(2 * pixels):
+                mixed[k] = c * overlap[k] + (one - c) * old[k]
+            _to_detector(mixed, near, j, f, plan)
+            add_power(power, mixed, unit, pixels, i == 0)
+        take_pattern(measured, patterns[rows[j]], kind, mask)
+        detect(counts[:pixels], power, scales[j], background)
+        _factors(power, counts, measured, mask, floor, noise_share, unit)
+        for i in range(n_parts):
+            f, overlap, mixed, old, new = i // (n_states * n_modes), room[i], room[n_parts + i], kept[j, i], out[j, i]
+            for k in range(pixels):
+                mixed[2 * k] *= power[k]
+                mixed[2 * k + 1] *= power[k]
+            if near[0]:
+                transform(plan, mixed, True)
+                multiply(mixed, near[1], -one)
+                turn(mixed, near[2][j, f], near[3][j, f], -one)
+            transform(plan, mixed, False)
+            for k in range(2 * pixels):
+                new[k] = b * mixed[k] + a * overlap[k] + (one - a - b) * old[k]
