@@ -5,6 +5,7 @@ import h5py
 import numpy as np
 import pytest
 
+from hpcrec.data.dataset import unsigned
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.io import hdf5_access
 from hpcrec.io.base import open_series
@@ -54,7 +55,7 @@ def test_reading_some_patterns_equals_indexing_the_array(path, chunks, dtype):
         indices = np.array([11, 0, 3, 4, 0])
         read = scan.read(indices)
         np.testing.assert_array_equal(read, np.fft.ifftshift(patterns[1][indices], axes=(1, 2)))
-        assert read.dtype == np.dtype(dtype).newbyteorder("=") == scan.dtype
+        assert read.dtype == unsigned(np.dtype(dtype).newbyteorder("=")) == scan.dtype
 
 
 @pytest.mark.parametrize("chunks", [None, (1, 2, 2, 8, 8)])

@@ -5,6 +5,7 @@ import mrcfile
 import numpy as np
 import pytest
 
+from hpcrec.data.dataset import unsigned
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.io.base import open_series
 from hpcrec.io.mrc import MrcOptions
@@ -28,7 +29,7 @@ def test_mrc_stacks(tmp_path, dtype):
     with open_series(MrcOptions(scan_shape=(3, 2), **given)) as series:
         read = series.tilt(0).read(np.array([5, 0]))
         np.testing.assert_array_equal(read, np.fft.ifftshift(frames[[5, 0]], axes=(1, 2)))
-        assert read.dtype == dtype
+        assert read.dtype == unsigned(np.dtype(dtype))
     with pytest.raises(ConfigError, match="neither the shape of the scan nor positions"):
         open_series(MrcOptions(**given))
     with mrcfile.new(tmp_path / "movie.mrc", overwrite=True) as file:
