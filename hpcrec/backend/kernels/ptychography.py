@@ -160,8 +160,9 @@ def gradients(
     power, counts = running[n_parts], running[n_parts][pixels:]
     weight, measured, extra = running[n_parts + 1], running[n_parts + 1][pixels:], running[n_parts + 2]
     straight = entry[0] and entry[1] == one
-    at_once = n_parts == 1 and bare and loss == AMPLITUDE and not (near[0] or scaled or grounded)
-    here = np.zeros(3)
+    at_once = bare and loss == AMPLITUDE and not (near[0] or scaled or grounded)
+    in_passing = probe and entry[0] and not (shifts or varied)
+    here, direct, nowhere = np.zeros(3), modes.reshape(n_modes, 1, modes.shape[1]), np.zeros((0, 0), np.float32)
     for m in range(n_modes):
         modes[m, : 2 * pixels] = spectrum[m]
     for j in range(len(corners)):
@@ -184,7 +185,7 @@ def gradients(
                 add_power(power, running[c], unit, pixels, c == 0)
         take_pattern(measured, patterns[rows[j]], kind, mask)
         if at_once:
-            answer_amplitudes(running[0], measured, mask, floor, unit, totals)
+            answer_amplitudes(running, n_parts, power, measured, mask, floor, unit, totals)
         else:
             found = power
             if not bare:
@@ -193,37 +194,41 @@ def gradients(
             weigh(weight, found, measured, mask, loss, floor, totals)
             if scaled or grounded:
                 add_detector_sums(power, found, weight, mask, out_scale[j], out_background, scaled, grounded)
-        for c in range(n_parts):
-            f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
-            y, x, g = corners[j, f, 0], corners[j, f, 1], running[c]
-            back = near[0] and shifts
-            if back:
-                extra[: 2 * pixels] = g[: 2 * pixels]
-                transform(plan, extra, True)
-            if not at_once:
-                scale_wave(g, weight, unit * scales[j], pixels)
-            if near[0]:
-                transform(plan, g, True)
-            if back:
-                here[:] = 0
-                add_moments(here, g, extra, rate, qy, qx, inverse)
-                out_shifts[j, f, 0] -= 4 * np.pi * here[1]
-                out_shifts[j, f, 1] -= 4 * np.pi * here[2]
-            if near[0]:
-                multiply(g, near[1], -one)
-                turn(g, near[2][j, f], near[3][j, f], -one)
-            transform(plan, g, False)
-            if len(leaving):
-                leaving[j, c, : 2 * pixels] = g[: 2 * pixels]
+        for first in range(0, n_parts, n_modes):
+            f, state = first // (n_states * n_modes), first // n_modes % n_states
+            y, x = corners[j, f, 0], corners[j, f, 1]
+            for c in range(first, first + n_modes):
+                g = running[c]
+                back = near[0] and shifts
+                if back:
+                    extra[: 2 * pixels] = g[: 2 * pixels]
+                    transform(plan, extra, True)
+                if not at_once:
+                    scale_wave(g, weight, unit * scales[j], pixels)
+                if near[0]:
+                    transform(plan, g, True)
+                if back:
+                    here[:] = 0
+                    add_moments(here, g, extra, rate, qy, qx, inverse)
+                    out_shifts[j, f, 0] -= 4 * np.pi * here[1]
+                    out_shifts[j, f, 1] -= 4 * np.pi * here[2]
+                if near[0]:
+                    multiply(g, near[1], -one)
+                    turn(g, near[2][j, f], near[3][j, f], -one)
+                transform(plan, g, False)
+                if len(leaving):
+                    leaving[j, c, : 2 * pixels] = g[: 2 * pixels]
             for s in range(last, -1, -1):
-                wave = modes[m] if straight and s == 0 else incoming[c, s]
+                kept, at, slot = (direct, 0, 0) if straight and s == 0 else (incoming, first, s)
                 carry_back(
-                    g, wave, obj[state, s], y, x, out_obj[state, s], out_light[state, s],
-                    y - origin[0], x - origin[1], ny, nx,
+                    running, first, n_modes, kept, at, slot, obj[state, s], y, x, out_obj[state, s],
+                    out_light[state, s], y - origin[0], x - origin[1], ny, nx,
+                    out_spectrum if in_passing and s == 0 else nowhere, entry[1],
                 )  # fmt: skip
-                if s and revision[0]:
-                    revise(g, obj[state, s], y, x, ny, nx, revision[1], revision[2])
-                if s:
+                for c in range(first, first + n_modes if s else first):
+                    g = running[c]
+                    if revision[0]:
+                        revise(g, obj[state, s], y, x, ny, nx, revision[1], revision[2])
                     transform(plan, g, True)
                     if moments:
                         extra[: 2 * pixels] = incoming[c, s, : 2 * pixels]
@@ -233,26 +238,28 @@ def gradients(
                     if tilted:
                         turn(g, tilt_y[j, s - 1], tilt_x[j, s - 1], -one)
                     transform(plan, g, False)
-            if entry[0] and (probe or varied):
-                scale_all(g, entry[1], pixels)
-            elif probe or shifts or varied:
-                transform(plan, g, True)
-            if probe and not (entry[0] or shifts or varied):
-                add_turned_back(out_spectrum[m], g, ramps[0][j, f], ramps[1][j, f])
-                continue
-            if (shifts or varied) and not entry[0]:
-                turn(g, ramps[0][j, f], ramps[1][j, f], -one)
-            if probe:
-                add_scaled(out_spectrum[m], g, one, pixels)
-            if shifts:
-                here[:] = 0
-                add_moments(here, g, modes[m], rate, qy, qx, one)
-                out_shifts[j, f, 0] += 4 * np.pi * here[1]
-                out_shifts[j, f, 1] += 4 * np.pi * here[2]
-            if varied and m == 0:
-                for i in range(len(variation)):
-                    add_scaled(out_variation[i], g, coefficients[j, i], pixels)
-                    out_coefficients[j, i] += 2 * real_dot(g, variation[i], pixels)
+            for m in range(0 if in_passing else n_modes):
+                g = running[first + m]
+                if entry[0] and (probe or varied):
+                    scale_all(g, entry[1], pixels)
+                elif probe or shifts or varied:
+                    transform(plan, g, True)
+                if probe and not (entry[0] or shifts or varied):
+                    add_turned_back(out_spectrum[m], g, ramps[0][j, f], ramps[1][j, f])
+                    continue
+                if (shifts or varied) and not entry[0]:
+                    turn(g, ramps[0][j, f], ramps[1][j, f], -one)
+                if probe:
+                    add_scaled(out_spectrum[m], g, one, pixels)
+                if shifts:
+                    here[:] = 0
+                    add_moments(here, g, modes[m], rate, qy, qx, one)
+                    out_shifts[j, f, 0] += 4 * np.pi * here[1]
+                    out_shifts[j, f, 1] += 4 * np.pi * here[2]
+                if varied and m == 0:
+                    for i in range(len(variation)):
+                        add_scaled(out_variation[i], g, coefficients[j, i], pixels)
+                        out_coefficients[j, i] += 2 * real_dot(g, variation[i], pixels)
 
 
 @_compile

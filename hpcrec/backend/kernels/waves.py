@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from hpcrec.backend.kernels.rows import row_of
+
 AMPLITUDE, POISSON, GAUSSIAN = 0, 1, 2
 # Types in which patterns come as they are
 COUNTS = (np.uint8, np.uint16, np.uint32, np.float32)
+# Pixels that go through the detector at a time
+_PIECE = 1024
 _compile: Any = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
 _exactly: Any = njit(error_model="numpy", nogil=True, cache=True)
 
@@ -23,8 +27,8 @@ _exactly: Any = njit(error_model="numpy", nogil=True, cache=True)
 def transmit(out: Any, wave: Any, obj: Any, y: int, x: int, ny: int, nx: int, more: bool) -> None:
     """Out = wave · window of the object; with ``more``, out += that."""
     for i in range(ny):
-        a, c = wave[2 * i * nx : 2 * (i + 1) * nx], out[2 * i * nx : 2 * (i + 1) * nx]
-        b = obj[y + i, 2 * x : 2 * (x + nx)]
+        a, c = row_of(wave, 2 * i * nx, 2 * nx), row_of(out, 2 * i * nx, 2 * nx)
+        b = row_of(obj, (y + i) * obj.shape[1] + 2 * x, 2 * nx)
         if more:
             for k in range(nx):
                 c[2 * k] += a[2 * k] * b[2 * k] - a[2 * k + 1] * b[2 * k + 1]
@@ -38,20 +42,39 @@ def transmit(out: Any, wave: Any, obj: Any, y: int, x: int, ny: int, nx: int, mo
 
 @_compile
 def carry_back(
-    g: Any, wave: Any, obj: Any, y: int, x: int, grad: Any, light: Any, yg: int, xg: int, ny: int, nx: int
-) -> None:
-    """Gradient += wave* · g, illumination += |wave|², then g = object* · g."""
+    waves: Any, first: int, n_modes: int, kept: Any, kept_first: int, slot: int, obj: Any, y: int, x: int, grad: Any,
+    light: Any, yg: int, xg: int, ny: int, nx: int, probe: Any, scale: Any,
+) -> None:  # fmt: skip
+    """Gradient += wave* · g, illumination += |wave|², then g = object* · g, for all modes at a time, row by row.
+
+    g: ``waves[first + m]``; wave: ``kept[kept_first + m, slot]``. Where ``probe`` (mode, 2·ny·nx) has modes, g stays as
+    it is and probe += scale · object* · g.
+    """
+    to_probe, n = len(probe) > 0, 2 * nx
+    _, n_slots, length = kept.shape
     for i in range(ny):
-        c, a = g[2 * i * nx : 2 * (i + 1) * nx], wave[2 * i * nx : 2 * (i + 1) * nx]
-        b = obj[y + i, 2 * x : 2 * (x + nx)]
-        h, u = grad[yg + i, 2 * xg : 2 * (xg + nx)], light[yg + i, xg : xg + nx]
-        for k in range(nx):
-            gr, gi, pr, pi, br, bi = c[2 * k], c[2 * k + 1], a[2 * k], a[2 * k + 1], b[2 * k], b[2 * k + 1]
-            h[2 * k] += gr * pr + gi * pi
-            h[2 * k + 1] += gi * pr - gr * pi
-            u[k] += pr * pr + pi * pi
-            c[2 * k] = gr * br + gi * bi
-            c[2 * k + 1] = gi * br - gr * bi
+        b, h = row_of(obj, (y + i) * obj.shape[1] + 2 * x, n), row_of(grad, (yg + i) * grad.shape[1] + 2 * xg, n)
+        u = row_of(light, (yg + i) * light.shape[1] + xg, nx)
+        for m in range(n_modes):
+            c = row_of(waves, (first + m) * waves.shape[1] + i * n, n)
+            a = row_of(kept, ((kept_first + m) * n_slots + slot) * length + i * n, n)
+            if to_probe:
+                d = row_of(probe, m * probe.shape[1] + i * n, n)
+                for k in range(nx):
+                    gr, gi, pr, pi, br, bi = c[2 * k], c[2 * k + 1], a[2 * k], a[2 * k + 1], b[2 * k], b[2 * k + 1]
+                    h[2 * k] += gr * pr + gi * pi
+                    h[2 * k + 1] += gi * pr - gr * pi
+                    u[k] += pr * pr + pi * pi
+                    d[2 * k] += (gr * br + gi * bi) * scale
+                    d[2 * k + 1] += (gi * br - gr * bi) * scale
+            else:
+                for k in range(nx):
+                    gr, gi, pr, pi, br, bi = c[2 * k], c[2 * k + 1], a[2 * k], a[2 * k + 1], b[2 * k], b[2 * k + 1]
+                    h[2 * k] += gr * pr + gi * pi
+                    h[2 * k + 1] += gi * pr - gr * pi
+                    u[k] += pr * pr + pi * pi
+                    c[2 * k] = gr * br + gi * bi
+                    c[2 * k + 1] = gi * br - gr * bi
 
 
 @_compile
@@ -117,7 +140,7 @@ def illuminate(wave: Any, spectrum: Any, ry: Any, rx: Any) -> None:
     n = rx.size
     for i in range(ry.size // 2):
         yr, yi = ry[2 * i], ry[2 * i + 1]
-        c, a = wave[i * n : (i + 1) * n], spectrum[i * n : (i + 1) * n]
+        c, a = row_of(wave, i * n, n), row_of(spectrum, i * n, n)
         for k in range(n // 2):
             wr = rx[2 * k] * yr - rx[2 * k + 1] * yi
             wi = rx[2 * k] * yi + rx[2 * k + 1] * yr
@@ -131,7 +154,7 @@ def add_turned_back(out: Any, wave: Any, ry: Any, rx: Any) -> None:
     n = rx.size
     for i in range(ry.size // 2):
         yr, yi = ry[2 * i], ry[2 * i + 1]
-        c, a = out[i * n : (i + 1) * n], wave[i * n : (i + 1) * n]
+        c, a = row_of(out, i * n, n), row_of(wave, i * n, n)
         for k in range(n // 2):
             wr = rx[2 * k] * yr - rx[2 * k + 1] * yi
             wi = rx[2 * k] * yi + rx[2 * k + 1] * yr
@@ -233,8 +256,8 @@ def weigh(weight: Any, counts: Any, measured: Any, mask: Any, loss: int, floor: 
 
 
 @_compile
-def answer_amplitudes(wave: Any, measured: Any, mask: Any, floor: Any, unit: Any, totals: Any) -> None:
-    """Do what add_power, weigh and scale_wave do with one part and the amplitude loss, in one pass."""
+def _answer_alone(wave: Any, measured: Any, mask: Any, floor: Any, unit: Any, totals: Any) -> None:
+    """Do the same with a single part, whose power is not needed twice."""
     total, error, sum_counts = np.float32(0), np.float32(0), np.float32(0)
     for k in range(mask.size):
         re, im, m, good = wave[2 * k], wave[2 * k + 1], measured[k], np.float32(mask[k])
@@ -248,6 +271,35 @@ def answer_amplitudes(wave: Any, measured: Any, mask: Any, floor: Any, unit: Any
     totals[0] += total
     totals[1] += error
     totals[2] += sum_counts
+
+
+@_compile
+def answer_amplitudes(
+    waves: Any, n_parts: int, room: Any, measured: Any, mask: Any, floor: Any, unit: Any, totals: Any
+) -> None:
+    """Do what add_power, weigh and scale_wave do with the amplitude loss, in one pass; ``room`` (:data:`_PIECE`,)."""
+    one, two = np.float32(1), np.float32(2)
+    if n_parts == 1:
+        _answer_alone(waves[0], measured, mask, floor, unit, totals)
+        return
+    for start in range(0, mask.size, _PIECE):
+        end = min(start + _PIECE, mask.size)
+        power, seen, good = room[: end - start], measured[start:end], mask[start:end]
+        total, error, sum_counts = np.float32(0), np.float32(0), np.float32(0)
+        for c in range(n_parts):
+            add_power(power, waves[c, 2 * start : 2 * end], unit, end - start, c == 0)
+        for k in range(power.size):
+            c, m, g = power[k], seen[k], np.float32(good[k])
+            error += (c + m - two * math.sqrt(c * m)) * g
+            sum_counts += m
+            off = (one - math.sqrt((m + floor) / (c + floor))) * g
+            total += (c + floor) * off * off
+            power[k] = off * unit
+        for c in range(n_parts):
+            scale_wave(waves[c, 2 * start : 2 * end], power, one, end - start)
+        totals[0] += total
+        totals[1] += error
+        totals[2] += sum_counts
 
 
 @_compile
