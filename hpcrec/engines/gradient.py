@@ -169,7 +169,7 @@ class GradientEngine(StreamingEngine):
             state.obj,
             state.object_memory["velocity"],
             state.object_memory["square"],
-            numbers=(first, _SECOND_DECAY, step, correction, _ADAM_FLOOR, dark),
+            numbers=(first, 1 - first, _SECOND_DECAY, 1 - _SECOND_DECAY, step, correction, _ADAM_FLOOR, dark),
             bound=self._options.object_constraint,
         )
 

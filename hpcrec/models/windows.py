@@ -93,7 +93,7 @@ class WindowSums:
         velocity: ComplexArray,
         square: FloatArray,
         *,
-        numbers: tuple[float, float, float, float, float, float],
+        numbers: tuple[float, ...],
         bound: Bound,
     ) -> None:
         """Take a step of Adam; ``numbers`` as the kernel has them."""
@@ -114,7 +114,7 @@ class WindowSums:
         """Run a kernel on complex and real arrays, the summed gradient and weight, the runs, numbers."""
         real = self.illumination.dtype
         gradient, arrays = self.obj.view(real), (*(a.view(real) for a in moving), *more)
-        numbers = tuple(real.type(n) if isinstance(n, float) else n for n in numbers)
+        numbers = tuple(n if isinstance(n, tuple) else real.type(n) for n in numbers)
         found = runs.find_runs(self.corners, self.window, self.obj.shape[2])
         calls = []
         for share in self.threads.shares(len(found)):
@@ -148,7 +148,9 @@ def kick(
     bound: Bound,
     threads: Threads,
 ) -> None:
-    """Let arrays of one shape follow v ← momentum · v + O − B, O ← O + share · v, B ← O, all in place."""
+    """Let contiguous arrays of one shape follow v ← momentum · v + O − B, O ← O + share · v, B ← O, all in place."""
+    if not all(a.flags.c_contiguous for a in (obj, velocity, before)):
+        raise ValueError("a kick needs contiguous arrays, row by row: it would change copies of these")
     real = real_dtype(obj.dtype)
     flat = [a.reshape(-1).view(real) for a in (obj, velocity, before)]
     numbers = real.type(momentum), real.type(share), BOUNDS[bound]

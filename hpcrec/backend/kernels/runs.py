@@ -102,10 +102,10 @@ def follow(
 def adam(obj: Any, velocity: Any, square: Any, gradient: Any, weight: Any, runs: Any, numbers: Any, bound: int) -> None:
     """O −= step · m̂ / (√q̂ + floor) with m ← a m + (1−a) g, q ← b q + (1−b)|g|²; clear gradient and weight.
 
-    velocity m; square q (slice, y, x); numbers: a, b, step / (1−aⁿ), 1 / (1−bⁿ), floor, dark.
+    velocity m; square q (slice, y, x); numbers: a, 1 − a, b, 1 − b, step / (1−aⁿ), 1 / (1−bⁿ), floor, dark. In single
+    precision 1 − b would be off by 1e-5 of itself.
     """
-    a, b, step, correction, floor, dark = numbers
-    one = np.float32(1)
+    a, rest_a, b, rest_b, step, correction, floor, dark = numbers
     for i, first, last in runs:
         for s in range(len(obj)):
             o, g = obj[s, i, 2 * first : 2 * last], gradient[s, i, 2 * first : 2 * last]
@@ -113,8 +113,8 @@ def adam(obj: Any, velocity: Any, square: Any, gradient: Any, weight: Any, runs:
             for k in range(w.size):
                 re, im = g[2 * k], g[2 * k + 1]
                 lit = w[k] > dark
-                vr, vi = a * v[2 * k] + (one - a) * re, a * v[2 * k + 1] + (one - a) * im
-                size = b * q[k] + (one - b) * (re * re + im * im)
+                vr, vi = a * v[2 * k] + rest_a * re, a * v[2 * k + 1] + rest_a * im
+                size = b * q[k] + rest_b * (re * re + im * im)
                 factor = step / (math.sqrt(size * correction) + floor) if lit else np.float32(0)
                 v[2 * k], v[2 * k + 1] = vr if lit else v[2 * k], vi if lit else v[2 * k + 1]
                 q[k] = size if lit else q[k]
