@@ -39,7 +39,7 @@ def step(
     threads: Threads,
 ) -> ComplexArray:
     """Return the waves (n, part, y, x) after one step; arguments as :func:`hpcrec.models.waves.stepped_waves`."""
-    out = np.empty_like(waves)
+    out = np.empty(waves.shape, np.complex64)
     chosen = tuple(np.float32(number) for number in numbers)
 
     def run(share: slice) -> None:
@@ -62,12 +62,12 @@ def overlap_object(
 ) -> None:
     """Add to ``found`` and ``weight`` (state, 1, y, x), from pixel ``origin`` of the object."""
     arrays = found.view(np.float32), weight
-    kernels.overlap_object(*_waves(chain), np.array(origin), _flat(waves), *_rooms(chain, 1), *arrays)
+    kernels.overlap_object(*_waves(chain), np.array(origin), _flat(waves), *_rooms(chain, 2), *arrays)
 
 
 def overlap_probe(chain: Chain, waves: ComplexArray, found: ComplexArray) -> None:
     """Add to ``found`` (mode, ky, kx)."""
-    kernels.overlap_probe(*_waves(chain), _flat(waves), *_rooms(chain, 1), _flat(found[None])[0])
+    kernels.overlap_probe(*_waves(chain), _flat(waves), *_rooms(chain, 2), _flat(found[None])[0])
 
 
 def _waves(chain: Chain) -> tuple[Plan, tuple[object, ...]]:
@@ -75,12 +75,12 @@ def _waves(chain: Chain) -> tuple[Plan, tuple[object, ...]]:
 
 
 def _rooms(chain: Chain, n: int) -> tuple[FloatArray, FloatArray]:
-    """Return room for n waves, and for the modes."""
-    room = compiled.wave_room(chain, n + len(chain.spectrum))
-    return room[:n], room[n:]
+    """Return room for n waves, and for a mode."""
+    room = compiled.wave_room(chain, n + 1)
+    return room[:n], room[n]
 
 
 def _flat(waves: ComplexArray) -> FloatArray:
-    """Return waves (n, part, y, x) as (n, part, 2·ny·nx) float32, the same memory."""
+    """Return waves (n, part, y, x) as (n, part, 2·ny·nx) float32, the same memory if they are complex64."""
     n, n_parts, ny, nx = waves.shape
-    return np.ascontiguousarray(waves).reshape(n, n_parts, ny * nx).view(np.float32)
+    return np.ascontiguousarray(waves, np.complex64).reshape(n, n_parts, ny * nx).view(np.float32)

@@ -1,5 +1,7 @@
 """Exit waves: their patterns are the model's, and the overlap's sums are gradients of a distance."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from hpcrec.models.waves import exit_waves, overlap_object, overlap_probe, stepp
 from hpcrec.objectives.losses import AMPLITUDE_FLOOR
 
 SHAPE, SAMPLING = (12, 10), (0.4, 0.5)
+TOLERANCE = 1e-5
 INDICES = np.array([3, 0, 5])
 
 
@@ -143,49 +146,76 @@ def test_patterns_within_the_noise_stay():
     np.testing.assert_allclose(found[1] - waves[1], share * (whole[1] - waves[1]), atol=1e-9)
 
 
+def everything_refined(rng):
+    """What makes patterns differ from one another, drawn for six positions."""
+    drawn = rng.standard_normal((2, *SHAPE)) + 1j * rng.standard_normal((2, *SHAPE))
+    return {
+        "intensity": rng.uniform(0.5, 2, 6),
+        "background": rng.uniform(0, 2, SHAPE),
+        "variation": drawn.astype(np.complex64),
+        "coefficients": rng.standard_normal((6, 2)),
+    }
+
+
+def all_waves(model, state, batch, old, noise):
+    """All that projection engines ask of exit waves, by name, of a batch and the waves kept of it."""
+    field, weight = overlap_object(model, state, batch.indices, old)
+    found, light = overlap_probe(model, state, batch.indices, old)
+    # Of the difference map, relaxed averages, and the average of projections
+    numbers = {"difference": (-0.9, 0.9, 2.0), "relaxed": (0.3, 0.6, 0.4), "average": (0.0, 1.0, 0.0)}
+    steps = {name: stepped_waves(model, state, batch, old, n, noise) for name, n in numbers.items()}
+    sums = {"object": field.values, "weight": weight.values, "probe": found, "light": light}
+    return sums | steps | {"exit": exit_waves(model, state, batch.indices)}
+
+
 @CASES
+@pytest.mark.parametrize("n_modes", [1, 2])
 @pytest.mark.parametrize("near", [False, True])
 @pytest.mark.parametrize("refined", [False, True])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_compiled_and_the_plain_waves_agree(n_states, flight, near, refined, threads):
-    """All four functions in single precision, with bad pixels, and a pattern that is left alone."""
+@pytest.mark.parametrize("bad", ["none", "mask", "patterns"])
+@pytest.mark.parametrize(("threads", "noise", "whole"), [(1, 0.5, False), (2, 0.0, True), (5, 0.5, True)])
+def test_the_compiled_and_the_plain_waves_agree(n_states, flight, n_modes, near, refined, bad, threads, noise, whole):
+    """All functions against double precision, relative to the largest value of each.
+
+    With bad pixels of the detector or of single patterns, saturated ones, and a pattern that is left alone.
+    """
     mask = np.ones(SHAPE, bool)
-    mask[3, 4:7] = False
-    phase = np.exp(1j * np.random.default_rng(1).uniform(0, 6, SHAPE)).astype(np.complex64) if near else None
-    kinds = ("numpy", 1), ("compiled", threads)
-    models = [
-        problem(n_states, flight, "single", k, t, mask=mask, propagator=phase, loss="poisson")[0] for k, t in kinds
-    ]
+    mask[3, 4:7] = bad != "mask"
+    phase = np.exp(1j * np.random.default_rng(1).uniform(0, 6, SHAPE)) if near else None
+    kinds = ("double", "numpy", 1), ("single", "compiled", threads)
+    options = {"mask": mask if bad == "mask" else None, "loss": "poisson", "saturation": 29.0 if whole else None}
+    plain, fast = (
+        problem(n_states, flight, p, k, t, propagator=None if phase is None else phase.astype(f"c{c}"), **options)[0]
+        for (p, k, t), c in zip(kinds, (16, 8), strict=True)
+    )
     _, state, rng = problem(n_states, flight)
-    state.obj, state.probe = state.obj.astype(np.complex64), state.probe.astype(np.complex64)
-    if refined:
-        drawn = rng.standard_normal((1, *SHAPE)) + 1j * rng.standard_normal((1, *SHAPE))
-        state.refined = {
-            "intensity": rng.uniform(0.5, 2, 6),
-            "background": rng.uniform(0, 2, SHAPE),
-            "variation": drawn.astype(np.complex64),
-            "coefficients": rng.standard_normal((6, 1)),
-        }
-    patterns = rng.uniform(0, 20, (3, *SHAPE)).astype(np.float32)
-    patterns[0] = models[0].simulate(state, INDICES[:1])[0]
+    # Both precisions see the same numbers
+    state.obj, state.probe = (a.astype(np.complex64).astype(complex) for a in (state.obj, state.probe[:n_modes]))
+    state.whole_pixels = whole
+    state.refined = everything_refined(rng) if refined else {}
+    patterns = rng.uniform(1, 30, (3, *SHAPE)).astype(np.float32)
+    patterns[0] = plain.simulate(state, INDICES[:1])[0]
+    good = rng.random(patterns.shape) > 0.1 if bad == "patterns" else None
     patterns[:, ~mask] = np.nan
-    batch, noise = Batch(INDICES, patterns), 0.5
-    there = exit_waves(models[0], state, INDICES)
-    old = there + 0.3 * rng.standard_normal(there.shape).astype(np.float32)
-    old[0] = there[0]
+    if good is not None:
+        patterns[~good] = np.nan
+    old = exit_waves(plain, state, INDICES).astype(np.complex64)
+    old[1:] += 0.3 * rng.standard_normal(old[1:].shape).astype(np.float32)
+    wanted = all_waves(plain, state, Batch(INDICES, patterns, good=good), old.astype(complex), noise)
+    single = replace(state, obj=state.obj.astype(np.complex64), probe=state.probe.astype(np.complex64))
+    found = all_waves(fast, single, Batch(INDICES, patterns, good=good), old, noise)
+    for name, values in wanted.items():
+        assert found[name].dtype in (np.complex64, np.float32), name
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=TOLERANCE * np.abs(values).max(), err_msg=name)
 
-    def all_of(model):
-        field, light = overlap_object(model, state, INDICES, old)
-        steps = [stepped_waves(model, state, batch, old, n, noise) for n in ((-0.9, 0.9, 2.0), (0.0, 1.0, 0.0))]
-        return (
-            exit_waves(model, state, INDICES),
-            field.values,
-            light.values,
-            *steps,
-            *overlap_probe(model, state, INDICES, old),
-        )
 
-    for wanted, found in zip(*(all_of(model) for model in models), strict=True):
-        assert found.dtype == wanted.dtype
-        # Single precision, there and back through the far field
-        np.testing.assert_allclose(found, wanted, atol=2e-5 * np.abs(wanted).max())
+def test_kept_waves_may_come_in_double_precision():
+    """As a run in double precision left them."""
+    model, state, rng = problem(precision="single", kernel="compiled")
+    state.obj, state.probe = state.obj.astype(np.complex64), state.probe.astype(np.complex64)
+    old = exit_waves(model, state, INDICES)
+    old += rng.standard_normal(old.shape).astype(np.float32)
+    batch = Batch(INDICES, rng.uniform(0, 20, (3, *SHAPE)).astype(np.float32))
+    wanted, found = (all_waves(model, state, batch, waves, 0.5) for waves in (old, old.astype(complex)))
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)

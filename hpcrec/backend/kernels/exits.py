@@ -30,72 +30,82 @@ _compile: Any = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
 
 
 @_compile
-def _enter(wave: Any, waves: Any, modes: Any, j: int, f: int, m: int, plan: Any) -> None:
-    """Fill ``wave`` with a mode of the probe at a pattern; ``modes`` (mode, …): room."""
-    _, _, spectrum, variation, coefficients, ramps, _, _, entry = waves
-    n = spectrum.shape[1]
-    modes[m, :n] = spectrum[m]
-    if m == 0 and len(variation):
-        vary(modes[0], spectrum[0], variation, coefficients[j], n // 2)
-    _illuminate(wave, modes[m], ramps[0][j, f], ramps[1][j, f], entry, plan)
+def _part(c: int, n_states: int, n_modes: int) -> Any:
+    """Return flight point, object state and mode of a part."""
+    return c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
 
 
 @_compile
-def exit_waves(plan: Any, waves: Any, room: Any, modes: Any, out: Any) -> None:
-    """Fill ``out`` (n, part, 2·ny·nx) with P O; ``room`` (1, …) and ``modes`` to work in."""
+def _enter(wave: Any, waves: Any, mode: Any, j: int, f: int, m: int, plan: Any) -> None:
+    """Fill ``wave`` with a mode of the probe at a pattern; ``mode``: room for one that varies."""
+    _, _, spectrum, variation, coefficients, ramps, _, _, entry = waves
+    chosen = spectrum[m]
+    if m == 0 and len(variation):
+        chosen = mode
+        vary(mode, spectrum[0], variation, coefficients[j], spectrum.shape[1] // 2)
+    _illuminate(wave, chosen, ramps[0][j, f], ramps[1][j, f], entry, plan)
+
+
+@_compile
+def _subtract(left: Any, wave: Any, kept: Any, obj: Any, y: int, x: int, ny: int, nx: int, back: bool) -> None:
+    """Fill ``left`` with P O − ψ, ``back``: with O* (P O − ψ), of P ``wave``, ψ ``kept`` and the window of O."""
+    for i in range(ny):
+        row = slice(2 * i * nx, 2 * (i + 1) * nx)
+        p, q, d, o = wave[row], kept[row], left[row], obj[y + i, 2 * x : 2 * (x + nx)]
+        for k in range(nx):
+            a, b, r, s = p[2 * k], p[2 * k + 1], o[2 * k], o[2 * k + 1]
+            u, v = a * r - b * s - q[2 * k], a * s + b * r - q[2 * k + 1]
+            d[2 * k], d[2 * k + 1] = (r * u + s * v, r * v - s * u) if back else (u, v)
+
+
+@_compile
+def exit_waves(plan: Any, waves: Any, room: Any, mode: Any, out: Any) -> None:
+    """Fill ``out`` (n, part, 2·ny·nx) with P O; ``room`` (1, …) and ``mode`` to work in."""
     obj, corners, ramps = waves[0], waves[1], waves[5]
-    n_states, n_modes, ny, nx = len(obj), len(waves[2]), ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
+    ny, nx = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
     for j in range(len(corners)):
         for c in range(out.shape[1]):
-            f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
-            _enter(room[0], waves, modes, j, f, m, plan)
+            f, state, m = _part(c, len(obj), len(waves[2]))
+            _enter(room[0], waves, mode, j, f, m, plan)
             transmit(out[j, c], room[0], obj[state, 0], corners[j, f, 0], corners[j, f, 1], ny, nx, False)
 
 
 @_compile
-def overlap_object(plan: Any, waves: Any, origin: Any, kept: Any, room: Any, modes: Any, out: Any, light: Any) -> None:
+def overlap_object(plan: Any, waves: Any, origin: Any, kept: Any, room: Any, mode: Any, out: Any, light: Any) -> None:
     """Add Σ P* (P O − ψ) to ``out`` (state, 1, y, 2x), Σ|P|² to ``light`` (state, 1, y, x); ψ ``kept`` (n, part, …).
 
-    origin: pixel of the object where both begin.
+    origin: pixel of the object where both begin; ``room`` (2, …) and ``mode`` to work in.
     """
     obj, corners, ramps = waves[0], waves[1], waves[5]
-    n_states, n_modes, ny, nx = len(obj), len(waves[2]), ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
+    ny, nx = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
     for j in range(len(corners)):
         for c in range(kept.shape[1]):
-            f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
+            f, state, m = _part(c, len(obj), len(waves[2]))
             y, x = corners[j, f, 0], corners[j, f, 1]
-            _enter(room[0], waves, modes, j, f, m, plan)
+            _enter(room[0], waves, mode, j, f, m, plan)
+            _subtract(room[1], room[0], kept[j, c], obj[state, 0], y, x, ny, nx, False)
             for i in range(ny):
-                p, q = room[0, 2 * i * nx : 2 * (i + 1) * nx], kept[j, c, 2 * i * nx : 2 * (i + 1) * nx]
-                o, at, to = obj[state, 0, y + i, 2 * x : 2 * (x + nx)], y + i - origin[0], x - origin[1]
+                at, to, row = y + i - origin[0], x - origin[1], slice(2 * i * nx, 2 * (i + 1) * nx)
+                p, d = room[0, row], room[1, row]
                 g, w = out[state, 0, at, 2 * to : 2 * (to + nx)], light[state, 0, at, to : to + nx]
                 for k in range(nx):
-                    a, b, r, s = p[2 * k], p[2 * k + 1], o[2 * k], o[2 * k + 1]
-                    u, v = a * r - b * s - q[2 * k], a * s + b * r - q[2 * k + 1]
-                    g[2 * k] += a * u + b * v
-                    g[2 * k + 1] += a * v - b * u
-                    w[k] += a * a + b * b
+                    g[2 * k] += p[2 * k] * d[2 * k] + p[2 * k + 1] * d[2 * k + 1]
+                    g[2 * k + 1] += p[2 * k] * d[2 * k + 1] - p[2 * k + 1] * d[2 * k]
+                    w[k] += p[2 * k] * p[2 * k] + p[2 * k + 1] * p[2 * k + 1]
 
 
 @_compile
-def overlap_probe(plan: Any, waves: Any, kept: Any, room: Any, modes: Any, out: Any) -> None:
+def overlap_probe(plan: Any, waves: Any, kept: Any, room: Any, mode: Any, out: Any) -> None:
     """Add the spectra of O* (P O − ψ), shifts undone, to ``out`` (mode, 2·ny·nx); ψ ``kept`` (n, part, …)."""
     obj, corners, ramps = waves[0], waves[1], waves[5]
-    n_states, n_modes, ny, nx = len(obj), len(waves[2]), ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
+    ny, nx = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
     for j in range(len(corners)):
         for c in range(kept.shape[1]):
-            f, state, m = c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
-            y, x = corners[j, f, 0], corners[j, f, 1]
-            _enter(room[0], waves, modes, j, f, m, plan)
-            for i in range(ny):
-                p, q = room[0, 2 * i * nx : 2 * (i + 1) * nx], kept[j, c, 2 * i * nx : 2 * (i + 1) * nx]
-                o = obj[state, 0, y + i, 2 * x : 2 * (x + nx)]
-                for k in range(nx):
-                    a, b, r, s = p[2 * k], p[2 * k + 1], o[2 * k], o[2 * k + 1]
-                    u, v = a * r - b * s - q[2 * k], a * s + b * r - q[2 * k + 1]
-                    p[2 * k], p[2 * k + 1] = r * u + s * v, r * v - s * u
-            transform(plan, room[0], True)
-            add_turned_back(out[m], room[0], ramps[0][j, f], ramps[1][j, f])
+            f, state, m = _part(c, len(obj), len(waves[2]))
+            _enter(room[0], waves, mode, j, f, m, plan)
+            _subtract(room[1], room[0], kept[j, c], obj[state, 0], corners[j, f, 0], corners[j, f, 1], ny, nx, True)
+            transform(plan, room[1], True)
+            add_turned_back(out[m], room[1], ramps[0][j, f], ramps[1][j, f])
 
 
 @_compile
@@ -117,27 +127,27 @@ def _factors(factor: Any, counts: Any, measured: Any, mask: Any, floor: Any, noi
 
 @_compile
 def step(
-    plan: Any, waves: Any, detector: Any, numbers: Any, noise_share: Any, kept: Any, room: Any, modes: Any, out: Any
+    plan: Any, waves: Any, detector: Any, numbers: Any, noise_share: Any, kept: Any, room: Any, mode: Any, out: Any
 ) -> None:
     """Fill ``out`` (n, part, …) with b A(c Q + (1−c) ψ) + a Q + (1−a−b) ψ, Q = P O, of ψ ``kept``; numbers a, b, c.
 
-    ``room`` (2 part + 3, …) to work in.
+    ``room`` (2 part + 3, …) and ``mode`` to work in.
     """
     obj, corners, _, _, _, ramps, _, near, _ = waves
     patterns, rows, kind, masks, _, floor, scales, background, _ = detector
     a, b, c = numbers
-    n_states, n_modes, ny, nx = len(obj), len(waves[2]), ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
+    ny, nx = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
     n_parts, pixels, one = kept.shape[1], ny * nx, np.float32(1)
     unit = one if near[0] else one / np.float32(pixels)
     power, counts, measured = room[2 * n_parts], room[2 * n_parts + 1], room[2 * n_parts + 2]
     for j in range(len(corners)):
         mask = masks[j % len(masks)]
         for i in range(n_parts):
-            f, state, m = i // (n_states * n_modes), i // n_modes % n_states, i % n_modes
+            f, state, m = _part(i, len(obj), len(waves[2]))
             overlap, mixed, old = room[i], room[n_parts + i], kept[j, i]
             if a != 0 or c != 0:
-                _enter(overlap, waves, modes, j, f, m, plan)
-                transmit(overlap, overlap, obj[state, 0], corners[j, f, 0], corners[j, f, 1], ny, nx, False)
+                _enter(mixed, waves, mode, j, f, m, plan)
+                transmit(overlap, mixed, obj[state, 0], corners[j, f, 0], corners[j, f, 1], ny, nx, False)
             else:
                 overlap[: 2 * pixels] = 0
             for k in range(2 * pixels):
@@ -148,7 +158,8 @@ def step(
         detect(counts[:pixels], power, scales[j], background)
         _factors(power, counts, measured, mask, floor, noise_share, unit)
         for i in range(n_parts):
-            f, overlap, mixed, old, new = i // (n_states * n_modes), room[i], room[n_parts + i], kept[j, i], out[j, i]
+            f, _, _ = _part(i, len(obj), len(waves[2]))
+            overlap, mixed, old, new = room[i], room[n_parts + i], kept[j, i], out[j, i]
             for k in range(pixels):
                 mixed[2 * k] *= power[k]
                 mixed[2 * k + 1] *= power[k]
