@@ -8,7 +8,6 @@ from hpcrec.engines.base import visit
 from hpcrec.engines.cg import ConjugateGradient, polynomial_minimum
 from hpcrec.engines.lbfgs import Lbfgs
 from hpcrec.models.line import losses_along
-from hpcrec.models.ptychography import PtychographyModel
 
 
 def prepared(phantom, cls, **options):
@@ -164,18 +163,3 @@ def test_full_batches_beat_fixed_steps_on_three_slices():
     """Where slices share the object, curvature along the line pays."""
     errors = {name: reconstruct(Phantom(3), name, 20, batch_size=64)[1][-1] for name in ("gradient", "cg", "lbfgs")}
     assert max(errors["cg"], errors["lbfgs"]) < 0.5 * errors["gradient"]
-
-
-def test_the_compiled_and_the_plain_kernel_search_alike():
-    phantom = Phantom()
-    plain = PtychographyModel(
-        phantom.model.shape,
-        phantom.model.sampling,
-        phantom.model.wavelength,
-        kernel="numpy",
-        detector=phantom.model.detector,
-    )
-    batch, changes = next(phantom.batches(64, 0)), (0.1 * phantom.truth.obj, 0.1 * phantom.truth.probe)
-    found = [losses_along(m, phantom.start, batch, *changes, [0.0, 0.5]) for m in (phantom.model, plain)]
-    # Single precision
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)

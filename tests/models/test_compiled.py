@@ -1,5 +1,7 @@
 """The compiled chain against its plain twin."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import test_ptychography
@@ -10,6 +12,7 @@ from hpcrec.backend.threads import Threads
 from hpcrec.errors import ConfigError
 from hpcrec.geometry.tiles import Box
 from hpcrec.models import refined
+from hpcrec.models.line import losses_along
 from hpcrec.models.partial import Field
 from hpcrec.models.responses import responses, room_to_keep
 from hpcrec.models.revised import revised_gradients
@@ -55,7 +58,12 @@ def assert_close(found, wanted, name, factor=1):
 
 
 def assert_terms_close(found, wanted):
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=TOLERANCE * np.abs(wanted).max())
+    """Products u·v, which may cancel, relative to |u||v|; of χ its largest part along a direction takes part."""
+    a, b = np.sqrt(wanted[:, 0]), np.sqrt(wanted[:, 2])
+    chi = np.abs(wanted[:, 3:] / np.maximum(np.stack([a, b], axis=1), 1e-30)).max()
+    scales = np.stack([a * a, a * b, b * b, a * chi, b * chi], axis=1)
+    assert scales[:, [0, 3]].min() > 0
+    assert np.all(np.abs(found - wanted) <= TOLERANCE * scales)
 
 
 @CASES
@@ -120,10 +128,13 @@ def test_responses_from_kept_waves_agree(n_slices, n_modes, loss, masked, more, 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("more", [{}, {"more": EVERYTHING, "n_states": 2, "flight": FLIGHT}, DETECTORS["near"]])
-def test_revised_gradients_agree(more, n_threads):
+@pytest.mark.parametrize("loss", ["amplitude", "poisson"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_revised_gradients_agree(more, n_threads, loss, whole):
     """The waves of 3PIE between slices, of objects that also absorb."""
-    plain, fast, state, batch = twins(3, 2, "amplitude", True, **more)
-    fast.threads = Threads(n_threads)
+    plain, fast, state, batch = twins(3, 2, loss, True, **more)
+    fast.threads, state.whole_pixels = Threads(n_threads), whole
+    batch = replace(batch, good=np.random.default_rng(6).random(batch.patterns.shape) > 0.1)
     state.obj = state.obj * np.random.default_rng(5).uniform(0.7, 1, state.obj.shape)
     wanted, found = (revised_gradients(model, state, batch, 0.8, 0.7) for model in (plain, fast))
     assert found.box == wanted.box
@@ -139,6 +150,22 @@ def test_more_waves_than_fit_are_not_kept(monkeypatch):
     assert room_to_keep(fast, state, len(batch.indices)) is not None
     monkeypatch.setattr("hpcrec.models.responses.KEPT_BYTES", 5 * 2 * 3 * 16 * 18 * 8 - 1)
     assert room_to_keep(fast, state, len(batch.indices)) is None
+
+
+@CASES
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_losses_along_a_line_agree(n_slices, n_modes, loss, masked, more, whole, n_threads):
+    """Relative to each loss, a sum of terms that are not negative; pixels of single patterns are bad too."""
+    plain, fast, state, batch = twins(n_slices, n_modes, loss, masked, **more)
+    fast.threads, state.whole_pixels = Threads(n_threads), whole
+    rng = np.random.default_rng(12)
+    good = rng.random(batch.patterns.shape) > 0.1
+    changes = 0.1 * random_like(state.obj, rng), 3 * random_like(state.probe, rng)
+    for chosen in (batch, replace(batch, good=good)):
+        wanted, found = (losses_along(model, state, chosen, *changes, [0.0, 0.3, 1.0]) for model in (plain, fast))
+        assert len(set(wanted)) == 3
+        np.testing.assert_allclose(found, wanted, rtol=TOLERANCE)
 
 
 @CASES

@@ -105,30 +105,36 @@ def _tangent(
 
 
 @_compile
+def power_of(j: int, waves: Any, room: Any, plan: Any) -> Any:
+    """Return the power Σ|Ψ|² of pattern j, in ``room`` (mode + 2, …), which begins with the modes of the probe."""
+    obj, corners, spectrum, variation, coefficients, ramps, gaps, near, entry = waves
+    ny, nx, n_modes = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2, len(spectrum)
+    pixels, wave, power = ny * nx, room[n_modes], room[n_modes + 1]
+    unit = np.float32(1 if near[0] else 1 / pixels)
+    if len(variation):
+        vary(room[0], spectrum[0], variation, coefficients[j], pixels)
+    first = True
+    for f in range(corners.shape[1]):
+        y, x = corners[j, f, 0], corners[j, f, 1]
+        for state in range(len(obj)):
+            for m in range(n_modes):
+                _illuminate(wave, room[m], ramps[0][j, f], ramps[1][j, f], entry, plan)
+                _pass_slices(wave, obj[state], gaps, near, j, f, y, x, ny, nx, plan)
+                add_power(power, wave, unit, pixels, first)
+                first = False
+    return power
+
+
+@_compile
 def intensities(plan: Any, waves: Any, scale: Any, background: Any, room: Any, out: Any) -> None:
     """Fill ``out`` (n, ny·nx) with modelled counts; ``room`` (mode + 2, …) to work in.
 
     plan: of transforms; waves: as :mod:`hpcrec.models.compiled` lays them out; scale (n,); background (ny·nx).
     """
-    obj, corners, spectrum, variation, coefficients, ramps, gaps, near, entry = waves
-    ny, nx, n_modes = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2, len(spectrum)
-    pixels, wave = ny * nx, room[n_modes]
-    power, unit = room[n_modes + 1], np.float32(1 if near[0] else 1 / (ny * nx))
-    for m in range(n_modes):
-        room[m, : 2 * pixels] = spectrum[m]
+    corners, spectrum = waves[1], waves[2]
+    room[: len(spectrum), : spectrum.shape[1]] = spectrum
     for j in range(len(corners)):
-        if len(variation):
-            vary(room[0], spectrum[0], variation, coefficients[j], pixels)
-        first = True
-        for f in range(corners.shape[1]):
-            for state in range(len(obj)):
-                for m in range(n_modes):
-                    _illuminate(wave, room[m], ramps[0][j, f], ramps[1][j, f], entry, plan)
-                    y, x = corners[j, f, 0], corners[j, f, 1]
-                    _pass_slices(wave, obj[state], gaps, near, j, f, y, x, ny, nx, plan)
-                    add_power(power, wave, unit, pixels, first)
-                    first = False
-        detect(out[j], power, scale[j], background)
+        detect(out[j], power_of(j, waves, room, plan), scale[j], background)
 
 
 @_compile
