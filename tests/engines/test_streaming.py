@@ -1,10 +1,15 @@
 """Sweeps in compiled calls of many batches against the loop over batches."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from phantom import SAMPLING, SHAPE, WAVELENGTH, Phantom, phase_error, reconstruct, refinements
+from phantom import SAMPLING, SHAPE, WAVELENGTH, Phantom, phase_error, reconstruct, refinements, total_of
 
 from hpcrec.engines import engine_class
+from hpcrec.engines.base import visit
+from hpcrec.models.base import Batch
 from hpcrec.models.chain import Detector
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.models.stream import Block, blocks_of
@@ -12,6 +17,13 @@ from hpcrec.models.stream import Block, blocks_of
 # Sweeps amplify differences of round-off, sums in another order
 TOLERANCE = 1e-4
 NAMES = ("epie", "rpie", "gradient")
+RULES = [
+    ("epie", {}),
+    ("rpie", {}),
+    ("rpie", {"probe_regularity": 0.0}),
+    ("gradient", {}),
+    ("gradient", {"momentum": 0.0}),
+]
 
 
 def streamed(phantom, name, n_sweeps, batch_size=8, per_block=40, refine=None, **options):
@@ -122,3 +134,97 @@ def test_blocks_hold_every_batch_once():
     blocks = blocks_of(batches, 6)
     assert [[len(batch) for batch in block] for block in blocks] == [[3, 3], [2], [9], [1]]
     assert blocks_of([], 6) == []
+
+
+# Rounding of a transform, 6e-8 of the largest pixel, and of sums over some thousand terms
+EXACT = 1e-5
+
+
+def double(phantom, model):
+    """The plain twin in double precision of a model, and a state of the same numbers."""
+    detector = replace(
+        model.detector,
+        propagator=None if model.detector.propagator is None else model.detector.propagator.astype(complex),
+    )
+    twin = PtychographyModel(
+        SHAPE,
+        SAMPLING,
+        WAVELENGTH,
+        model.slice_thickness,
+        detector=detector,
+        flight=model.flight,
+        precision="double",
+        kernel="numpy",
+    )
+    state = copy.deepcopy(phantom.start)
+    for values in (state.memory, state.object_memory, state.refined):
+        values |= {name: a.astype(complex) for name, a in values.items() if np.iscomplexobj(a)}
+    state.obj, state.probe = state.obj.astype(complex), state.probe.astype(complex)
+    return twin, state
+
+
+def moving(phantom):
+    """Velocities as large as the steps to come, where there are any."""
+    rng, state = np.random.default_rng(4), phantom.start
+    for memory, like in ((state.object_memory, 0.1), (state.memory, 0.1 * np.abs(state.probe).max())):
+        for name, values in memory.items():
+            if name.endswith("velocity"):
+                drawn = rng.standard_normal(values.shape) + 1j * rng.standard_normal(values.shape)
+                memory[name] = (like * drawn).astype(np.complex64)
+
+
+def one_batch(phantom, name, indices, **options):
+    """States before and after the batch: as the loop over batches steps in double precision, and the stream."""
+    cls = engine_class(name)
+    chosen = cls.Options(probe_start=0, **options)
+    cls(phantom.model, chosen).prepare(phantom.start)
+    moving(phantom)
+    model, state = double(phantom, phantom.model)
+    before, good = copy.deepcopy(state), None if phantom.good is None else phantom.good[indices]
+    engine = cls(model, chosen)
+    patterns = phantom.patterns[indices]
+    total = visit(engine, state, Batch(indices, patterns, n_global=len(indices), good=good), total_of)
+    rule = cls(phantom.model, chosen).step_rule(phantom.start)
+    edges = np.array([0, len(indices)])
+    block = Block(indices=indices, edges=edges, patterns=phantom.patterns, rows=indices, good=good)
+    sums = phantom.model.stream(phantom.start, block, rule)
+    np.testing.assert_allclose(sums, [total.sums[key][0] for key in ("loss", "error", "counts")], rtol=EXACT)
+    return before, state, phantom.start
+
+
+def assert_steps_agree(before, wanted, found):
+    """Changes of object, probe and velocities, relative to the largest change of each."""
+    pairs = [(name, *(getattr(s, name) for s in (before, wanted, found))) for name in ("obj", "probe")]
+    for memory in ("memory", "object_memory"):
+        of_all = [getattr(s, memory) for s in (before, wanted, found)]
+        assert of_all[1].keys() == of_all[2].keys()
+        pairs += [(name, *(values[name] for values in of_all)) for name in of_all[1] if name.endswith("velocity")]
+    assert len(pairs) in (2, 4)
+    for name, start, there, here in pairs:
+        assert here.dtype == np.complex64, name
+        change = there - start
+        assert np.abs(change).max() > 0.01 * np.abs(start).max(), name
+        np.testing.assert_allclose(here - start, change, rtol=0, atol=EXACT * np.abs(change).max(), err_msg=name)
+
+
+@pytest.mark.parametrize(("name", "options"), RULES)
+@pytest.mark.parametrize("constraint", ["none", "amplitude_bound", "phase_only"])
+@pytest.mark.parametrize(("batch_size", "n_threads"), [(1, 1), (1, 2), (12, 1), (12, 3), (64, 2)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_batch_takes_the_step_of_the_loop(name, options, constraint, batch_size, n_threads, whole):
+    phantom = Phantom(2, 2, threads=n_threads, noise=True)
+    phantom.start.whole_pixels = whole
+    rng = np.random.default_rng(6)
+    phantom.start.obj *= rng.uniform(0.7, 1.2, phantom.start.obj.shape).astype(np.float32)
+    indices = rng.permutation(64)[:batch_size]
+    assert_steps_agree(*one_batch(phantom, name, indices, object_constraint=constraint, **options))
+
+
+@pytest.mark.parametrize(("name", "options"), RULES)
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_batch_knows_what_the_model_knows(name, options, whole, n_threads):
+    phantom = complicated(np.uint16, n_threads)
+    phantom.start.whole_pixels = whole
+    indices = np.random.default_rng(6).permutation(64)[:9]
+    assert_steps_agree(*one_batch(phantom, name, indices, loss="poisson", **options))

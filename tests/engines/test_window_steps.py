@@ -44,10 +44,10 @@ def draw(rng, *shape):
     return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
 
 
-def lit(n=len(CORNERS)):
-    """Which pixels lie under the first windows."""
+def lit():
+    """Which pixels lie under the windows."""
     found = np.zeros(GRID, bool)
-    for y, x in CORNERS[:n]:
+    for y, x in CORNERS:
         found[y : y + SHAPE[0], x : x + SHAPE[1]] = True
     return found
 
