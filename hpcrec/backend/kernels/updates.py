@@ -88,13 +88,15 @@ def plain_step_with_momentum(
 
 @_compile
 def _precondition(g: Any, weight: Any, share: Any, floor: Any, scale: Any, quadratic: bool, out: Any) -> None:
+    # An integer zero would make single precision double
+    zero = scale - scale
     for s in range(weight.shape[0]):
         for i in range(weight.shape[1]):
             a, w, c = g[s, i], weight[s, i], out[s, i]
             for k in range(w.size):
                 d = share * w[k]
                 d = math.sqrt(d * d + floor * floor) if quadratic else d + max(w[k] - d, floor)
-                factor = scale / d if w[k] > 0 else scale * 0
+                factor = scale / d if w[k] > zero else zero
                 c[2 * k] = a[2 * k] * factor
                 c[2 * k + 1] = a[2 * k + 1] * factor
 
