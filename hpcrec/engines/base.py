@@ -40,6 +40,7 @@ class Engine(ABC):
     ``copies`` : of the options, and whether the state is ``windowed``: arrays of the object's size, the object among
         them, that are there beside the sums of a batch, and all at most in an update, as ``tests/run/test_memory.py``
         measures them
+    ``box_copies`` : those among them that are of the box of a batch only, which is small where batches are compact
     """
 
     passes: tuple[str, ...] = ("update",)
@@ -54,6 +55,7 @@ class Engine(ABC):
     copies: Callable[[Any, bool], tuple[float, float]] = staticmethod(
         lambda options, windowed: (1.0, bounded(options, 3.6))
     )
+    box_copies: Callable[[Any, bool], float] = staticmethod(lambda options, windowed: 0.0)
 
     @abstractmethod
     def prepare(self, state: PtychographyState) -> None:

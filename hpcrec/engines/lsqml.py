@@ -69,6 +69,11 @@ def _copies(options: LsqMlOptions, windowed: bool) -> tuple[float, float]:
     return (4.6, 7.6) if options.momentum else (3.6, bounded(options, 5.1))
 
 
+def _box_copies(options: LsqMlOptions, windowed: bool) -> float:
+    """Return the copies of the box of a batch among those: gradient and illumination, direction, what is lit."""
+    return 0.0 if windowed and options.object_update == "batch" else 2.6
+
+
 class LsqMl(Engine):
     """LSQ-ML (Odstrčil, Menzel and Guizar-Sicairos, Opt. Express 26, 3108 (2018)).
 
@@ -88,6 +93,7 @@ class LsqMl(Engine):
     pixel_passes = ("weight", "products")
     peaks = {"direction": ("illumination",), "weight": ("sum_weight",)}
     copies = staticmethod(_copies)
+    box_copies = staticmethod(_box_copies)
     keeps_batch = True
 
     def __init__(self, model: PtychographyModel, options: LsqMlOptions, refinements: Sequence[Refinement] = ()) -> None:

@@ -34,10 +34,17 @@ from hpcrec.run.start import probe_window
 GIB: Final = 2**30
 # Measured: MPICH's library and queues, in a rank of a group
 MPI_GIB: Final = 15 / 1024
+# Measured: what the heap and code that is loaded later take beyond the plan, results and their file among them
+LATER_GIB: Final = 24 / 1024
 # Of the object's size: gradient and illumination of a thread; the widest of an exchange of both: a field of the common
 # box, its sum, and MPI's buffer of half of that (MPICH's Allreduce, measured)
 _THREAD_COPIES: Final = 1.5
 _EXCHANGE_COPIES: Final = 1.5 + 2.5
+# Of tiles: gradient and illumination of the rank, of its core, and of its tile; boxes differ from batch to batch, and
+# the heap keeps freed ones (measured)
+_TILED_COPIES: Final = 3 * 1.5 + 1.0
+# Neighbours n steps apart on a Hilbert curve are at most √(6 n) cells apart
+_CURVE_REACH: Final = 6.0
 # A reader has frames, a piece of its file, what it picks of that, and patterns of a block; the block before is there
 _READER_BLOCKS: Final = 4
 # Positions as given, refined and shared out, batches of two sweeps, and two tables of figures, in float64 and int64
@@ -90,7 +97,7 @@ def base_memory(n_ranks: int = 1) -> float:
 
     Libraries and compiled loops differ with versions and machines; so call it late, when a model has run once here.
     """
-    has = psutil.Process().memory_info().rss / GIB
+    has = psutil.Process().memory_info().rss / GIB + LATER_GIB
     return float(has + (MPI_GIB if n_ranks > 1 and "mpi4py.MPI" not in sys.modules else 0.0))
 
 
@@ -182,16 +189,32 @@ def _object_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, threads: 
     slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
     one = slices * section.object_states * complex_dtype(section.precision).itemsize
     whole = pixels = grid.shape[0] * grid.shape[1]
-    if job.parallel.exchange == "tiled" and size > 1:
+    tiled = job.parallel.exchange == "tiled" and size > 1
+    if tiled:
         window = probe_window(job, series)
         halo = 2 * (min(window) / 2 + job.parallel.halo_margin_angstrom / min(series.sampling))
         side = np.sqrt(pixels / size) + halo
         pixels = int(min(pixels, side * side))
     compiled = compiled_kernel(job)
-    beside, update = engine_class(section.engine).copies(getattr(section, section.engine), compiled and size == 1)
-    sums = max(_THREAD_COPIES * (threads if compiled else 1), _EXCHANGE_COPIES if size > 1 else 0.0)
+    kind, options, alone = engine_class(section.engine), getattr(section, section.engine), compiled and size == 1
+    beside, update = kind.copies(options, alone)
+    of_box = kind.box_copies(options, alone)
+    spared = 1 - _box_share(job, series, grid) if of_box > 0 else 0.0
+    exchanged = _TILED_COPIES if tiled else _EXCHANGE_COPIES
+    sums = _THREAD_COPIES * (threads if compiled else 1) * (1 - spared)
+    sums, beside, update = max(sums, exchanged if size > 1 else 0.0), beside - spared * of_box, update - spared * of_box
     most = max(max(beside + sums, update) * pixels, beside * pixels + whole_copies(job) * whole)
     return beside * pixels * one, most * one
+
+
+def _box_share(job: Job, series: TiltSeries, grid: Grid) -> float:
+    """Return the largest share of the object that the box of one batch covers: 1 unless batches are compact."""
+    if job.ptychography.batch_kind != "compact":
+        return 1.0
+    n, window = _n_positions(series), probe_window(job, series)
+    reach = math.sqrt(_CURVE_REACH * batch_size(job, n) / n) * max(grid.shape)
+    sides = [min(reach + part, whole) / whole for whole, part in zip(grid.shape, window)]
+    return sides[0] * sides[1]
 
 
 def compiled_kernel(job: Job) -> bool:

@@ -1,0 +1,204 @@
+"""Planned against measured memory, and data larger than memory: ``python -m benchmarks.memory [--side 128] [--json F]``.
+
+One tilt of side² patterns of 128² pixels (uint16), one slice, two threads in all. Each case is a run of its own, from
+the job file to the tilt's result, as ``hpcrec run`` does it; its rank plans first, and the largest resident memory that
+any rank reached is set beside that plan (1: exact; below 1 the plan promised too little). Cases that say "quarter" take
+an address space (``ulimit -v``) that leaves a quarter of the patterns' bytes for patterns, so that they come from the
+scratch file; "whole" and "quarter" must find the same object. Patterns a second: the median of the sweeps after the
+first; rounds of all cases repeat, and medians of them are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import h5py
+import numpy as np
+import psutil
+
+from benchmarks.limits import machine
+from benchmarks.peers.sets import COUNTS, SAMPLING, SEMIANGLE, TRUE_SHARE, DataSet, phases, probe, scan
+from benchmarks.table import print_table, save_results
+from hpcrec.cli.run import run_job
+from hpcrec.geometry.grid import object_grid
+from hpcrec.geometry.tiles import Box
+from hpcrec.io.base import open_series
+from hpcrec.io.results import read_tilt_result, tilt_path
+from hpcrec.models.base import PtychographyState
+from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.parallel import mpi
+from hpcrec.physics.beam import electron_beam
+from hpcrec.run.config import load_job
+from hpcrec.run.memory import GIB, base_memory, rank_memory
+from hpcrec.run.plan import make_plan
+from hpcrec.run.start import common_grid
+
+N, STEP, SWEEPS, SHARE = 128, 3.0, 4, 0.25
+JOB = f"""
+version = 1
+name = "memory"
+[data]
+format = "hdf5"
+path = "PATH"
+patterns = "patterns"
+positions = "positions"
+pixel_size_angstrom = {SAMPLING}
+[beam]
+energy_ev = 200e3
+[probe]
+semiangle_mrad = {1e3 * SEMIANGLE}
+defocus_angstrom = 200.0
+[ptychography]
+iterations = {SWEEPS}
+"""
+EPIE: Final = ("ptychography.engine=epie",)
+COMPACT: Final = (
+    "ptychography.engine=lsqml", "ptychography.batch_kind=compact", "ptychography.lsqml.object_update=sweep",
+)  # fmt: skip
+TILED: Final = ("parallel.exchange=tiled", "parallel.group_size=2")
+# Ranks, share of the patterns that memory holds, keys
+CASES: Final[dict[str, tuple[int, float, tuple[str, ...]]]] = {
+    "ePIE, whole": (1, 1.0, EPIE),
+    "ePIE, quarter": (1, SHARE, EPIE),
+    "compact LSQ-ML, whole": (1, 1.0, COMPACT),
+    "compact LSQ-ML, quarter": (1, SHARE, COMPACT),
+    "LSQ-ML, two ranks, tiled": (2, 1.0, ("ptychography.engine=lsqml", *TILED)),
+}
+THREADS = 2
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write(path: Path, side: int) -> None:
+    """Simulate side² patterns, a block at a time."""
+    chosen, rng, beam = DataSet(side=side, step=STEP), np.random.default_rng(7), electron_beam(200e3)
+    positions = scan(chosen, rng)
+    grid = object_grid(positions, (N, N), (SAMPLING, SAMPLING))
+    state = PtychographyState(
+        obj=np.exp(1j * phases(chosen, grid, rng)).astype(np.complex64),
+        probe=probe(chosen, chosen.defocus, TRUE_SHARE),
+        positions=positions,
+        grid=grid,
+        box=Box(0, grid.shape[0], 0, grid.shape[1]),
+    )
+    model = PtychographyModel((N, N), grid.sampling, beam.wavelength, chosen.thickness, threads=THREADS)
+    with h5py.File(path, "w") as file:
+        file["positions"] = positions
+        kept = file.create_dataset("patterns", (side**2, N, N), np.uint16, chunks=(16, N, N))
+        for part in np.array_split(np.arange(side**2), max(side**2 // 256, 1)):
+            mean = np.clip(model.simulate(state, part), 0, COUNTS)
+            kept[part[0] : part[-1] + 1] = np.fft.fftshift(rng.poisson(mean), axes=(1, 2))
+
+
+class _Room(logging.Handler):
+    """Remembers what the reader was given for patterns."""
+
+    found: float | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "of memory and are" in str(record.msg) and isinstance(record.args, tuple):
+            self.found = float(str(record.args[1]))
+
+
+def child(path: Path, out: Path, share: float, keys: list[str]) -> None:
+    """Plan and run one job; rank 0 writes what was found. ``share`` < 1 bounds the address space of the process."""
+    world, (job, _), room = mpi.world(), load_job(path, keys), _Room()
+    logging.getLogger("hpcrec.data.batches").addHandler(room)
+    with open_series(job.data) as series:
+        planned = make_plan(job, series, world.size)
+        if share < 1:
+            whole = planned.n_positions * N * N * np.dtype(series.facts.dtype).itemsize
+            work = rank_memory(job, series, common_grid(job, series), 1, planned.threads) * GIB - whole
+            used = psutil.Process().memory_info()
+            # Of what a process may have, nine tenths are planned with
+            allowed = (base_memory() * GIB + work + share * whole) / 0.9 - used.rss + used.vms
+            resource.setrlimit(resource.RLIMIT_AS, (int(allowed), int(allowed)))
+            planned = make_plan(job, series, world.size)
+    logging.getLogger("hpcrec.data.batches").setLevel(logging.INFO)
+    run_job(path, out / "run", keys, "ptychography", False)
+    if world.rank == 0:
+        events = [json.loads(line) for line in (out / "run" / "events.jsonl").read_text().splitlines()]
+        rates = [e["patterns_per_s"] for e in events if e["event"] == "sweep"]
+        found = {
+            "planned": planned.memory_gib_per_rank,
+            "measured": max(e["peak_memory_gib"] for e in events if "peak_memory_gib" in e),
+            "rate": statistics.median(rates[1:]),
+            "room": room.found,
+        }
+        (out / "found.json").write_text(json.dumps(found))
+
+
+def measure(case: str, job: Path, out: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """Return the figures of one case in a process of its own (or two), and the object."""
+    ranks, share, keys = CASES[case]
+    out.mkdir(parents=True)
+    words = [sys.executable, "-m", "benchmarks.memory", "--child", job, out, str(share), *keys]
+    words.append(f"parallel.threads={max(THREADS // ranks, 1)}")
+    if ranks > 1:
+        words = [Path(sys.executable).parent / "mpiexec", "-n", str(ranks), *words]
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=ROOT, timeout=900)
+    if done.returncode:
+        raise RuntimeError(f"{case} failed: {done.stdout[-500:]} {done.stderr[-1500:]}")
+    return json.loads((out / "found.json").read_text()), read_tilt_result(tilt_path(out / "run" / "checkpoints", 0)).obj
+
+
+def rows(folder: Path, side: int, n_rounds: int) -> list[dict[str, object]]:
+    """Return a row for each case."""
+    data, job = folder / "data.h5", folder / "job.toml"
+    write(data, side)
+    job.write_text(JOB.replace("PATH", str(data)))
+    found: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
+    objects: dict[str, np.ndarray] = {}
+    for i in range(n_rounds):
+        for n, case in enumerate(CASES):
+            figures, objects[case] = measure(case, job, folder / f"{i}-{n}")
+            found[case].append(figures)
+    whole, made = side**2 * N * N * 2 / GIB, []
+    for case, all_figures in found.items():
+        middle = {k: statistics.median(f[k] for f in all_figures) for k in ("planned", "measured", "rate")}
+        row: dict[str, object] = {"case": case, "patterns GiB": whole / CASES[case][0]}
+        room = all_figures[0]["room"]
+        row["room GiB"] = None if room is None else room / GIB
+        row |= {"planned GiB": middle["planned"], "measured GiB": middle["measured"]}
+        row["planned / measured"] = middle["planned"] / middle["measured"]
+        row["patterns/s"] = middle["rate"]
+        if CASES[case][1] < 1:
+            other = case.replace("quarter", "whole")
+            row["rate / whole"] = statistics.median(a["rate"] / b["rate"] for a, b in zip(all_figures, found[other]))
+            difference = np.linalg.norm(objects[case] - objects[other]) / np.linalg.norm(objects[other])
+            row["object differs by"] = float(difference)
+        made.append(row)
+    return made
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        child(Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4]), sys.argv[5:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--side", type=int, default=128, help="patterns along a side of the scan")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    chosen = parser.parse_args()
+    here = machine(priority=True, cores=THREADS)
+    with tempfile.TemporaryDirectory() as name:
+        found = rows(Path(name), chosen.side, chosen.rounds)
+    print_table(found, f"{here['cpu']}, {here['cores']} cores, load {here['load']:.1f}, {here['commit']}")
+    print(f"results: {save_results('memory', here, found)}")
+    if chosen.json:
+        chosen.json.write_text(json.dumps({"machine": here, "rows": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
