@@ -1,4 +1,4 @@
-"""Planned against measured memory, and data larger than memory: ``python -m benchmarks.memory [--side 128] [--json F]``.
+"""Planned against measured memory, and data larger than memory: ``python -m benchmarks.memory [--side 128]``.
 
 One tilt of side² patterns of 128² pixels (uint16), one slice, two threads in all. Each case is a run of its own, from
 the job file to the tilt's result, as ``hpcrec run`` does it; its rank plans first, and the largest resident memory that
