@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import skimage
 from scipy import ndimage
 from scipy.spatial import cKDTree
-from skimage.filters import threshold_otsu
 
 from hpcrec.analysis.mixture import classify_intensities
 from hpcrec.backend.array import Array, BoolArray, FloatArray, IntArray
@@ -193,7 +193,7 @@ def particle_support(volume: Array, voxel_size: float, sigma_angstrom: float = 2
     smooth = ndimage.gaussian_filter(np.maximum(volume, 0).astype(np.float32), sigma_angstrom / voxel_size)
     if float(np.ptp(smooth)) == 0.0:
         return np.zeros(smooth.shape, np.bool_)
-    split = float(threshold_otsu(smooth))  # type: ignore[no-untyped-call]
+    split = float(skimage.filters.threshold_otsu(smooth))  # type: ignore[no-untyped-call]
     low, high = float(np.median(smooth[smooth <= split])), float(np.median(smooth[smooth > split]))
     depth = ndimage.distance_transform_edt(smooth < low + 0.3 * (high - low)) * voxel_size
     return np.asarray(depth <= 2.0, np.bool_)

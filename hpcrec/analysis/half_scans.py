@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from scipy import ndimage, optimize
+import scipy
+from scipy import ndimage
 
 from hpcrec.analysis.resolution import ShellCorrelation, fourier_shell_correlation
 from hpcrec.backend.array import Array, ComplexArray, FloatArray
@@ -108,5 +109,5 @@ def _peak(values: Array, y: FloatArray, x: FloatArray) -> tuple[float, float]:
 
     simplex = start + np.array([[0.0, 0.0], [0.4, 0.0], [0.0, 0.4]])
     options = {"initial_simplex": simplex, "xatol": 1e-4, "fatol": 1e-12, "maxiter": 200}
-    fine = optimize.minimize(misfit, start, method="Nelder-Mead", options=options).x
+    fine = scipy.optimize.minimize(misfit, start, method="Nelder-Mead", options=options).x
     return float(fine[0]), float(fine[1])

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import ctypes
 import math
+import sys
 import threading
 import time
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pyfftw
 
 from hpcrec.backend.array import Array, ComplexArray, array_module
 
+
+def _load() -> Any:
+    """Import pyfftw without its interfaces to Dask and SciPy: they load both, and hpcrec uses neither.
+
+    Where ``sys.modules`` holds None, an import raises ImportError (Python reference, 5.3.1); pyfftw then goes on.
+    """
+    unused = [name for name in ("dask.array.fft", "scipy.fftpack") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(unused))  # type: ignore[arg-type]
+    try:
+        import pyfftw
+    finally:
+        for name in unused:
+            del sys.modules[name]
+    return pyfftw
+
+
+pyfftw = _load()
 _PLANNING = threading.Lock()
 _FFTW = ctypes.CDLL(pyfftw.pyfftw.__file__)
 _PATIENT, _FORWARD, _BACKWARD = 32, -1, 1

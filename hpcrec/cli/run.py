@@ -15,7 +15,6 @@ from hpcrec.errors import ConfigError, HpcrecError, QualityError
 from hpcrec.logs import configure_logging
 from hpcrec.parallel import mpi
 from hpcrec.parallel.communicator import Communicator
-from hpcrec.report.collect import write_report
 from hpcrec.run.config import check_job, load_job
 from hpcrec.run.directory import STAGES, RunDirectory, default_path, find_job, open_directory
 from hpcrec.run.measure import limits_broken
@@ -31,13 +30,21 @@ def run_job(target: Path, out: Path | None, overrides: Sequence[str], until: str
     if world.rank == 0:
         console.print(f"run directory [bold]{escape(str(directory.path))}[/]", highlight=False, soft_wrap=True)
     job = check_job(raw)
-    quality = run_pipeline(job, raw, directory, world, console, until, write_report)
+    quality = run_pipeline(job, raw, directory, world, console, until, _write_report)
     if quality is not None:
         console.print(quality_table(quality))
         if directory.report.exists():
             console.print(f"report: [bold]{escape(str(directory.report))}[/]", highlight=False, soft_wrap=True)
     broken = limits_broken(job, directory) if world.rank == 0 else []
     _leave_together(world, _limits_error(broken) if broken else None)
+
+
+def _write_report(directory: RunDirectory) -> None:
+    """Write the report of a run; of all ranks the first one comes here, at the end."""
+    # matplotlib takes half a second to load
+    from hpcrec.report.collect import write_report
+
+    write_report(directory)
 
 
 def _limits_error(broken: list[str]) -> QualityError:

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
-from scipy.signal import fftconvolve
+import scipy
 
 from hpcrec.backend.array import ComplexArray, FloatArray, real_dtype
 from hpcrec.geometry.grid import Grid
@@ -108,7 +108,7 @@ def illumination_share(probe: ComplexArray, positions: FloatArray, grid: Grid) -
     (ny, nx), real = probe.shape[-2:], real_dtype(probe.dtype)
     visits = np.zeros((grid.shape[0] - ny + 1, grid.shape[1] - nx + 1), real)
     np.add.at(visits, tuple(window_corners(positions, grid, (ny, nx)).T), 1)
-    light = fftconvolve(visits, np.sum(np.abs(probe) ** 2, axis=0))
+    light = scipy.signal.fftconvolve(visits, np.sum(np.abs(probe) ** 2, axis=0))
     # Round-off of the transforms is no light
     light = np.maximum(light - 1e-6 * light.max(), 0)
     return np.asarray(light / max(float(light.max()), 1e-30), real)

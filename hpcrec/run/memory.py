@@ -36,6 +36,8 @@ GIB: Final = 2**30
 MPI_GIB: Final = 15 / 1024
 # Measured: what the heap and code that is loaded later take beyond the plan, results and their file among them
 LATER_GIB: Final = 24 / 1024
+# Measured: Dask, Matplotlib and what these load, for the stages after ptychography
+_STAGES_GIB: Final = 90 / 1024
 # Of the object's size: gradient and illumination of a thread; the widest of an exchange of both: a field of the common
 # box, its sum, and MPI's buffer of half of that (MPICH's Allreduce, measured)
 _THREAD_COPIES: Final = 1.5
@@ -93,12 +95,15 @@ def _address_limit() -> float:
 
 
 def base_memory(n_ranks: int = 1) -> float:
-    """Return the GiB that a rank takes before any data: what this process has, and MPI where that is still to come.
+    """Return the GiB that a rank takes before any data: what this process has, and what it will still load.
+
+    That is MPI, and the libraries of the later stages, which only the first rank loads: counted for all.
 
     Libraries and compiled loops differ with versions and machines; so call it late, when a model has run once here.
     """
     has = psutil.Process().memory_info().rss / GIB + LATER_GIB
-    return float(has + (MPI_GIB if n_ranks > 1 and "mpi4py.MPI" not in sys.modules else 0.0))
+    stages = 0.0 if "matplotlib" in sys.modules else _STAGES_GIB
+    return float(has + stages + (MPI_GIB if n_ranks > 1 and "mpi4py.MPI" not in sys.modules else 0.0))
 
 
 def rank_memory(

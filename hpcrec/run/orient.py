@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
-from scipy.stats import skew
+import scipy
 
 from hpcrec.backend.array import FloatArray, IntArray
 from hpcrec.direct.lens import LensFit, astigmatism_of
@@ -342,4 +342,4 @@ def _compare(first: Candidate, second: Candidate) -> Contest:
 def _brightness(candidate: Candidate) -> float:
     """Return the skewness of the phase: positive for bright atoms on a dark ground."""
     phase: FloatArray = candidate.trial.phase if candidate.trial is not None else np.zeros(2)
-    return float(skew(phase, axis=None))
+    return float(scipy.stats.skew(phase, axis=None))

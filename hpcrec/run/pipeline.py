@@ -18,7 +18,6 @@ from hpcrec.io.base import open_series
 from hpcrec.io.results import ProjectionStore, assemble_projections
 from hpcrec.parallel import mpi
 from hpcrec.parallel.communicator import Communicator
-from hpcrec.run.cluster import WorkersLostError, cluster
 from hpcrec.run.config import fingerprint
 from hpcrec.run.directory import STAGES, RunDirectory
 from hpcrec.run.job import Job
@@ -28,7 +27,6 @@ from hpcrec.run.plan import make_plan, n_workers
 from hpcrec.run.provenance import collect_provenance, now
 from hpcrec.run.start import FEW_COUNTS, mean_power
 from hpcrec.run.tilts import reconstruct_tilts, unfinished_tilts
-from hpcrec.run.volume import reconstruct_volume
 
 ATTEMPTS = 3
 
@@ -133,6 +131,9 @@ def _notices(job: Job, series: TiltSeries) -> list[str]:
 
 
 def _tomography(job: Job, raw: dict[str, Any], directory: RunDirectory, n_ranks: int, observer: Observer) -> None:
+    # Dask takes half a second to load; ranks but the first, and runs without a volume, never need it
+    from hpcrec.run import cluster, volume
+
     key = fingerprint(raw, "tomography")
     if directory.volume.exists() and directory.read_json(directory.stages).get("tomography") == key:
         observer({"event": "note", "text": "tomography: done before, kept"})
@@ -142,10 +143,10 @@ def _tomography(job: Job, raw: dict[str, Any], directory: RunDirectory, n_ranks:
     with _stage("tomography", text, observer):
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with cluster(workers, job.parallel.scheduler) as executor:
-                    reconstruct_volume(job, key, directory, executor, observer)
+                with cluster.cluster(workers, job.parallel.scheduler) as executor:
+                    volume.reconstruct_volume(job, key, directory, executor, observer)
                 break
-            except WorkersLostError as fault:
+            except cluster.WorkersLostError as fault:
                 if attempt == ATTEMPTS:
                     raise
                 observer({"event": "warning", "text": f"{fault} (done here: attempt {attempt + 1} of {ATTEMPTS})"})

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 import numpy as np
-from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
+import skimage
 
 from hpcrec.backend.array import Array, FloatArray
 from hpcrec.errors import ConfigError, DataError
@@ -71,7 +71,9 @@ def _non_local_means(image: FloatArray, sigma: float) -> FloatArray:
     """Buades, Coll & Morel, IPOL 1, 208 (2011): patches of 5×5 within 13×13 pixels, h = 0.8 σ."""
     if sigma == 0:
         return image.copy()
-    result = denoise_nl_means(image, patch_size=5, patch_distance=6, h=0.8 * sigma, sigma=sigma, fast_mode=True)  # type: ignore[no-untyped-call]
+    result = skimage.restoration.denoise_nl_means(
+        image, patch_size=5, patch_distance=6, h=0.8 * sigma, sigma=sigma, fast_mode=True
+    )  # type: ignore[no-untyped-call]
     return np.asarray(result, np.float32)
 
 
@@ -79,7 +81,7 @@ def _total_variation(image: FloatArray, sigma: float) -> FloatArray:
     """Chambolle, J. Math. Imaging Vis. 20, 89 (2004), with a weight of 0.9 σ."""
     if sigma == 0:
         return image.copy()
-    return np.asarray(denoise_tv_chambolle(image, weight=0.9 * sigma), np.float32)  # type: ignore[no-untyped-call]
+    return np.asarray(skimage.restoration.denoise_tv_chambolle(image, weight=0.9 * sigma), np.float32)  # type: ignore[no-untyped-call]
 
 
 DENOISERS: Final[dict[str, Callable[[FloatArray, float], FloatArray]]] = {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import skimage
 from scipy.ndimage import distance_transform_edt, gaussian_filter, label
-from skimage.filters import threshold_otsu
 
 from hpcrec.backend.array import BoolArray, FloatArray
 from hpcrec.errors import DataError
@@ -37,7 +37,7 @@ def support_mask(volume: FloatArray, voxel_size: float, options: MaskOptions | N
     smooth = gaussian_filter(volume, options.smooth_angstrom / voxel_size, mode="constant")
     if not smooth.max() > smooth.min():
         raise DataError("the volume is constant: there is no object to put a support around")
-    solid = smooth > options.threshold * threshold_otsu(smooth)
+    solid = smooth > options.threshold * skimage.filters.threshold_otsu(smooth)
     pieces, n_pieces = label(solid)
     if n_pieces > 1:
         # Before closing, which would join artefacts at the edge of the field to the object.

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import skimage
 from scipy import ndimage
-from skimage.filters import threshold_otsu
-from skimage.restoration import unwrap_phase
 
 from hpcrec.backend.array import Array, BoolArray, FloatArray
 from hpcrec.errors import DataError
@@ -194,7 +193,7 @@ def _slice_phase(obj: Array, illumination: Array, seen: BoolArray, unwrap: str) 
     middle = float(np.angle(np.sum(flat * weight)))
     phase = np.angle(flat * np.exp(-1j * middle))
     if unwrap == "reliability" and _has_jumps(phase, seen):
-        phase = np.ma.getdata(unwrap_phase(np.ma.masked_array(phase, ~seen)))  # type: ignore[no-untyped-call]
+        phase = np.ma.getdata(skimage.restoration.unwrap_phase(np.ma.masked_array(phase, ~seen)))  # type: ignore[no-untyped-call]
     return np.asarray(np.where(seen, phase, 0.0) + plane + middle, np.float64)
 
 
@@ -251,7 +250,7 @@ def _vacuum(height: FloatArray, seen: BoolArray) -> BoolArray:
     inside = height[seen]
     if float(np.ptp(inside)) < 1e-9:
         return seen
-    split = float(threshold_otsu(inside))  # type: ignore[no-untyped-call]
+    split = float(skimage.filters.threshold_otsu(inside))  # type: ignore[no-untyped-call]
     low, high = float(np.median(inside[inside <= split])), float(np.median(inside[inside > split]))
     return np.asarray(seen & (height < low + 0.25 * (high - low)), np.bool_)
 

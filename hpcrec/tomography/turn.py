@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import scipy
 from scipy.fft import next_fast_len
 from scipy.ndimage import affine_transform
-from scipy.signal import resample
 
 from hpcrec.backend.array import Array, FloatArray
 from hpcrec.errors import DataError
@@ -85,7 +85,7 @@ def _refined(image: FloatArray) -> FloatArray:
     sides = [next_fast_len(n + 2 * _MARGIN) for n in image.shape]
     fine = np.pad(image.astype(np.float64), [(_MARGIN, m - n - _MARGIN) for m, n in zip(sides, image.shape)])
     for axis in (0, 1):
-        fine = resample(fine, _FINER * fine.shape[axis], axis=axis)
+        fine = scipy.signal.resample(fine, _FINER * fine.shape[axis], axis=axis)
     return fine
 
 

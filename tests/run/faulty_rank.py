@@ -1,6 +1,7 @@
-"""What test_ranks_run.py starts under mpiexec: ``python faulty_rank.py raise|kill ARGUMENTS OF hpcrec``.
+"""What test_ranks_run.py starts under mpiexec: ``python faulty_rank.py raise|kill|list ARGUMENTS OF hpcrec``.
 
-Rank 1 fails in its seventh sweep: the third of the second tilt, one sweep beyond a checkpoint.
+With ``list`` no rank fails; as it ends, each tells what it loaded: ``rank 1 loaded: numpy, ...``. Else rank 1 fails in
+its seventh sweep: the third of the second tilt, one sweep beyond a checkpoint.
 """
 
 import os
@@ -27,5 +28,12 @@ def fail_in_sweep(how, number):
 
 
 if __name__ == "__main__":
-    fail_in_sweep(sys.argv.pop(1), 7)
-    main()
+    how = sys.argv.pop(1)
+    if how != "list":
+        fail_in_sweep(how, 7)
+    try:
+        main()
+    finally:
+        if how == "list":
+            loaded = sorted(name for name in sys.modules if name.count(".") < 2)
+            sys.stderr.write(f"rank {os.environ['PMI_RANK']} loaded: {', '.join(loaded)}\n")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from hpcrec.io.results import ProjectionStore, read_volume
-from hpcrec.run import pipeline
+from hpcrec.run import cluster, pipeline, volume
 from hpcrec.run.observers import read_events
 
 pytestmark = pytest.mark.timeout(180)
@@ -47,7 +47,7 @@ def written(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in paths}
 
 
-def volume(folder: Path) -> np.ndarray:
+def voxels(folder: Path) -> np.ndarray:
     return read_volume(folder / "volume.h5").volume
 
 
@@ -114,7 +114,7 @@ def test_a_run_stops_after_the_stage_it_is_told(
     assert hpcrec("run", whole_job, "--out", out, "--until", "analysis") == 0
     assert names(out) == AFTER_ANALYSIS
     # One slab or two: sums in another order, single precision
-    assert distance(volume(out), volume(whole_run)) < 1e-5
+    assert distance(voxels(out), voxels(whole_run)) < 1e-5
 
 
 def test_dropped_tilts_leave_and_come_back(whole_run: Path, hpcrec: Command, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_notice_does_not_take_the_place_of_the_stage(
 def test_a_run_survives_the_death_of_a_dask_worker(
     whole_job: Path, whole_run: Path, hpcrec: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, killed = pipeline.reconstruct_volume, []
+    real, killed = volume.reconstruct_volume, []
 
     def reconstruct(job: Any, key: str, directory: Any, executor: Any, observer: Any) -> None:
         def hear(event: Any) -> None:
@@ -153,13 +153,13 @@ def test_a_run_survives_the_death_of_a_dask_worker(
 
         real(job, key, directory, executor, hear)
 
-    monkeypatch.setattr(pipeline, "reconstruct_volume", reconstruct)
+    monkeypatch.setattr(volume, "reconstruct_volume", reconstruct)
     assert hpcrec("run", whole_job, "--out", tmp_path / "out", "--until", "tomography") == 0
     assert len(killed) == 1
     warnings = [e["text"] for e in heard(tmp_path / "out", "warning")]
     assert any("attempt 2 of 3" in text for text in warnings)
     assert "alignment: done before, kept" in [e["text"] for e in heard(tmp_path / "out", "note")]
-    assert distance(volume(tmp_path / "out"), volume(whole_run)) < 1e-5
+    assert distance(voxels(tmp_path / "out"), voxels(whole_run)) < 1e-5
 
 
 def test_workers_that_die_again_and_again_end_the_run(
@@ -172,14 +172,14 @@ def test_workers_that_die_again_and_again_end_the_run(
 
     def lose(*_: Any) -> None:
         attempts.append(1)
-        raise pipeline.WorkersLostError("1 Dask worker(s) died")
+        raise cluster.WorkersLostError("1 Dask worker(s) died")
 
     class Nobody:
         def __enter__(self) -> None: ...
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(pipeline, "reconstruct_volume", lose)
-    monkeypatch.setattr(pipeline, "cluster", lambda *_: Nobody())
-    assert hpcrec("run", whole_job, "--out", out) == pipeline.WorkersLostError.exit_code
+    monkeypatch.setattr(volume, "reconstruct_volume", lose)
+    monkeypatch.setattr(cluster, "cluster", lambda *_: Nobody())
+    assert hpcrec("run", whole_job, "--out", out) == cluster.WorkersLostError.exit_code
     assert len(attempts) == pipeline.ATTEMPTS
     assert (out / "projections.h5").exists()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -34,13 +36,29 @@ def distance(folder: Path, other: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(whole_job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory that two ranks made without interruption."""
+def uninterrupted(whole_job: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[CompletedProcess[str], Path]:
+    """What two ranks told, and the run directory that they made without interruption."""
     out = tmp_path_factory.mktemp("ranks") / "out"
-    done = launch("-m", "hpcrec.cli.main", *run(whole_job, out))
+    done = launch(FAULTY, "list", *run(whole_job, out))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run directory") == 1, "one rank speaks for all"
-    return out
+    return done, out
+
+
+@pytest.fixture(scope="module")
+def two_ranks(uninterrupted: tuple[CompletedProcess[str], Path]) -> Path:
+    return uninterrupted[1]
+
+
+def test_ranks_load_no_library_that_they_do_not_use(uninterrupted: tuple[CompletedProcess[str], Path]) -> None:
+    """Half a second and up to 90 MiB a rank; of a run without a report, the first rank's workers alone need Dask."""
+    told = re.findall(r"^rank (\d) loaded: (.*)$", uninterrupted[0].stderr, re.MULTILINE)
+    loaded = {int(rank): set(names.split(", ")) for rank, names in told}
+    assert {"numba", "distributed"} <= loaded[0], "names as this test knows them"
+    drawing = {"matplotlib", "optuna", "ase", "zarr", "tifffile"}
+    assert loaded[0] & drawing == set()
+    later = {"dask", "distributed", "scipy.stats", "scipy.signal", "scipy.interpolate", "skimage.filters"}
+    assert loaded[1] & (drawing | later) == set()
 
 
 def test_two_ranks_find_the_volume_of_one_process(two_ranks: Path, whole_run: Path) -> None:
