@@ -74,9 +74,10 @@ class Pie(Engine):
             total.windows.weigh_by_root(state.obj, peak=peak or 1.0, floor=floor, step=step, bound=bound)
         elif peak > 0 and not total.fields["object_gradient"].box.empty:
             field, weight = total.fields["object_gradient"], total.fields["illumination"].values
+            share = weight / peak
+            np.sqrt(np.minimum(share, 1, out=share), out=share)
             # Without a floor, pixels of the box that no pattern lights would be 0 / 0
-            size = np.where(weight > 0, weight + floor, 1).astype(weight.dtype)
-            share = np.sqrt(np.minimum(weight / peak, 1)) / size
+            share /= np.maximum(weight + floor, np.finfo(weight.dtype).tiny)
             change_object(state, field.box, np.multiply(field.values, -step * share))
             constrain_object(state, field.box, weight > 0, chosen.object_constraint)
         change_refined(state, total, self._refinements)

@@ -131,7 +131,8 @@ def test_compact_batches_spare_the_copies_of_their_box(options: dict[str, Any]) 
     # Planned is a bound: of the arrays in an update, those of the box are not all told apart
     assert measured < 1.03 * max(beside - spared, update - spared)
     assert measured < max(beside + 1.5 * 3, update) - 2.5
-    assert measured > beside - spared
+    # The least is the object alone, of which the ends of random boxes take or give a little
+    assert measured > 0.99 * (beside - spared)
 
 
 class Counts:

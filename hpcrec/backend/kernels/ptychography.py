@@ -35,6 +35,7 @@ from hpcrec.backend.kernels.waves import (
     scale_wave,
     take_pattern,
     transmit,
+    transmit_in_place,
     turn,
     vary,
     weigh,
@@ -82,7 +83,7 @@ def _pass_slices(
     for s in range(len(obj)):
         if s:
             _cross(wave, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plan)
-        transmit(wave, wave, obj[s], y, x, ny, nx, False)
+        transmit_in_place(wave, obj[s], y, x, ny, nx)
     _to_detector(wave, near, j, f, plan)
 
 
@@ -97,9 +98,9 @@ def _tangent(
         if s:
             _cross(wave, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plan)
             _cross(tangent, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plan)
-            transmit(tangent, tangent, obj[s], y, x, ny, nx, False)
+            transmit_in_place(tangent, obj[s], y, x, ny, nx)
         transmit(tangent, wave, change[s], yc, xc, ny, nx, s > 0)
-        transmit(wave, wave, obj[s], y, x, ny, nx, False)
+        transmit_in_place(wave, obj[s], y, x, ny, nx)
     _to_detector(wave, near, j, f, plan)
     _to_detector(tangent, near, j, f, plan)
 

@@ -25,7 +25,7 @@ _exactly: Any = njit(error_model="numpy", nogil=True, cache=True)
 
 @_compile
 def transmit(out: Any, wave: Any, obj: Any, y: int, x: int, ny: int, nx: int, more: bool) -> None:
-    """Out = wave · window of the object; with ``more``, out += that."""
+    """Out = wave · window of the object; with ``more``, out += that. Not in place."""
     for i in range(ny):
         a, c = row_of(wave, 2 * i * nx, 2 * nx), row_of(out, 2 * i * nx, 2 * nx)
         b = row_of(obj, (y + i) * obj.shape[1] + 2 * x, 2 * nx)
@@ -38,6 +38,17 @@ def transmit(out: Any, wave: Any, obj: Any, y: int, x: int, ny: int, nx: int, mo
                 ar, ai, br, bi = a[2 * k], a[2 * k + 1], b[2 * k], b[2 * k + 1]
                 c[2 * k] = ar * br - ai * bi
                 c[2 * k + 1] = ar * bi + ai * br
+
+
+@_compile
+def transmit_in_place(wave: Any, obj: Any, y: int, x: int, ny: int, nx: int) -> None:
+    """Wave *= window of the object; :func:`transmit` onto its own input would be a loop of single numbers."""
+    for i in range(ny):
+        a, b = row_of(wave, 2 * i * nx, 2 * nx), row_of(obj, (y + i) * obj.shape[1] + 2 * x, 2 * nx)
+        for k in range(nx):
+            ar, ai, br, bi = a[2 * k], a[2 * k + 1], b[2 * k], b[2 * k + 1]
+            a[2 * k] = ar * br - ai * bi
+            a[2 * k + 1] = ar * bi + ai * br
 
 
 @_compile
