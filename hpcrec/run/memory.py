@@ -36,7 +36,7 @@ GIB: Final = 2**30
 MPI_GIB: Final = 15 / 1024
 # Measured: what the heap and code that is loaded later take beyond the plan, results and their file among them
 LATER_GIB: Final = 24 / 1024
-# Measured: Dask, Matplotlib and what these load, for the stages after ptychography
+# Measured: Dask, Matplotlib and what these load, for the stages after ptychography, whose arrays are gone by then
 _STAGES_GIB: Final = 90 / 1024
 # Of the object's size: gradient and illumination of a thread; the widest of an exchange of both: a field of the common
 # box, its sum, and MPI's buffer of half of that (MPICH's Allreduce, measured)
@@ -95,15 +95,12 @@ def _address_limit() -> float:
 
 
 def base_memory(n_ranks: int = 1) -> float:
-    """Return the GiB that a rank takes before any data: what this process has, and what it will still load.
-
-    That is MPI, and the libraries of the later stages, which only the first rank loads: counted for all.
+    """Return the GiB that a rank takes before any data: what this process has, and MPI if it will still load it.
 
     Libraries and compiled loops differ with versions and machines; so call it late, when a model has run once here.
     """
     has = psutil.Process().memory_info().rss / GIB + LATER_GIB
-    stages = 0.0 if "matplotlib" in sys.modules else _STAGES_GIB
-    return float(has + stages + (MPI_GIB if n_ranks > 1 and "mpi4py.MPI" not in sys.modules else 0.0))
+    return float(has + (MPI_GIB if n_ranks > 1 and "mpi4py.MPI" not in sys.modules else 0.0))
 
 
 def rank_memory(
@@ -121,9 +118,10 @@ def rank_memory(
     Patterns that would exceed ``limit`` (GiB) wait in a scratch file; then a few batches are in memory.
     """
     work, share = _work_bytes(job, series, grid, size, threads), _share_bytes(job, series, size)
-    if share <= _room(limit, base, work):
-        return base + (work + share) / GIB
-    return base + (work + _streamed_bytes(job, series, size, threads)) / GIB
+    if share > _room(limit, base, work):
+        share = _streamed_bytes(job, series, size, threads)
+    later = 0.0 if "matplotlib" in sys.modules else _STAGES_GIB
+    return base + max((work + share) / GIB, later)
 
 
 def pattern_room(job: Job, series: TiltSeries, grid: Grid, size: int, n_ranks: int, threads: int) -> int:

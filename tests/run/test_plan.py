@@ -49,9 +49,9 @@ def test_memory_grows_with_the_object_and_its_slices(tiny_job: Path, series: Til
     beside, update = LsqMl.copies(LsqMlOptions(), True)
     # A gradient and a weight of one thread
     copies = max(beside + 1.5, update)
-    small, large = (rank_memory(job, series, large_grid(series, n), 1) for n in (1000, 4000))
-    # complex64 copies of the 15 million pixels that the larger one has more
-    assert large - small == pytest.approx(copies * 8 * (4000**2 - 1000**2) / GIB)
+    small, large = (rank_memory(job, series, large_grid(series, n), 1) for n in (3000, 4000))
+    # complex64 copies of the 7 million pixels that the larger one has more
+    assert large - small == pytest.approx(copies * 8 * (4000**2 - 3000**2) / GIB)
     sliced = job_with(tiny_job, lsqml, "ptychography.slices=3", "ptychography.slice_thickness_angstrom=4")
     more = rank_memory(sliced, series, large_grid(series, 4000), 1) - large
     # The waves that a batch keeps of each slice take a thousandth of that
@@ -63,8 +63,8 @@ def test_memory_grows_with_the_object_and_its_slices(tiny_job: Path, series: Til
 
 def test_windowed_sums_need_less(tiny_job: Path, series: TiltSeries) -> None:
     """One rank in compiled loops: object, and gradient and illumination of each thread."""
-    small, large = (large_grid(series, n) for n in (1000, 4000))
-    one = 8 * (4000**2 - 1000**2) / GIB
+    small, large = (large_grid(series, n) for n in (3000, 4000))
+    one = 8 * (4000**2 - 3000**2) / GIB
 
     def copies(size: int, threads: int, *changes: str) -> float:
         job = job_with(tiny_job, "ptychography.engine=epie", *changes)
