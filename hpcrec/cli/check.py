@@ -34,8 +34,8 @@ def check_job_file(path: Path, overrides: Sequence[str], n_ranks: int) -> None:
     console.print(advice_table(advice))
     if not plan.fits:
         raise DeviceError(
-            f"{path} does not fit: a rank would need {plan.memory_gib_per_rank:.1f} GiB, the limit is "
-            f"{plan.memory_limit_gib:.1f} GiB; raise parallel.memory_gib_per_rank or parallel.group_size"
+            f"{path} does not fit: a rank would need {plan.memory_gib_per_rank:.3g} GiB, the limit is "
+            f"{plan.memory_limit_gib:.3g} GiB; raise parallel.memory_gib_per_rank or parallel.group_size"
         )
     console.print(f"[green]ok[/]: {escape(str(path))} can run", highlight=False, soft_wrap=True)
 

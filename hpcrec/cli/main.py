@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from hpcrec import __version__
-from hpcrec.errors import HpcrecError
+from hpcrec.errors import DeviceError, HpcrecError
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+
+# Of address space: measured, libraries and compilers take nearly as much before any data
+_LEAST_GIB = 0.75
 
 app = typer.Typer(
     name="hpcrec",
@@ -205,12 +209,23 @@ def export(
     export_directory(directory, file_format, out)
 
 
+def _check_address_space() -> None:
+    """Refuse a process whose libraries could not load or would end it without a word."""
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if allowed != resource.RLIM_INFINITY and allowed < _LEAST_GIB * 2**30:
+        raise DeviceError(
+            f"this process may have {allowed / 2**30:.2f} GiB of address space (ulimit -v), and hpcrec needs "
+            f"{_LEAST_GIB:g} GiB before any data: raise the limit, or ask the scheduler for more memory"
+        )
+
+
 def main() -> None:
     """Run the command line; end with the exit code of ``errors.py`` and one sentence for a user's mistake."""
     from hpcrec.parallel import mpi
 
     try:
         with mpi.guard():
+            _check_address_space()
             app()
     except HpcrecError as fault:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(fault))}", highlight=False, soft_wrap=True)

@@ -104,7 +104,7 @@ def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int, threads: 
             return size
     need = rank_memory(job, series, grid, n_ranks, threads, base=base)
     raise DeviceError(
-        f"a rank would need {need:.1f} GiB, the limit is {limit:.1f} GiB: start fewer ranks per node, "
+        f"a rank would need {need:.3g} GiB, the limit is {limit:.3g} GiB: start fewer ranks per node, "
         "raise parallel.memory_gib_per_rank, or set parallel.exchange = 'tiled' and start more ranks"
     )
 

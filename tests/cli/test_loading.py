@@ -29,3 +29,11 @@ def test_help_loads_no_slow_library(command: list[str]) -> None:
     assert "Usage" in told or "hpcrec 0" in told
     assert "hpcrec.cli.main" in loaded.split()
     assert SLOW & set(loaded.split()) == set()
+
+
+def test_too_little_address_space_is_told_before_libraries_fail() -> None:
+    call = f'ulimit -v 500000; exec "{sys.executable}" -m hpcrec.cli.main info'
+    done = subprocess.run(["bash", "-c", call], capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert "0.48 GiB of address space (ulimit -v), and hpcrec needs 0.75 GiB" in done.stderr
+    assert "Traceback" not in done.stderr
