@@ -55,9 +55,18 @@ def report_content(directory: RunDirectory) -> ReportContent:
         quality=from_plain(QualityReport, quality) if quality else None,
         parameters=job,
         provenance=_short(directory.read_json(directory.provenance)),
-        timings={e["stage"]: e["seconds"] for e in events if e["event"] == "stage_done"},
+        timings=_stage_seconds(events),
         length_unit="Å" if "beam" in job else "px",
     )
+
+
+def _stage_seconds(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the seconds of each stage, of all times that it came to its end: a continued run adds to what was done."""
+    seconds: dict[str, float] = {}
+    for event in events:
+        if event["event"] == "stage_done":
+            seconds[event["stage"]] = seconds.get(event["stage"], 0.0) + event["seconds"]
+    return seconds
 
 
 def tilt_view(tilt: TiltResult, has_units: bool, n_states: int = 1) -> TiltView:
