@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / f"hpcrec-tests-
 # Processes of tests share the cores already
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import device_arrays
 from numba.core.caching import IndexDataCacheFile
 
 from hpcrec.backend import fft
@@ -98,6 +101,13 @@ def first_plan() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fft, "_TRIES", 1)
         yield
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The stand-in for CuPy, for the time of a test."""
+    monkeypatch.setitem(sys.modules, "cupy", device_arrays.MODULE)
+    return device_arrays.MODULE
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,10 @@ def _run(a: ComplexArray, axes: tuple[int, ...], forward: bool) -> None:
 def _transform(a: Array, axes: tuple[int, ...], forward: bool) -> ComplexArray:
     xp = array_module(a)
     if xp is not np:
-        return (xp.fft.fftn if forward else xp.fft.ifftn)(a, axes=axes, norm="ortho").astype(a.dtype, copy=False)  # type: ignore[no-any-return]
+        dtype = np.result_type(a.dtype, np.complex64)
+        if a.size == 0:
+            return a.astype(dtype)
+        return (xp.fft.fftn if forward else xp.fft.ifftn)(a, axes=axes, norm="ortho").astype(dtype, copy=False)  # type: ignore[no-any-return]
     if a.size == 0:
         return np.array(a)
     dtype = np.result_type(a.dtype, np.complex64)
@@ -85,6 +88,12 @@ def _transform(a: Array, axes: tuple[int, ...], forward: bool) -> ComplexArray:
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> Array:
     """Return an uninitialised host array as the in-place transforms and compiled kernels want it."""
     return pyfftw.empty_aligned(shape, dtype=dtype, n=_ALIGNMENT)  # type: ignore[no-any-return]
+
+
+def empty_beside(like: Array, shape: tuple[int, ...]) -> Array:
+    """Return an uninitialised array of the type of ``like`` where that lives; on the host :func:`aligned_empty`."""
+    xp = array_module(like)
+    return aligned_empty(shape, like.dtype) if xp is np else xp.empty(shape, like.dtype)
 
 
 def fft2_inplace(a: ComplexArray) -> ComplexArray:
