@@ -144,7 +144,7 @@ def reconstruct(
         engine.finish_iteration(state)
         if group.size == 1:
             whole = made.batch(ALL, 0, ALL)
-            good = made.model._good(whole)
+            good = made.model.good(whole)
             found = made.model.simulate(state, ALL)
             error, counts = amplitude_error(found, made.model.clean(whole).astype(np.float32), good)
             errors.append(error / counts)

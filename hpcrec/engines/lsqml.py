@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, array_module
+from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, array_module, to_host
 from hpcrec.backend.kernels.updates import precondition
 from hpcrec.engines.base import DONE, Engine, bounded
 from hpcrec.engines.compact import SweepObject
@@ -24,8 +24,9 @@ from hpcrec.engines.sweeps import (
 )
 from hpcrec.geometry.tiles import EMPTY_BOX
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.chain import KeptWaves, good_pixels
+from hpcrec.models.chain import KeptWaves
 from hpcrec.models.partial import Field, Partial, Total
+from hpcrec.models.placement import batch_beside
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.models.responses import responses, room_to_keep
 from hpcrec.objectives.losses import POISSON_FLOOR
@@ -160,8 +161,8 @@ class LsqMl(Engine):
         finish_sweep(state, self._options, self._refinements, momenta=("probe_velocity",) if moving else ())
 
     def _poisson_steps(self, state: PtychographyState, batch: Batch) -> FloatArray:
-        patterns = self._model.clean(batch)
-        good = good_pixels(self._model.detector, batch.patterns, batch.good)
+        batch = batch_beside(state.obj, batch)
+        patterns, good = self._model.clean(batch), self._model.good(batch)
         return poisson_steps(self._model.simulate(state, batch.indices), patterns, good)
 
     def _keep_directions(self, state: PtychographyState, total: Total) -> None:
@@ -225,13 +226,16 @@ class LsqMl(Engine):
         memory: dict[str, Array],
         name: str,
         index: tuple[slice, ...] = (),
-        touched: Array | bool = True,
+        touched: Array | None = None,
     ) -> Array:
         if not self._options.momentum:
             return change
         old = memory[name][index]
         xp = array_module(old)
         new = (change + self._options.momentum * old).astype(old.dtype, copy=False)
+        if touched is None:
+            memory[name][index] = new
+            return new
         memory[name][index] = xp.where(touched, new, old)
         return xp.where(touched, new, 0)  # type: ignore[no-any-return]
 
@@ -271,15 +275,17 @@ def poisson_steps(modelled: FloatArray, measured: Array, good: BoolArray | None)
     By the damped fixed point ξ ← ½ (ξ + Σ w (I − I₀/(1−ξw)) / Σ I w²) from ½ (Odstrčil et al. (2018), for counts);
     ε of the Poisson loss is added to both intensities. Between 0 and 1, beyond which dark pixels would change sign.
     """
+    xp = array_module(modelled)
     found = modelled.astype(np.float64) + POISSON_FLOOR
-    wanted = np.asarray(measured, np.float64) + POISSON_FLOOR
+    wanted = measured.astype(np.float64) + POISSON_FLOOR
     weight = 1 - wanted / found
     if good is not None:
         weight = weight * good
     size = np.sum(found * weight**2, axis=(1, 2))
-    steps = np.full(len(found), 0.5)
+    divisor = xp.where(size > 0, size, 1)
+    steps = xp.full(len(found), 0.5)
     for _ in range(_FIXED_POINTS):
         left = found - wanted / (1 - steps[:, None, None] * weight)
-        aim = np.divide(np.sum(weight * left, axis=(1, 2)), size, out=np.full(len(found), 0.5), where=size > 0)
+        aim = xp.where(size > 0, np.sum(weight * left, axis=(1, 2)) / divisor, 0.5)
         steps = np.clip(0.5 * (steps + aim), 0, _LARGEST_STEP)
-    return steps
+    return to_host(steps)

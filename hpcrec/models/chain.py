@@ -51,6 +51,9 @@ class Detector:
 class Chain:
     """What a share of n patterns is computed from. Incoherent parts of a pattern: flight points × states × modes.
 
+    On a device lie ``obj``, ``spectrum``, ``variation``, ``propagators``, ``rate``, ``background`` and the arrays of
+    ``detector``; what has a row a pattern stays on the host.
+
     obj : (state, slice, y, x) complex
     corners : (n, flight, 2) first pixels of the windows in ``obj``'s own numbering
     shifts : (n, flight, 2) sub-pixel shifts δ of the probe in pixels
@@ -92,6 +95,8 @@ class Chain:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChainSums:
     """Where gradients are added; None where they are not wanted.
+
+    On a device lie ``obj``, ``illumination``, ``spectrum``, ``variation`` and ``background``, the rest on the host.
 
     obj : (state, slice, y, x) ∂L/∂O*; illumination : (state, slice, y, x) Σ|ψ_s|²; from pixel ``origin`` of the object
     totals : (3,) float64: loss, Σ(√Î − √I)², ΣI over the good pixels

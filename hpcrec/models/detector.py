@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcrec.backend.array import Array, BoolArray, FloatArray, real_dtype
+from hpcrec.backend.array import Array, BoolArray, FloatArray, array_module, real_dtype, to_host
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.models.chain import Chain, ChainSums, Detector
 from hpcrec.objectives.losses import LOSSES, amplitude_error
@@ -14,7 +14,7 @@ def detected(chain: Chain, part: slice, power: FloatArray) -> FloatArray:
     """Return the counts Î = B(c P) + b (n, ky, kx) of powers P = Σ|Ψ|² (n, ky, kx) of the patterns ``part``."""
     counts = _spread(chain.detector, power)
     if chain.scale is not None:
-        counts = counts * chain.scale[part, None, None].astype(power.dtype)
+        counts = counts * _factors(chain.scale[part], power)
     return counts if chain.background is None else counts + chain.background
 
 
@@ -25,7 +25,7 @@ def weigh(
     detector = chain.detector
     counts = _spread(detector, power)
     modelled = detected(chain, part, power)
-    measured = np.asarray(patterns, power.dtype)
+    measured = patterns.astype(power.dtype, copy=False)
     loss, weight = LOSSES[detector.loss].evaluate(modelled, measured, good)
     sums.totals[:] += (loss, *amplitude_error(modelled, measured, good))
     if sums.background is not None:
@@ -33,10 +33,17 @@ def weigh(
         sums.background[0] += weight.sum(axis=0)
         sums.background[1] += (curvature if good is None else curvature * good).sum(axis=0)
     if sums.scale is not None:
-        sums.scale[part, 0] += np.sum(weight * counts, axis=(1, 2), dtype=np.float64)
-        sums.scale[part, 1] += np.sum(counts if good is None else counts * good, axis=(1, 2), dtype=np.float64)
+        sums.scale[part, 0] += to_host(np.sum(weight * counts, axis=(1, 2), dtype=np.float64))
+        seen = counts if good is None else counts * good
+        sums.scale[part, 1] += to_host(np.sum(seen, axis=(1, 2), dtype=np.float64))
     back = _gather(detector, weight)
-    return back if chain.scale is None else back * chain.scale[part, None, None].astype(power.dtype)
+    return back if chain.scale is None else back * _factors(chain.scale[part], power)
+
+
+def _factors(scale: FloatArray, power: FloatArray) -> FloatArray:
+    """Return factors (n,) of the host beside powers (n, ky, kx), to be multiplied with them."""
+    factors: FloatArray = array_module(power).asarray(scale.astype(power.dtype))
+    return factors[:, None, None]
 
 
 def _spread(detector: Detector, power: FloatArray) -> FloatArray:
@@ -58,7 +65,7 @@ def _gather(detector: Detector, weight: FloatArray) -> FloatArray:
 
 def _filtered(values: FloatArray, factor: Array) -> FloatArray:
     wide = values.astype(np.result_type(values.dtype, np.complex64))
-    return np.ascontiguousarray(ifft2(fft2(wide) * factor).real, real_dtype(wide.dtype))
+    return array_module(wide).ascontiguousarray(ifft2(fft2(wide) * factor).real, real_dtype(wide.dtype))  # type: ignore[no-any-return]
 
 
 def _taps(binning: int) -> dict[int, float]:
@@ -76,7 +83,7 @@ def _bin(values: FloatArray, binning: int, axis: int) -> FloatArray:
     total = sum((w * np.roll(values, -t, axis) for t, w in _taps(binning).items()), np.zeros_like(values))
     chosen = np.arange(values.shape[axis] // binning)
     chosen = np.where(chosen < (len(chosen) + 1) // 2, chosen, chosen - len(chosen)) * binning
-    return np.take(total, chosen % values.shape[axis], axis)  # type: ignore[no-any-return]
+    return np.take(total, array_module(total).asarray(chosen % values.shape[axis]), axis)  # type: ignore[no-any-return]
 
 
 def _unbin(values: FloatArray, binning: int, axis: int) -> FloatArray:
@@ -86,8 +93,8 @@ def _unbin(values: FloatArray, binning: int, axis: int) -> FloatArray:
     n = values.shape[axis]
     chosen = np.arange(n)
     chosen = np.where(chosen < (n + 1) // 2, chosen, chosen - n) * binning % (n * binning)
-    shape = list(values.shape)
+    xp, shape = array_module(values), list(values.shape)
     shape[axis] = n * binning
-    wide = np.zeros(shape, values.dtype)
-    np.moveaxis(wide, axis, 0)[chosen] = np.moveaxis(values, axis, 0)
+    wide: FloatArray = xp.zeros(shape, values.dtype)
+    np.moveaxis(wide, axis, 0)[xp.asarray(chosen)] = np.moveaxis(values, axis, 0)
     return sum((w * np.roll(wide, t, axis) for t, w in _taps(binning).items()), np.zeros_like(wide))

@@ -11,6 +11,7 @@ import numpy as np
 from hpcrec.backend.array import Array, ComplexArray, FloatArray
 from hpcrec.models import compiled
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.placement import batch_beside
 from hpcrec.models.ptychography import PtychographyModel, _part
 from hpcrec.objectives.losses import LOSSES
 
@@ -29,8 +30,8 @@ def losses_along(
 
     For one slice the modelled intensities are polynomials of fourth degree in t, for S slices of degree 2 S + 2.
     """
-    fast = model._code is compiled
-    patterns, good = batch.patterns if fast else model.clean(batch), model._good(batch)
+    fast, batch = model.code(state) is compiled, batch_beside(state.obj, batch)
+    patterns, good = batch.patterns if fast else model.clean(batch), model.good(batch)
     found = np.zeros(len(steps))
     for i, step in enumerate(steps):
         there = replace(
@@ -40,14 +41,14 @@ def losses_along(
         )
         if fast:
             chain, _ = model._chain(there, batch.indices)
-            parts = [(*_part(chain, good, share), patterns[share]) for share in model._shares(batch)]
+            parts = [(*_part(chain, good, share), patterns[share]) for share in model._shares(state, batch)]
             calls = [partial(compiled.chain_loss, part, counts, seen) for part, seen, counts in parts]
             found[i] = sum(model.threads.run(calls))
             continue
         for start in range(0, len(batch.indices), _CHUNK):
             part = slice(start, start + _CHUNK)
             modelled = model.simulate(there, batch.indices[part])
-            measured: Array = np.asarray(patterns[part], modelled.dtype)
+            measured: Array = patterns[part].astype(modelled.dtype, copy=False)
             mask = good if good is None or len(good) == 1 else good[part]
             found[i] += LOSSES[model.detector.loss].evaluate(modelled, measured, mask)[0]
     return found

@@ -1,4 +1,4 @@
-"""The multislice chain in plain NumPy: waves through the slices, and gradients back. It defines the truth for kernels.
+"""The multislice chain in plain array code: waves through the slices, and gradients back. The truth for kernels.
 
 ψ_1 = P(r − δ); exit waves φ_s = ψ_s O_s; ψ_{s+1} = F⁻¹ H_s F φ_s; at the detector Ψ = F φ_S, or near by F⁻¹ H_d F φ_S
 moved back by δ; power Σ|Ψ|² over the incoherent parts (flight points, object states, probe modes). With w = ∂L/∂(power)
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
-from hpcrec.backend.fft import aligned_empty, fft2, fft2_inplace, ifft2_inplace
+from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray, array_module, to_host
+from hpcrec.backend.fft import empty_beside, fft2, fft2_inplace, ifft2_inplace
 from hpcrec.models.chain import Chain, ChainSums, cleaned
 from hpcrec.models.detector import detected, weigh
 from hpcrec.objectives.losses import LOSSES
@@ -22,13 +22,16 @@ from hpcrec.operators.propagate import shift_ramps
 
 # Bytes of the waves of one chunk in one slice: with the slices of a chain they stay in a second-level cache
 _CHUNK_BYTES = 1 << 17
+# On a device: large against the launch of a kernel, small against the memory; estimated, not measured
+_DEVICE_CHUNK_BYTES = 1 << 27
 
 
 def chain_intensities(chain: Chain) -> FloatArray:
     """Return the modelled counts (n, ky, kx)."""
     found = [detected(chain, part, _power(_forward(chain, part).far)) for part in _chunks(chain)]
     ny, nx = (n // chain.detector.binning for n in chain.spectrum.shape[-2:])
-    return np.concatenate(found) if found else np.empty((0, ny, nx), chain.rate.dtype)
+    xp = array_module(chain.obj)
+    return xp.concatenate(found) if found else xp.empty((0, ny, nx), chain.rate.dtype)  # type: ignore[no-any-return]
 
 
 def add_gradients(chain: Chain, patterns: Array, good: BoolArray | None, sums: ChainSums) -> None:
@@ -72,7 +75,7 @@ def add_responses(
         chi = waves.far * (weight / -LOSSES[chain.detector.loss].curvature)[:, None]
         products = ((a, a), (a, b), (b, b), (a, chi), (b, chi))
         for column, (u, v) in enumerate(products):
-            out[part, column] = _inner(u, v)
+            out[part, column] = to_host(_inner(u, v))
         if chain.scale is not None:
             out[part, :3] *= chain.scale[part, None]  # the weights in χ hold it already
     return out
@@ -93,7 +96,8 @@ class _Waves:
 
 
 def _chunks(chain: Chain) -> Iterator[slice]:
-    step = max(1, _CHUNK_BYTES // (chain.spectrum[0].nbytes * chain.n_parts))
+    size = _CHUNK_BYTES if array_module(chain.obj) is np else _DEVICE_CHUNK_BYTES
+    step = max(1, size // (chain.spectrum[0].nbytes * chain.n_parts))
     for start in range(0, len(chain.corners), step):
         yield slice(start, min(start + step, len(chain.corners)))
 
@@ -108,20 +112,20 @@ def _forward(chain: Chain, part: slice) -> _Waves:
     patches = _patches(chain, chain.obj, chain.corners[part])
     entering = ramps[:, :, None, None] * _spectra(chain, part)[:, None, None]
     shape = (len(ramps), ramps.shape[1], n_states, *entering.shape[3:])
-    wave = aligned_empty(shape, entering.dtype)
+    wave = empty_beside(entering, shape)
     wave[...] = entering
     incoming = [wave if chain.whole else ifft2_inplace(wave)]
     for s in range(n_slices - 1):
-        wave = np.multiply(incoming[-1], patches[s], out=aligned_empty(shape, wave.dtype))
+        wave = np.multiply(incoming[-1], patches[s], out=empty_beside(wave, shape))
         incoming.append(_propagate(wave, _gap(chain, part, s)))
-    wave = np.multiply(incoming[-1], patches[-1], out=aligned_empty(shape, wave.dtype))
+    wave = np.multiply(incoming[-1], patches[-1], out=empty_beside(wave, shape))
     return _Waves(ramps, incoming, patches, _joined(_to_detector(chain, ramps, wave)))
 
 
 def _ramps(chain: Chain, part: slice) -> ComplexArray:
     """Return the spectrum's factors (position, flight, ky, kx) of the sub-pixel shifts."""
-    shifts = chain.shifts[part]
-    ramp_y, ramp_x = shift_ramps(shifts.reshape(-1, 2), chain.spectrum.shape[-2:], chain.spectrum.dtype)
+    shifts, spectrum = chain.shifts[part], chain.spectrum
+    ramp_y, ramp_x = shift_ramps(shifts.reshape(-1, 2), spectrum.shape[-2:], spectrum.dtype, array_module(spectrum))
     return (ramp_y[:, :, None] * ramp_x[:, None, :]).reshape(*shifts.shape[:2], *chain.spectrum.shape[-2:])
 
 
@@ -133,7 +137,7 @@ def _spectra(chain: Chain, part: slice) -> ComplexArray:
     spectra = chain.spectrum[None]
     if chain.variation is not None and chain.coefficients is not None:
         spectra = np.repeat(spectra, len(chain.coefficients[part]), axis=0)
-        coefficients = chain.coefficients[part].astype(spectra.real.dtype)
+        coefficients = array_module(spectra).asarray(chain.coefficients[part].astype(spectra.real.dtype))
         spectra[:, 0] += np.tensordot(coefficients, chain.variation, axes=1)
     return spectra * spectra.real.dtype.type(chain.share)  # type: ignore[no-any-return]
 
@@ -151,7 +155,7 @@ def _gap(chain: Chain, part: slice, gap: int) -> ComplexArray:
     """Return the factor of a gap, broadcast against (position, flight, state, mode, ky, kx)."""
     factor: ComplexArray = chain.propagators[gap]
     if chain.tilts is not None:
-        ramp_y, ramp_x = shift_ramps(chain.tilts[part, gap], factor.shape, factor.dtype)
+        ramp_y, ramp_x = shift_ramps(chain.tilts[part, gap], factor.shape, factor.dtype, array_module(factor))
         factor = (factor * ramp_y[:, :, None] * ramp_x[:, None, :])[:, None, None, None]
     return factor
 
@@ -221,13 +225,12 @@ def _backward(chain: Chain, part: slice, waves: _Waves, sums: ChainSums) -> None
 
 def _moments(chain: Chain, g: ComplexArray, wave: ComplexArray) -> FloatArray:
     """Return Σ r Im(G* X), Σ q_y Im(G* X), Σ q_x Im(G* X) (n, 3) of spectra G and the waves behind a gap."""
-    spectrum = aligned_empty(wave.shape, wave.dtype)
+    spectrum = empty_beside(wave, wave.shape)
     spectrum[...] = wave
     density = np.sum((g.conj() * fft2_inplace(spectrum)).imag, axis=(1, 2, 3), dtype=np.float64)
     qy, qx = (np.fft.fftfreq(n) for n in density.shape[1:])
-    return np.stack(
-        [np.sum(density * chain.rate, axis=(1, 2)), density.sum(axis=2) @ qy, density.sum(axis=1) @ qx], axis=1
-    )
+    along_y, along_x = to_host(density.sum(axis=2)), to_host(density.sum(axis=1))
+    return np.stack([to_host(np.sum(density * chain.rate, axis=(1, 2))), along_y @ qy, along_x @ qx], axis=1)
 
 
 def _add_entry_gradients(chain: Chain, part: slice, waves: _Waves, sums: ChainSums) -> None:
@@ -245,14 +248,16 @@ def _add_entry_gradients(chain: Chain, part: slice, waves: _Waves, sums: ChainSu
     if sums.variation is not None and sums.coefficients is not None:
         assert chain.variation is not None
         assert chain.coefficients is not None
-        sums.variation[...] += np.tensordot(chain.coefficients[part].astype(share.dtype), unshifted[:, 0], axes=(0, 0))
+        coefficients = array_module(unshifted).asarray(chain.coefficients[part].astype(share.dtype))
+        sums.variation[...] += np.tensordot(coefficients, unshifted[:, 0], axes=(0, 0))
         for i, mode in enumerate(chain.variation):
-            sums.coefficients[part, i] += 2 * np.sum((unshifted[:, 0].conj() * mode).real, axis=(1, 2), dtype=float)
+            slopes = np.sum((unshifted[:, 0].conj() * mode).real, axis=(1, 2), dtype=float)
+            sums.coefficients[part, i] += 2 * to_host(slopes)
     if sums.shifts is not None:
         entering = waves.ramps[:, :, None] * _spectra(chain, part)[:, None]
         density = np.sum(g.conj() * entering, axis=2).imag
         for axis, n in enumerate(density.shape[-2:]):
-            along = density.sum(axis=3 - axis, dtype=np.float64)
+            along = to_host(density.sum(axis=3 - axis, dtype=np.float64))
             sums.shifts[part, :, axis] += 4 * np.pi * along @ np.fft.fftfreq(n)
 
 
@@ -262,7 +267,7 @@ def _add_shifts_back(chain: Chain, part: slice, wave: ComplexArray, g: ComplexAr
     n_flight = chain.corners.shape[1]
     density = (fft2(g).conj() * fft2(wave)).imag.reshape(len(wave), n_flight, -1, *wave.shape[-2:]).sum(axis=2)
     for axis, n in enumerate(density.shape[-2:]):
-        along = density.sum(axis=3 - axis, dtype=np.float64)
+        along = to_host(density.sum(axis=3 - axis, dtype=np.float64))
         sums.shifts[part, :, axis] -= 4 * np.pi * along @ np.fft.fftfreq(n)
 
 
@@ -271,8 +276,8 @@ def _tangents(
 ) -> tuple[ComplexArray, ComplexArray]:
     """Return the changes of the waves at the detector along the object's and along the probe's direction."""
     changes = _patches(chain, obj, chain.corners[part] - origin)
-    shape, dtype = waves.incoming[0].shape, waves.far.dtype
-    a, b = aligned_empty(shape, dtype), aligned_empty(shape, dtype)
+    shape = waves.incoming[0].shape
+    a, b = empty_beside(waves.far, shape), empty_beside(waves.far, shape)
     share = waves.ramps.real.dtype.type(chain.share)
     a[...] = 0
     b[...] = (waves.ramps * share)[:, :, None, None] * spectrum

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
+from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from hpcrec.backend.array import (
     ComplexArray,
     FloatArray,
     IntArray,
+    array_module,
     complex_dtype,
     real_dtype,
     to_host,
@@ -27,6 +29,7 @@ from hpcrec.geometry.tiles import Box, bounding_box
 from hpcrec.models import compiled, multislice
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums, Detector, KeptWaves, cleaned, good_pixels, joined, part_of
+from hpcrec.models.placement import Copies, batch_beside, beside
 from hpcrec.models.refined import object_weight, refined_gradients
 from hpcrec.models.stream import Block, StepRule, stream
 from hpcrec.models.windows import WindowSums
@@ -80,8 +83,9 @@ class PtychographyModel:
     propagation : "fresnel" or "exact", between slices
     precision : "single" or "double"
     band_limit : square band limit of the propagator as a fraction of Nyquist; None keeps all frequencies
-    kernel : "compiled" loops, the plain "numpy" twin, or "auto": compiled in single precision, where the compiled
-        kernels know the detector (sharp pixels, no binning)
+    kernel : "compiled" loops, their plain twin by the name of "numpy" or, as it takes arrays of a device too, "array";
+        or "auto": compiled in single precision, where the compiled kernels know the detector (sharp pixels, no
+        binning), and the plain twin for an object on a device
     threads : of the compiled kernel; each has object sums of its own
 
     The probe stays in real space, centred at n//2; a window's first pixel is round(pixel) − n//2, the rest of the
@@ -91,7 +95,7 @@ class PtychographyModel:
     Raises
     ------
     ConfigError : unknown loss; mask of another shape; slices too thick for the grid; a compiled kernel asked for what
-        it does not know.
+        it does not know, as an object on a device.
     """
 
     def __init__(
@@ -106,7 +110,7 @@ class PtychographyModel:
         propagation: Literal["fresnel", "exact"] = "fresnel",
         precision: Literal["single", "double"] = "single",
         band_limit: float | None = None,
-        kernel: Literal["auto", "numpy", "compiled"] = "auto",
+        kernel: Literal["auto", "numpy", "compiled", "array"] = "auto",
         threads: int = 1,
     ) -> None:
         detector = Detector() if detector is None else detector
@@ -127,8 +131,10 @@ class PtychographyModel:
         fault = compiled.fault(detector, precision)
         if kernel == "compiled" and fault:
             raise ConfigError(f"kernel: {fault}; use 'numpy' or 'auto'")
-        self._code = multislice if kernel == "numpy" or fault else compiled
-        self.streams = self._code is compiled
+        self._kernel = kernel
+        self._on_host = multislice if kernel in ("numpy", "array") or fault else compiled
+        self.streams = self._on_host is compiled
+        self._copies = Copies()
         self.threads = Threads(threads)
         self._lent = np.zeros((0, 0, 0, 0), self.dtype), np.zeros((0, 0, 0, 0), real_dtype(self.dtype))
 
@@ -144,8 +150,15 @@ class PtychographyModel:
 
     def simulate(self, state: PtychographyState, indices: IntArray) -> FloatArray:
         """Return the modelled counts (n, ky, kx) of the positions ``indices`` (n,), zero frequency at [0, 0]."""
-        found: FloatArray = self._code.chain_intensities(self._chain(state, indices)[0])
-        return found
+        return self.code(state).chain_intensities(self._chain(state, indices)[0])  # type: ignore[no-any-return]
+
+    def code(self, state: PtychographyState) -> ModuleType:
+        """Return the module whose functions take chains of a state, by the kernel and by where the object lives."""
+        if array_module(state.obj) is np:
+            return self._on_host
+        if self._kernel == "compiled":
+            raise ConfigError("kernel: 'compiled' loops run on the processor, the object is on a GPU; use 'auto'")
+        return multislice
 
     def gradients(
         self,
@@ -164,7 +177,7 @@ class PtychographyModel:
         :func:`hpcrec.models.revised.revised_gradients` asks of the compiled kernel.
         """
         chain, box = self._chain(state, batch.indices, shifted="positions" in wanted)
-        lent = self._lend(state) if windowed and self._code is compiled else None
+        lent = self._lend(state) if windowed and self.code(state) is compiled else None
         sums = self._summed(state, chain, box, batch, wanted, lent, kept, revision)
         windows = None
         if lent is not None:
@@ -172,7 +185,7 @@ class PtychographyModel:
             windows = WindowSums(corners[np.argsort(corners[:, 1])], self.shape, *lent, self.threads)
         loss, error, counts = sums.totals.tolist()
         of_probe = "probe" in wanted or "variation" in wanted
-        weight = object_weight(chain) if of_probe else np.zeros(self.shape, chain.rate.dtype)
+        weight = object_weight(chain) if of_probe else np.zeros_like(chain.rate)
         more = refined_gradients(state, chain, box, sums, self.sampling, self.thicknesses(state))
         return Gradients(
             box=box,
@@ -212,11 +225,12 @@ class PtychographyModel:
         revision: tuple[float, float] | None,
     ) -> ChainSums:
         """Return the sums of a batch, made by this rank's threads."""
-        good, calls, rooms = self._good(batch), [], []
-        for i, share in enumerate(self._shares(batch)):
+        batch, code = batch_beside(state.obj, batch), self.code(state)
+        good, calls, rooms = self.good(batch), [], []
+        for i, share in enumerate(self._shares(state, batch)):
             part, own_good = _part(chain, good, share)
             rooms.append(self._room(state, part, box, wanted, None if lent is None else (lent[0][i], lent[1][i])))
-            call = partial(self._code.add_gradients, part, batch.patterns[share], own_good, rooms[-1])
+            call = partial(code.add_gradients, part, batch.patterns[share], own_good, rooms[-1])
             if kept is not None or revision is not None:
                 call = partial(call, kept=None if kept is None else kept.part(share), revision=revision)
             calls.append(call)
@@ -232,26 +246,29 @@ class PtychographyModel:
 
     def pattern_errors(self, state: PtychographyState, batch: Batch) -> FloatArray:
         """Return Σ(√Î − √I)² over the good pixels of each pattern of a batch, (n,) float64."""
-        modelled, good = self.simulate(state, batch.indices), self._good(batch)
+        batch = batch_beside(state.obj, batch)
+        modelled, good = self.simulate(state, batch.indices), self.good(batch)
         # Roots of 8-bit counts would be of half precision
-        difference = np.sqrt(modelled) - np.sqrt(np.asarray(self.clean(batch), modelled.dtype))
+        difference = np.sqrt(modelled) - np.sqrt(self.clean(batch).astype(modelled.dtype, copy=False))
         squares = difference**2 if good is None else difference**2 * good
-        return np.sum(squares, axis=(1, 2), dtype=np.float64)  # type: ignore[no-any-return]
+        return to_host(np.sum(squares, axis=(1, 2), dtype=np.float64))
 
-    def _shares(self, batch: Batch) -> list[slice]:
+    def _shares(self, state: PtychographyState, batch: Batch) -> list[slice]:
         """Return which patterns of a batch each thread takes."""
-        return self.threads.shares(len(batch.indices)) if self._code is compiled else [slice(None)]
+        return self.threads.shares(len(batch.indices)) if self.code(state) is compiled else [slice(None)]
 
     def clean(self, batch: Batch) -> Array:
         """Return the patterns with zeros on bad pixels, which may hold anything, not-a-number included."""
-        return cleaned(cleaned(batch.patterns, self.detector.mask), batch.good)
+        mask = self._copies.of("mask", self.detector.mask, batch.patterns)
+        return cleaned(cleaned(batch.patterns, mask), batch.good)
 
-    def _good(self, batch: Batch) -> BoolArray | None:
-        return good_pixels(self.detector, batch.patterns, batch.good)
+    def good(self, batch: Batch) -> BoolArray | None:
+        """Return the pixels (n or 1, ky, kx) that count, where the patterns are; None: all."""
+        return good_pixels(self._copies.of_detector(self.detector, batch.patterns), batch.patterns, batch.good)
 
     def _entering(self, whole: bool, probe: Array) -> ComplexArray:
         """Return waves of the probe as chains take them: their spectra, or with whole pixels themselves."""
-        waves: ComplexArray = np.ascontiguousarray(probe, self.dtype)
+        waves: ComplexArray = array_module(probe).ascontiguousarray(probe, self.dtype)
         return waves if whole else fft2(waves)
 
     def _by_state(self, state: PtychographyState, values: Array) -> ComplexArray:
@@ -278,21 +295,21 @@ class PtychographyModel:
                 "further than parallel.halo_margin_angstrom; raise it, or limit how far refined positions may move"
             )
         refined = state.refined
-        variation = refined.get("variation")
+        variation, background = (beside(state.obj, refined.get(name)) for name in ("variation", "background"))
         chain = Chain(
             obj=self._by_state(state, state.obj),
             corners=corners - (state.box.y0, state.box.x0),
             shifts=shifts,
             spectrum=self._entering(whole, state.probe),
-            propagators=self._gaps(state),
-            rate=self.rate,
-            detector=self.detector,
+            propagators=self._copies.of("propagators", self._gaps(state), state.obj),
+            rate=self._copies.of("rate", self.rate, state.obj),
+            detector=self._copies.of_detector(self.detector, state.obj),
             variation=None if variation is None else self._entering(whole, variation),
             coefficients=None if variation is None else refined["coefficients"][indices],
             tangents=self._tangents(state, indices),
             tilts=self._tilts(state, indices),
             scale=refined["intensity"][indices] if "intensity" in refined else None,
-            background=refined["background"].astype(real_dtype(self.dtype)) if "background" in refined else None,
+            background=None if background is None else background.astype(real_dtype(self.dtype)),
             whole=whole,
         )
         return chain, box
@@ -338,12 +355,12 @@ class PtychographyModel:
     ) -> ChainSums:
         """Return empty sums for what is wanted; those on the object in the ``lent`` arrays (slice, y, x)."""
         n, n_flight = chain.corners.shape[:2]
-        real, shape = real_dtype(self.dtype), (*chain.obj.shape[:2], *box.shape)
+        xp, real, shape = array_module(chain.obj), real_dtype(self.dtype), (*chain.obj.shape[:2], *box.shape)
         varied = "variation" in wanted and chain.variation is not None and chain.coefficients is not None
         gaps = ("tilt" in wanted or "thickness" in wanted) and len(chain.propagators) > 0
         origin = (box.y0 - state.box.y0, box.x0 - state.box.x0)
         if lent is None:
-            lent = np.zeros(shape, self.dtype), np.zeros(shape, real)
+            lent = xp.zeros(shape, self.dtype), xp.zeros(shape, real)
         else:
             origin, shape = (0, 0), (*chain.obj.shape[:2], *state.obj.shape[1:])
         return ChainSums(
@@ -357,7 +374,7 @@ class PtychographyModel:
             coefficients=np.zeros_like(chain.coefficients, np.float64) if varied else None,
             moments=np.zeros((n, len(chain.propagators), 3)) if gaps else None,
             scale=np.zeros((n, 2)) if "intensity" in wanted else None,
-            background=np.zeros((2, *self.pattern_shape), real) if "background" in wanted else None,
+            background=xp.zeros((2, *self.pattern_shape), real) if "background" in wanted else None,
         )
 
 

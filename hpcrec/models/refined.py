@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hpcrec.backend.array import Array, FloatArray, array_module
+from hpcrec.backend.array import Array, FloatArray, array_module, to_host
 from hpcrec.backend.fft import ifft2
 from hpcrec.backend.kernels.windows import add_position_weights, add_window_powers
 from hpcrec.geometry.tiles import Box
@@ -88,7 +88,7 @@ def object_weight(chain: Chain) -> FloatArray:
 def plain_object_weight(chain: Chain) -> FloatArray:
     """Return the same as :func:`object_weight`."""
     ny, nx = chain.spectrum.shape[-2:]
-    weight = np.zeros((ny, nx), chain.rate.dtype)
+    weight: FloatArray = array_module(chain.obj).zeros((ny, nx), chain.rate.dtype)
     for obj in chain.obj[:, 0]:
         for y, x in chain.corners.reshape(-1, 2):
             patch = obj[y : y + ny, x : x + nx]
@@ -102,12 +102,12 @@ def coefficient_weight(chain: Chain) -> FloatArray:
     assert chain.variation is not None
     ny, nx = chain.spectrum.shape[-2:]
     power = np.abs(chain.variation if chain.whole else ifft2(chain.variation)) ** 2
-    weight = np.zeros((len(chain.corners), len(power)))
+    weight = array_module(power).zeros((len(chain.corners), len(power)))
     for obj in chain.obj[:, 0]:
         for j, (y, x) in enumerate(chain.corners[:, chain.corners.shape[1] // 2]):
             patch = obj[y : y + ny, x : x + nx]
             weight[j] += np.tensordot(power, patch.real**2 + patch.imag**2, axes=2)
-    return weight / len(chain.obj)
+    return to_host(weight) / len(chain.obj)
 
 
 def position_weight(state: PtychographyState, chain: Chain, box: Box, sampling: tuple[float, float]) -> FloatArray:
@@ -141,6 +141,6 @@ def plain_position_weight(
             between = np.moveaxis(0.5 * (between[1:] + between[:-1]), 0, axis)
             ny, nx = between.shape
             for j, points in enumerate(corners):
-                found = [np.vdot(squared[y : y + ny, x : x + nx], between) for y, x in points]
+                found = [float(np.vdot(squared[y : y + ny, x : x + nx], between)) for y, x in points]
                 weight[j, axis] += float(np.mean(found))
     return weight / len(chain.obj)

@@ -13,6 +13,7 @@ from hpcrec.models import compiled
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import KeptWaves
 from hpcrec.models.partial import Field
+from hpcrec.models.placement import batch_beside
 from hpcrec.models.ptychography import PtychographyModel, _part
 
 KEPT_BYTES: Final = 512 << 20
@@ -29,7 +30,7 @@ def room_to_keep(
     n_parts = len(model.flight) * state.n_states * len(state.probe)
     pixels = model.shape[0] * model.shape[1]
     asked = waves_bytes(n, n_parts, state.n_slices, pixels)
-    if model._code is not compiled or model.detector.propagator is not None or asked > KEPT_BYTES:
+    if model.code(state) is not compiled or model.detector.propagator is not None or asked > KEPT_BYTES:
         return None
     if had is not None and had.entering.shape[1:3] == (n_parts, state.n_slices) and len(had.leaving) >= n:
         return had
@@ -56,17 +57,18 @@ def responses(
     ``obj_change`` must cover the windows of the batch. ``kept`` is what ``model.gradients`` filled for the same batch
     of the same state: with it no wave passes the slices a second time, and none goes to the detector.
     """
+    batch = batch_beside(state.obj, batch)
     chain, box = model._chain(state, batch.indices)
     if not obj_change.box.contains(box):
         raise ValueError(f"the change covers {obj_change.box}, the windows of the batch {box}")
     origin = (obj_change.box.y0 - state.box.y0, obj_change.box.x0 - state.box.x0)
     change = model._by_state(state, obj_change.values)
-    probe, good, calls = model._entering(chain.whole, probe_change), model._good(batch), []
-    for share in model._shares(batch):
+    probe, good, calls = model._entering(chain.whole, probe_change), model.good(batch), []
+    for share in model._shares(state, batch):
         part, own_good = _part(chain, good, share)
         if kept is not None:
             calls.append(partial(compiled.kept_responses, part, change, origin, probe, kept.part(share)))
             continue
         room, counts = model._room(state, part, EMPTY_BOX, ()), batch.patterns[share]
-        calls.append(partial(model._code.add_responses, part, counts, own_good, change, origin, probe, room))
+        calls.append(partial(model.code(state).add_responses, part, counts, own_good, change, origin, probe, room))
     return np.concatenate(model.threads.run(calls))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcrec.backend.array import ComplexArray, FloatArray, real_dtype
+from hpcrec.backend.array import ComplexArray, FloatArray, array_module, real_dtype
 from hpcrec.backend.fft import fft2_inplace, ifft2, ifft2_inplace
 from hpcrec.models import compiled, multislice
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.chain import Chain, ChainSums, good_pixels
+from hpcrec.models.chain import Chain, ChainSums
 from hpcrec.models.detector import weigh
+from hpcrec.models.placement import batch_beside
 from hpcrec.models.ptychography import Gradients, PtychographyModel, Wanted
 from hpcrec.models.refined import object_weight
 from hpcrec.operators.patches import add_patches
@@ -35,16 +36,17 @@ def revised_gradients(
     before by the adjoint of the gap (Maiden, Humphry and Rodenburg, J. Opt. Soc. Am. A 29, 1606 (2012)). The probe's
     numerator is O* D of the first slice. With β / max|O|² = 1, γ = 1 these are the exact gradients.
     """
-    if model._code is compiled:
+    if model.code(state) is compiled:
         wanted: tuple[Wanted, ...] = ("probe",)
         return model.gradients(state, batch, wanted, windowed=windowed, revision=(wave_step, wave_regularity))
     chain, box = model._chain(state, batch.indices, shifted=True)
-    good, patterns = good_pixels(chain.detector, batch.patterns, batch.good), model.clean(batch)
+    batch, xp = batch_beside(state.obj, batch), array_module(state.obj)
+    good, patterns = model.good(batch), model.clean(batch)
     shape, real = (*chain.obj.shape[:2], *box.shape), real_dtype(model.dtype)
     sums = ChainSums(
         origin=(box.y0 - state.box.y0, box.x0 - state.box.x0),
-        obj=np.zeros(shape, model.dtype),
-        illumination=np.zeros(shape, real),
+        obj=xp.zeros(shape, model.dtype),
+        illumination=xp.zeros(shape, real),
         totals=np.zeros(3),
         spectrum=np.zeros_like(chain.spectrum),
     )

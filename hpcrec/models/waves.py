@@ -28,7 +28,7 @@ from hpcrec.operators.patches import add_patches
 def exit_waves(model: PtychographyModel, state: PtychographyState, indices: IntArray) -> ComplexArray:
     """Return the modelled exit waves P_j O of the positions ``indices`` (n,)."""
     chain, _ = model._chain(state, indices, shifted=True)
-    if model._code is compiled:
+    if model.code(state) is compiled:
         return exits.exit_waves(chain, model.threads)
     out = np.empty((len(indices), chain.n_parts, *model.shape), model.dtype)
     for part, _, incoming, patches in _entering(chain):
@@ -80,9 +80,9 @@ def stepped_waves(
     ``numbers`` : a, b, c.
     """
     a, b, c = numbers
-    if model._code is compiled:
+    if model.code(state) is compiled:
         chain, _ = model._chain(state, batch.indices, shifted=True)
-        return exits.step(chain, batch.patterns, model._good(batch), waves, numbers, noise_share, model.threads)
+        return exits.step(chain, batch.patterns, model.good(batch), waves, numbers, noise_share, model.threads)
     overlap = exit_waves(model, state, batch.indices)
     mixed = c * overlap + (1 - c) * waves
     new: ComplexArray = b * with_measured_moduli(model, state, batch, mixed, noise_share)
@@ -98,7 +98,7 @@ def overlap_object(
     chain, box = model._chain(state, indices, shifted=True)
     shape, origin = (len(chain.obj), 1, *box.shape), _origin(state, box)
     found, weight = np.zeros(shape, model.dtype), np.zeros(shape, real_dtype(model.dtype))
-    if model._code is compiled:
+    if model.code(state) is compiled:
         exits.overlap_object(chain, waves, origin, found, weight)
         return Field(box, found[:, 0]), Field(box, weight[:, 0])
     for part, _, incoming, patches in _entering(chain):
@@ -118,7 +118,7 @@ def overlap_probe(
     """Return Σ O* (P_j O − ψ_j), the sub-pixel shifts undone (mode, y, x), and Σ|O|² (y, x) over the windows."""
     chain, _ = model._chain(state, indices, shifted=True)
     found = np.zeros_like(chain.spectrum)
-    if model._code is compiled:
+    if model.code(state) is compiled:
         exits.overlap_probe(chain, waves, found)
         return ifft2(found), object_weight(chain)
     weight = np.zeros(model.shape, real_dtype(model.dtype))

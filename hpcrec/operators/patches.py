@@ -20,7 +20,10 @@ def cut_patches(obj: Array, corners: IntArray, window: tuple[int, int]) -> Array
 
 
 def add_patches(obj: Array, patches: Array, corners: IntArray) -> None:
-    """Add windows (slice, position, y, x) to ``obj`` (slice, y, x) in place; windows may overlap."""
+    """Add windows (slice, position, y, x) to ``obj`` (slice, y, x) in place; windows may overlap.
+
+    On a device one window after the other too: no atomics, so that sums do not change from run to run.
+    """
     ny, nx = patches.shape[-2:]
     for j, (y, x) in enumerate(corners):
         obj[:, y : y + ny, x : x + nx] += patches[:, j]

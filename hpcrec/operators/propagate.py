@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, array_module
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.operators.base import LinearOperator
 from hpcrec.physics.propagation import fresnel_factor
 
 
-def shift_ramps(shifts: FloatArray, shape: tuple[int, int], dtype: Any) -> tuple[ComplexArray, ComplexArray]:
-    """Return the spectrum's factors exp(−2πi q δ) of shifts δ (n, 2) in pixels: along y (n, ny) and along x (n, nx)."""
+def shift_ramps(
+    shifts: FloatArray, shape: tuple[int, int], dtype: Any, xp: ModuleType = np
+) -> tuple[ComplexArray, ComplexArray]:
+    """Return the spectrum's factors exp(−2πi q δ) of shifts δ (n, 2) in pixels: along y (n, ny) and along x (n, nx).
+
+    ``shifts`` are on the host, the factors are moved to where the arrays of ``xp`` live.
+    """
     y, x = (np.exp(-2j * np.pi * shifts[:, i, None] * np.fft.fftfreq(n)).astype(dtype) for i, n in enumerate(shape))
-    return y, x
+    return xp.asarray(y), xp.asarray(x)
 
 
 class _SpectrumFactor(LinearOperator):
@@ -28,11 +34,16 @@ class _SpectrumFactor(LinearOperator):
 
     def apply(self, a: Array) -> Array:
         """Return F⁻¹ H F a."""
-        return ifft2(self._factor * fft2(a))
+        return ifft2(self._beside(a) * fft2(a))
 
     def adjoint(self, b: Array) -> Array:
         """Return F⁻¹ H* F b."""
-        return ifft2(self._factor.conj() * fft2(b))
+        return ifft2(self._beside(b).conj() * fft2(b))
+
+    def _beside(self, a: Array) -> ComplexArray:
+        """Return the factor where ``a`` lives; made on the host, it moves to a device each time."""
+        xp = array_module(a)
+        return self._factor if array_module(self._factor) is xp else xp.asarray(self._factor)
 
 
 class SubpixelShift(_SpectrumFactor):
