@@ -45,7 +45,7 @@ class SweepOptions:
 
 def prepare_state(state: PtychographyState, refinements: Sequence[Refinement]) -> None:
     """Keep the start that gauges refer to, and let refinements begin."""
-    state.memory.setdefault("probe_power", np.array([np.sum(abs(state.probe) ** 2, dtype=np.float64)]))
+    state.memory.setdefault("probe_power", np.array([float(np.sum(abs(state.probe) ** 2, dtype=np.float64))]))
     for refinement in refinements:
         refinement.prepare(state)
 
