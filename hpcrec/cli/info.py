@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import hpcrec
+from hpcrec.backend.device import describe
 from hpcrec.errors import ParallelError
 from hpcrec.parallel import mpi
 from hpcrec.run.plan import available_cores
@@ -35,6 +36,7 @@ def print_info() -> None:
         ("python", platform.python_version()),
         ("cores", f"{available_cores()} of {psutil.cpu_count()}"),
         ("memory", f"{psutil.virtual_memory().total / 2**30:.1f} GiB"),
+        ("GPU", describe()),
         ("MPI", mpi_text),
         ("ranks", f"{world.size} on {len(set(hosts))} host(s)"),
         ("threads a library", ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in THREADS)),

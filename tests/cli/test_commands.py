@@ -85,7 +85,15 @@ def test_check_refuses_what_does_not_fit(hpcrec: Run, tiny_job: Path) -> None:
 def test_info_names_machine_and_libraries(hpcrec: Run) -> None:
     code, text = hpcrec("info")
     assert code == 0
-    for words in (f"hpcrec {package.__version__}", "cores", "memory", "MPI", "1 on 1 host(s)", "OMP_NUM_THREADS="):
+    for words in (
+        f"hpcrec {package.__version__}",
+        "cores",
+        "memory",
+        "GPU",
+        "MPI",
+        "1 on 1 host(s)",
+        "OMP_NUM_THREADS=",
+    ):
         assert words in text
     for library in ("numpy", "pyfftw", "mpi4py", "dask"):
         assert library in text

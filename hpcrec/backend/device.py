@@ -1,0 +1,102 @@
+"""The device of a rank: the processor, or one of its host's GPUs through CuPy."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+
+from hpcrec.errors import DeviceError
+
+DeviceName = Literal["auto", "cpu", "gpu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a rank's arrays live.
+
+    kind : "cpu" or "gpu"; number : of the GPU among those this process sees, None for the processor
+    module : the library of its arrays, NumPy or CuPy
+    pool_bytes : what CuPy's pool may take of the GPU's memory; 0: no limit
+    """
+
+    kind: Literal["cpu", "gpu"]
+    module: ModuleType
+    number: int | None = None
+    pool_bytes: int = 0
+
+
+def use_device(
+    name: DeviceName, local_rank: int = 0, n_local: int = 1, *, memory_share: float = 0.9, memory_bytes: int = 0
+) -> Device:
+    """Make a device current for this rank's thread and return it.
+
+    ``local_rank`` of the ``n_local`` ranks of a host takes the GPU ``local_rank`` modulo the GPUs; launchers that bind
+    GPUs show each rank its own only. "auto" takes a GPU if CuPy and a GPU are there, else the processor. CuPy's pool
+    may take ``memory_bytes``, or if they are 0 ``memory_share`` of the GPU's free memory, shared evenly by the ranks
+    that get the same GPU.
+
+    Raises
+    ------
+    DeviceError : "gpu" is asked for, and CuPy or a GPU is missing; or the GPU that is there cannot be used.
+    """
+    if name == "cpu":
+        return Device("cpu", np)
+    found, fault = _find()
+    if found is None:
+        if name == "gpu":
+            raise DeviceError(f"device 'gpu': {fault}; or choose 'cpu'")
+        return Device("cpu", np)
+    cupy, n_devices = found
+    number = local_rank % n_devices
+    try:
+        cupy.cuda.Device(number).use()
+        sharers = len(range(number, max(n_local, local_rank + 1), n_devices))
+        limit = memory_bytes or int(memory_share * cupy.cuda.runtime.memGetInfo()[0] / sharers)
+        cupy.get_default_memory_pool().set_limit(size=limit)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise DeviceError(f"GPU {number} of {n_devices} cannot be used: {error}; free it or choose 'cpu'") from error
+    return Device("gpu", cupy, number, limit)
+
+
+def describe() -> str:
+    """Say in one line which GPUs this process sees, or why none; no device becomes current."""
+    found, fault = _find()
+    if found is None:
+        return f"none: {fault}"
+    cupy, n_devices = found
+    try:
+        return "; ".join(_description(cupy, number) for number in range(n_devices))
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"{n_devices}, of which one does not answer: {error}"
+
+
+def _description(cupy: Any, number: int) -> str:
+    properties = cupy.cuda.runtime.getDeviceProperties(number)
+    name = properties["name"]
+    text = name.decode() if isinstance(name, bytes) else str(name)
+    capability = f"{properties['major']}.{properties['minor']}"
+    return f"{number}: {text}, {properties['totalGlobalMem'] / 2**30:.1f} GiB, compute capability {capability}"
+
+
+def _find() -> tuple[tuple[Any, int] | None, str]:
+    """Return CuPy and the number of its devices, or None and in words what is missing."""
+    try:
+        # After a fault CuPy leaves half of itself behind, which array_module would meet
+        cupy = import_module("cupy")
+    except (ImportError, OSError, RuntimeError) as error:
+        sys.modules.pop("cupy", None)
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
+        why = "CuPy is not installed" if missing else f"CuPy cannot be loaded ({error})"
+        return None, f"{why}; install hpcrec[gpu]"
+    try:
+        n_devices = int(cupy.cuda.runtime.getDeviceCount())
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return None, f"CUDA sees no GPU ({error}); check the driver and CUDA_VISIBLE_DEVICES"
+    if n_devices == 0:
+        return None, "CUDA sees no GPU; check the driver and CUDA_VISIBLE_DEVICES"
+    return (cupy, n_devices), ""
