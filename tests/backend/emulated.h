@@ -1,31 +1,70 @@
-// The names of device.cuh for a CPU: the threads of a block one after another, in a random order in each phase. What a
-// barrier keeps apart on a GPU are phases here; that a phase needs one shows where a thread meets poison or old numbers.
+// The names of device.cuh for a CPU. A warp runs alone until it meets a barrier of the block, then another goes on, in
+// random order: where a barrier misses, a warp reads what others have not yet written. The threads of a warp go through
+// each phase between the warp's own barriers in random order.
 #pragma once
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <random>
+#include <ucontext.h>
 #include <vector>
 
 #define INLINE inline
 #define UNROLL
 #define KEEP_ROLLED
-#define FOR_EACH_THREAD(t) for (int at : visited(THREADS)) if (auto &t = threads[at]; true)
+#define FOR_EACH_THREAD(t) for (int at : shuffled(32 * running, 32)) if (auto &t = threads[at]; true)
 
 struct float2 { float x, y; };
 static inline float2 make_float2(float x, float y) { return float2{x, y}; }
 
 static std::mt19937 chance(1);
-static inline std::vector<int> visited(int n) {
+static inline std::vector<int> shuffled(int first, int n) {
   std::vector<int> order(n);
-  std::iota(order.begin(), order.end(), 0);
+  std::iota(order.begin(), order.end(), first);
   std::shuffle(order.begin(), order.end(), chance);
   return order;
 }
 
-static inline void barrier() {}
+struct Warp { ucontext_t context; std::vector<char> stack; bool done; };
+static std::vector<Warp> warps;
+static ucontext_t scheduler;
+static int running;
+static std::function<void()> program;
+
+static void begin_warp() {
+  program();
+  warps[running].done = true;
+}
+static inline void barrier() { swapcontext(&warps[running].context, &scheduler); }
 static inline void warp_barrier() {}
+
+// Runs the work of a block of threads, as each of its warps sees it
+static inline void run_block(int n_threads, std::function<void()> work) {
+  const int n_warps = n_threads / 32;
+  program = work;
+  warps = std::vector<Warp>(n_warps);
+  for (Warp &warp : warps) {
+    warp.stack.resize(1 << 18);
+    warp.done = false;
+    getcontext(&warp.context);
+    warp.context.uc_stack.ss_sp = warp.stack.data();
+    warp.context.uc_stack.ss_size = warp.stack.size();
+    warp.context.uc_link = &scheduler;
+    makecontext(&warp.context, begin_warp, 0);
+  }
+  for (bool left = true; left;) {
+    left = false;
+    for (int next : shuffled(0, n_warps)) {
+      if (warps[next].done) continue;
+      running = next;
+      swapcontext(&scheduler, &warps[next].context);
+      left = true;
+    }
+  }
+}
+
 static inline float2 cached(const float2 *address) { return *address; }
 static inline void add_shared(float *address, float value) { *address += value; }
 static inline void add_shared(float2 *address, float2 value) { address->x += value.x; address->y += value.y; }

@@ -12,8 +12,10 @@ template <int N, Loss LOSS, class Count> void run(const Arguments &p, int n_bloc
     poison(exchange);
     for (int i = 0; i < L::THREADS; ++i) threads[i].index = i, threads[i].line = i / L::T, threads[i].lane = i % L::T;
     const Room room = {exchange.data(), p.twiddles, p.factors};
-    for (int pattern = block; pattern < p.n_patterns; pattern += n_blocks)
-      Pattern<L, LOSS, Count>::add_gradients(threads.data(), room, p, pattern, block);
+    run_block(L::THREADS, [&] {
+      for (int pattern = block; pattern < p.n_patterns; pattern += n_blocks)
+        Pattern<L, LOSS, Count>::add_gradients(threads.data(), room, p, pattern, block);
+    });
   }
 }
 

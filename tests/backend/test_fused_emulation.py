@@ -25,17 +25,22 @@ N_PATTERNS, N_BLOCKS = 3, 2
 HERE = Path(__file__).parent
 
 
+KERNELS = HERE.parents[1] / "hpcrec" / "backend" / "kernels"
+
+
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory):
     """The shared library of the kernel's source and the threads' stand-in."""
+    return compiled(KERNELS, tmp_path_factory.mktemp("fused"))
+
+
+def compiled(kernels, folder):
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed: the GPU kernel's source cannot be compiled for the CPU")
-    library = tmp_path_factory.mktemp("fused") / "fused.so"
-    kernels = HERE.parents[1] / "hpcrec" / "backend" / "kernels"
     options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{kernels}"]
-    subprocess.run([compiler, *options, HERE / "fused_host.cpp", "-o", library], check=True)
-    return ctypes.CDLL(str(library))
+    subprocess.run([compiler, *options, HERE / "fused_host.cpp", "-o", folder / "fused.so"], check=True)
+    return ctypes.CDLL(str(folder / "fused.so"))
 
 
 def waves(rng, *shape):
@@ -165,6 +170,19 @@ def errors(kernel, n, n_slices, loss, dtype, masks):
 def test_gradients_agree(kernel, n, n_slices, loss, dtype, masks):
     found = errors(kernel, n, n_slices, loss, dtype, masks)
     assert all(value <= TOLERANCE for value in found.values()), found
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_missing_barrier_shows(tmp_path, which):
+    """A proof of the stand-in: without either barrier of the transposition the sums come out wrong."""
+    for path in KERNELS.glob("*.cuh"):
+        parts = path.read_text(encoding="utf-8").split("    barrier();\n")
+        if path.name == "fused.cuh":
+            assert len(parts) == 3
+            parts = [parts[0] + parts[1], parts[2]] if which == 0 else [parts[0], parts[1] + parts[2]]
+        (tmp_path / path.name).write_text("    barrier();\n".join(parts), encoding="utf-8")
+    found = errors(compiled(tmp_path, tmp_path), 64, 2, "amplitude", np.uint8, 0)
+    assert not found["obj"] <= 1e-2
 
 
 def test_arguments_are_laid_out_as_the_kernel_reads_them(kernel):
