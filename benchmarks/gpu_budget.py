@@ -25,7 +25,7 @@ LIMITS = {
 }
 # Shared memory that the system keeps of each block
 RESERVED = 1024
-OPTIONS = {"--default-device": "--expt-relaxed-constexpr"}
+OPTIONS = {"-default-device": "--expt-relaxed-constexpr"}
 
 
 def assembler_report(nvcc: str, name: str, architecture: str, folder: Path) -> str:

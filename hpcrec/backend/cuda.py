@@ -111,7 +111,7 @@ def compile_options() -> tuple[str, ...]:
 
     Not ``-use_fast_math``: its logarithm has an absolute error, which the Poisson loss, a small difference, would show.
     """
-    return ("--std=c++17", "--default-device", "--ftz=true", "--prec-div=false", "--prec-sqrt=false")
+    return ("--std=c++17", "-default-device", "--ftz=true", "--prec-div=false", "--prec-sqrt=false")
 
 
 def layout_fault(window: tuple[int, int], counts: Any, loss: str) -> str | None:

@@ -38,5 +38,6 @@ extern "C" int add_gradients(const Arguments *p, int n_blocks, int n, int loss, 
 extern "C" int size_of_arguments() { return sizeof(Arguments); }
 
 extern "C" int shared_bytes(int n, int n_factors) {
-  return 8 * (n == 64 ? room_size<Layout<64>>(n_factors) : n == 96 ? room_size<Layout<96>>(n_factors) : room_size<Layout<128>>(n_factors));
+  if (n == 64) return 8 * room_size<Layout<64>>(n_factors);
+  return 8 * (n == 96 ? room_size<Layout<96>>(n_factors) : room_size<Layout<128>>(n_factors));
 }
