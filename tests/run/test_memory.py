@@ -92,9 +92,15 @@ def peak_bytes(work: Callable[[], Any]) -> int:
 
 
 def copies(name: str, windowed: bool, threads: int, options: dict[str, Any], compact: bool = False) -> float:
-    """Return the copies of an object in an update, itself included: the slope between two sizes."""
+    """Return the copies of an object in an update, itself included: the slope between two sizes.
+
+    The least of three peaks: what else allocates in this process, or is loaded once, is not the engine's.
+    """
     sweeps(64, name, windowed, threads, options, compact)()  # compiled, and loaded
-    small, large = (peak_bytes(sweeps(side, name, windowed, threads, options, compact)) for side in (400, 800))
+    small, large = (
+        min(peak_bytes(sweeps(side, name, windowed, threads, options, compact)) for _ in range(3 if compact else 1))
+        for side in (400, 800)
+    )
     # Ends of the grids: 4 pixels on either side; the object itself was there before
     return 1 + (large - small) / (8 * (808**2 - 408**2))
 
@@ -127,12 +133,13 @@ def test_compact_batches_spare_the_copies_of_their_box(options: dict[str, Any]) 
     chosen = kind.Options(**options)
     beside, update = kind.copies(chosen, False)
     spared = kind.box_copies(chosen, False)
-    measured = copies("lsqml", False, 3, options, compact=True)
-    # Planned is a bound: of the arrays in an update, those of the box are not all told apart
-    assert measured < 1.03 * max(beside - spared, update - spared)
-    assert measured < max(beside + 1.5 * 3, update) - 2.5
-    # The least is the object alone, of which the ends of random boxes take or give a little
-    assert measured > 0.99 * (beside - spared)
+    measured = {threads: copies("lsqml", False, threads, options, compact=True) for threads in (1, 3)}
+    for threads, found in measured.items():
+        # Planned is a bound: of the arrays in an update, those of the box are not all told apart
+        assert found < 1.03 * max(beside - spared, update - spared)
+        assert found < max(beside + 1.5 * threads, update) - 2.5
+    # One thread allocates the same each time, but for some hundred bytes of Python's in 4 MB
+    assert round(measured[1], 3) >= round(beside - spared, 3)
 
 
 class Counts:

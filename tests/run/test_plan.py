@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -43,15 +44,22 @@ def large_grid(series: TiltSeries, pixels: int) -> Grid:
     return dataclasses.replace(grid, shape=(pixels, pixels))
 
 
+@pytest.fixture
+def later_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The libraries of later stages are in the process already, so that small objects have nothing beside them."""
+    monkeypatch.setitem(sys.modules, "matplotlib", ModuleType("matplotlib"))
+
+
+@pytest.mark.usefixtures("later_loaded")
 def test_memory_grows_with_the_object_and_its_slices(tiny_job: Path, series: TiltSeries) -> None:
     lsqml = "ptychography.engine=lsqml"
     job = job_with(tiny_job, lsqml)
     beside, update = LsqMl.copies(LsqMlOptions(), True)
     # A gradient and a weight of one thread
     copies = max(beside + 1.5, update)
-    small, large = (rank_memory(job, series, large_grid(series, n), 1) for n in (3000, 4000))
-    # complex64 copies of the 7 million pixels that the larger one has more
-    assert large - small == pytest.approx(copies * 8 * (4000**2 - 3000**2) / GIB)
+    small, large = (rank_memory(job, series, large_grid(series, n), 1) for n in (1000, 4000))
+    # complex64 copies of the 15 million pixels that the larger one has more
+    assert large - small == pytest.approx(copies * 8 * (4000**2 - 1000**2) / GIB)
     sliced = job_with(tiny_job, lsqml, "ptychography.slices=3", "ptychography.slice_thickness_angstrom=4")
     more = rank_memory(sliced, series, large_grid(series, 4000), 1) - large
     # The waves that a batch keeps of each slice take a thousandth of that
@@ -61,10 +69,23 @@ def test_memory_grows_with_the_object_and_its_slices(tiny_job: Path, series: Til
     assert rank_memory(job, series, large_grid(series, 4000), 1, base=1.5) == pytest.approx(large + 1.5)
 
 
+def test_later_libraries_take_the_place_of_a_small_object(
+    tiny_job: Path, series: TiltSeries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arrays are gone by then: the larger of both counts, not their sum."""
+    job, grids = job_with(tiny_job), [large_grid(series, n) for n in (500, 6000)]
+    monkeypatch.setitem(sys.modules, "matplotlib", ModuleType("matplotlib"))
+    loaded = [rank_memory(job, series, grid, 1) for grid in grids]
+    monkeypatch.delitem(sys.modules, "matplotlib")
+    alone = [rank_memory(job, series, grid, 1) for grid in grids]
+    assert loaded[0] < alone[0] < 0.1 < alone[1] == loaded[1]
+
+
+@pytest.mark.usefixtures("later_loaded")
 def test_windowed_sums_need_less(tiny_job: Path, series: TiltSeries) -> None:
     """One rank in compiled loops: object, and gradient and illumination of each thread."""
-    small, large = (large_grid(series, n) for n in (3000, 4000))
-    one = 8 * (4000**2 - 3000**2) / GIB
+    small, large = (large_grid(series, n) for n in (1000, 4000))
+    one = 8 * (4000**2 - 1000**2) / GIB
 
     def copies(size: int, threads: int, *changes: str) -> float:
         job = job_with(tiny_job, "ptychography.engine=epie", *changes)
