@@ -16,7 +16,7 @@ from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, Int
 from hpcrec.backend.fft import aligned_empty
 from hpcrec.backend.kernels import line, responses, waves
 from hpcrec.backend.kernels import ptychography as kernels
-from hpcrec.backend.kernels.transforms import Plan, transform_plan
+from hpcrec.backend.kernels.transforms import Plan, filter_factors, known_size, transform_plan
 from hpcrec.models.chain import Chain, ChainSums, Detector, KeptWaves
 from hpcrec.objectives.losses import AMPLITUDE_FLOOR, ANSCOMBE_FLOOR, GAUSSIAN_FLOOR, LOSSES, POISSON_FLOOR
 
@@ -28,6 +28,8 @@ _LOSSES = {
 }
 # Floats between two waves: keeps the same pixel of both out of one cache set
 _PAD = 64
+# Largest difference of factors of gaps from products of one along each axis, both in single precision
+_SEPARABLE = 5e-7
 
 
 def fault(detector: Detector, precision: str) -> str | None:
@@ -166,8 +168,8 @@ def plan_of(chain: Chain, place: int) -> Plan:
 def waves_of(chain: Chain) -> tuple[Any, ...]:
     """Return object, corners, spectrum, variation, coefficients, ramps, gaps, near field … as the kernels take them.
 
-    Gaps: factors (slice − 1, …), whether patterns have tilts of their own, and these as ramps along y and x. Last come
-    whether the probe is not shifted, and its share.
+    Gaps: factors (slice − 1, …), the same along each axis (slice − 1 or 0, forward or conjugate, …), whether patterns
+    have tilts of their own, and these as ramps along y and x. Last come whether the probe is not shifted, and its share.
     """
     n = len(chain.corners)
     ny, nx = chain.spectrum.shape[-2:]
@@ -180,7 +182,7 @@ def waves_of(chain: Chain) -> tuple[Any, ...]:
     near = chain.detector.propagator
     factor = np.zeros(2, np.float32) if near is None else _floats(near * np.float32(1 / pixels)).ravel()
     of_gaps = (n, max(len(chain.propagators), 1))
-    gaps = _gaps(chain.propagators), chain.tilts is not None, *_ramps(chain.tilts, (ny, nx), 1.0, of_gaps)
+    gaps = *_gaps(chain.propagators), chain.tilts is not None, *_ramps(chain.tilts, (ny, nx), 1.0, of_gaps)
     back = _ramps(None if near is None else -chain.shifts, (ny, nx), 1.0, chain.shifts.shape[:-1])
     return (
         _floats(chain.obj), chain.corners, _flat(chain.spectrum), variation, coefficients, ramps, gaps,
@@ -246,20 +248,33 @@ class _Gaps(threading.local):
     """The factors of gaps that were last asked for in a thread, and what the kernels take instead."""
 
     asked: ComplexArray | None = None
-    scaled: FloatArray = np.zeros((0, 0), np.float32)
+    found: tuple[FloatArray, FloatArray] = np.zeros((0, 0), np.float32), np.zeros((0, 2, 0), np.float32)
 
 
 _last_gaps = _Gaps()
 
 
-def _gaps(factors: ComplexArray) -> FloatArray:
-    """Return the factors (gap, ky, kx) over ny·nx, flat; the model keeps its factors from batch to batch."""
+def _gaps(factors: ComplexArray) -> tuple[FloatArray, FloatArray]:
+    """Return the factors (gap, ky, kx) over ny·nx, flat, and along each axis; the model keeps its from batch to batch.
+
+    The second, (gap, forward or conjugate, …) as :func:`filter_factors` says, is of no gap unless all are products of
+    one factor along each axis and hpcrec's own transforms know the size.
+    """
     if _last_gaps.asked is not factors:
-        _last_gaps.asked, _last_gaps.scaled = (
-            factors,
-            _flat(factors * np.float32(1 / (factors.shape[1] * factors.shape[2]))),
-        )
-    return _last_gaps.scaled
+        pixels = factors.shape[1] * factors.shape[2]
+        _last_gaps.asked = factors
+        _last_gaps.found = _flat(factors * np.float32(1 / pixels)), _axes_of(factors, 1 / pixels)
+    return _last_gaps.found
+
+
+def _axes_of(factors: ComplexArray, scale: float) -> FloatArray:
+    n, ny, nx = factors.shape
+    along_y, along_x = factors[:, :, 0], factors[:, 0]
+    apart = along_y[:, :, None] * along_x[:, None] - factors
+    # H is 1 at zero frequency; each factor is rounded to single precision
+    if n == 0 or not (known_size(ny) and known_size(nx)) or np.abs(apart).max() > _SEPARABLE:
+        return np.zeros((0, 2, 2 * (ny + nx)), np.float32)
+    return filter_factors(*(np.stack([axis, axis.conj()], 1) for axis in (along_y * np.float32(scale), along_x)))
 
 
 def _sums_of(spectra: ComplexArray | None) -> FloatArray:

@@ -8,7 +8,7 @@ import pytest
 
 from hpcrec.backend.fft import aligned_empty
 from hpcrec.backend.kernels import transforms
-from hpcrec.backend.kernels.transforms import known_size, transform, transform_plan
+from hpcrec.backend.kernels.transforms import filter_factors, filter_wave, known_size, transform, transform_plan
 
 # Two and three radices; rows as a whole and by roles of lanes; sizes that only FFTW knows
 SHAPES = [(16, 16), (32, 48), (64, 64), (96, 80), (128, 128), (128, 96), (256, 160), (400, 512), (100, 64), (30, 27)]
@@ -44,6 +44,17 @@ def test_backward_is_the_adjoint_of_forward(shape):
     a, b = random_wave(shape, 1), random_wave(shape, 2)
     there, back = (np.vdot(*pair) for pair in ((transformed(a, True), b), (a, transformed(b, False))))
     assert abs(there - back) < 1e-5 * np.linalg.norm(a) * np.linalg.norm(b) * np.sqrt(a.size)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if all(known_size(n) for n in shape)])
+def test_filtered_waves_are_those_of_numpy(shape):
+    wave, rng = random_wave(shape), np.random.default_rng(5)
+    along = [rng.standard_normal(n) + 1j * rng.standard_normal(n) for n in shape]
+    wanted = np.fft.ifft2(np.fft.fft2(wave.astype(complex)) * along[0][:, None] * along[1], norm="forward")
+    found = aligned_empty(shape, np.complex64)
+    found[...] = wave
+    filter_wave(transform_plan(*shape, 0), found.view(np.float32).ravel(), filter_factors(*along))
+    assert np.linalg.norm(found - wanted) < 5e-7 * np.linalg.norm(wanted)
 
 
 def test_which_sizes_need_no_plans():

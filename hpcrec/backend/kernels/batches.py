@@ -39,7 +39,7 @@ def run_batches(
     """
     obj, corners, spectrum, variation, coefficients, ramps, gaps, near, entry = waves
     patterns, rows, kind, masks, loss, floor, scales, background, bare = detector
-    propagators, tilted, tilt_y, tilt_x = gaps
+    propagators, axes, tilted, tilt_y, tilt_x = gaps
     edges, windows, power_share = batches
     incoming, running, modes = room
     gradient, light, spectra, powers = sums
@@ -60,7 +60,7 @@ def run_batches(
         if hi > lo:
             part = (
                 obj, corners[lo:hi], spectrum, variation, coefficients[lo:hi], (ramps[0][lo:hi], ramps[1][lo:hi]),
-                (propagators, tilted, tilt_y[lo:hi], tilt_x[lo:hi]),
+                (propagators, axes, tilted, tilt_y[lo:hi], tilt_x[lo:hi]),
                 (near[0], near[1], near[2][lo:hi], near[3][lo:hi]), entry,
             )  # fmt: skip
             some = masks[lo:hi] if len(masks) > 1 else masks

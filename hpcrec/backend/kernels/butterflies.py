@@ -78,6 +78,9 @@ class _Code:
     def moved(self, address: Any, stride: Any, count: int) -> Any:
         return self._b.add(address, self._b.mul(stride, ir.Constant(address.type, count)))
 
+    def part(self, stride: Any, divisor: int) -> Any:
+        return self._b.udiv(stride, ir.Constant(stride.type, divisor))
+
     def beyond(self, address: Any, n_bytes: int) -> Any:
         return self._b.add(address, ir.Constant(address.type, n_bytes))
 
@@ -187,6 +190,24 @@ def _butterfly(radix: int, back: bool, load: str, store: str, *, factors: bool) 
     return emit
 
 
+def _filtered(radix: int) -> Callable[..., None]:
+    """Return a step whose results are multiplied by factors along both axes, then exchanged for a backward transform.
+
+    Arguments: as :func:`_butterfly`, then a pair of floats for each number, as far apart as results for their place,
+    and a vector of numbers for all of them.
+    """
+
+    def emit(code: _Code, source: Any, source_stride: Any, target: Any, stride: Any, along: Any, across: Any) -> None:
+        lanes, step = code.load_number(across), code.part(stride, NUMBER // 8)
+        x = [code.load_number(code.moved(source, source_stride, i)) for i in range(radix)]
+        for k, y in enumerate(_dft(code, x)):
+            at = code.moved(along, step, k)
+            y = code.multiply(y, code.broadcast(at), code.broadcast(code.beyond(at, 4)))
+            code.store_number(_swapped(code.multiply(y, *lanes), True), code.moved(target, stride, k))
+
+    return emit
+
+
 def _gather(back: bool) -> Callable[..., None]:
     """Return a step: 8 numbers of :data:`LANES` rows, ``stride`` apart, to 8 vectors of numbers."""
 
@@ -281,7 +302,10 @@ def _choice(name: str, steps: dict[int, Callable[..., None]], n_arguments: int) 
     def with_five(typing_context: Any, choice: Any, a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
         return signature, emit
 
-    return intrinsic(with_three if n_arguments == 3 else with_five)
+    def with_six(typing_context: Any, choice: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
+        return signature, emit
+
+    return intrinsic({3: with_three, 5: with_five, 6: with_six}[n_arguments])
 
 
 _BOTH = [(radix, back) for radix in RADICES for back in (False, True)]
@@ -303,6 +327,7 @@ turned_step: Any = _choice(
 plain_step: Any = _choice(
     "plain_step", {2 * r: _butterfly(r, False, "load_number", "store_number", factors=False) for r in RADICES}, 5
 )
+filtered_step: Any = _choice("filtered_step", {2 * r: _filtered(r) for r in RADICES}, 6)
 whole_rows: Any = _choice(
     "whole_rows", {2 * r + back: _whole_rows(r, back) for r in WHOLE_ROWS for back in (False, True)}, 3
 )

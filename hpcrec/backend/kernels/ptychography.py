@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from hpcrec.backend.kernels.transforms import transform
+from hpcrec.backend.kernels.transforms import filter_wave, transform
 from hpcrec.backend.kernels.waves import (
     AMPLITUDE,
     add_detector_sums,
@@ -45,13 +45,24 @@ _compile: Any = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
 
 
 @_compile
-def _cross(wave: Any, factor: Any, tilted: bool, ry: Any, rx: Any, plan: Any) -> None:
-    """Carry a wave over a gap."""
+def _propagate(wave: Any, factor: Any, tilted: bool, ry: Any, rx: Any, sign: Any, plan: Any) -> None:
+    """Multiply the spectrum of a wave by a factor, and by ramps if ``tilted``; by conjugates if ``sign`` is −1."""
     transform(plan, wave, True)
-    multiply(wave, factor, np.float32(1))
+    multiply(wave, factor, sign)
     if tilted:
-        turn(wave, ry, rx, np.float32(1))
+        turn(wave, ry, rx, sign)
     transform(plan, wave, False)
+
+
+@_compile
+def _cross(wave: Any, gaps: Any, s: int, j: int, back: bool, plan: Any) -> None:
+    """Carry a wave over gap s downstream, or a gradient ``back``."""
+    propagators, axes, tilted, tilt_y, tilt_x = gaps
+    if len(axes) and not tilted:
+        filter_wave(plan, wave, axes[s, 1 if back else 0])
+    else:
+        sign = np.float32(-1) if back else np.float32(1)
+        _propagate(wave, propagators[s], tilted, tilt_y[j, s], tilt_x[j, s], sign, plan)
 
 
 @_compile
@@ -69,7 +80,7 @@ def _illuminate(wave: Any, spectrum: Any, ry: Any, rx: Any, entry: Any, plan: An
 def _to_detector(wave: Any, near: Any, j: int, f: int, plan: Any) -> None:
     """Far field, or near field moved back by the probe's shift; near: whether, factor, ramps (n, flight, …)."""
     if near[0]:
-        _cross(wave, near[1], True, near[2][j, f], near[3][j, f], plan)
+        _propagate(wave, near[1], True, near[2][j, f], near[3][j, f], np.float32(1), plan)
     else:
         transform(plan, wave, True)
 
@@ -79,10 +90,9 @@ def _pass_slices(
     wave: Any, obj: Any, gaps: Any, near: Any, j: int, f: int, y: int, x: int, ny: int, nx: int, plan: Any
 ) -> None:
     """Carry a wave from in front of the first slice to the detector, in place."""
-    propagators, tilted, tilt_y, tilt_x = gaps
     for s in range(len(obj)):
         if s:
-            _cross(wave, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plan)
+            _cross(wave, gaps, s - 1, j, False, plan)
         transmit_in_place(wave, obj[s], y, x, ny, nx)
     _to_detector(wave, near, j, f, plan)
 
@@ -93,11 +103,10 @@ def _tangent(
     xc: int, ny: int, nx: int, plan: Any,
 ) -> None:  # fmt: skip
     """Carry a wave to the detector together with its first-order change along a change of the object."""
-    propagators, tilted, tilt_y, tilt_x = gaps
     for s in range(len(obj)):
         if s:
-            _cross(wave, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plan)
-            _cross(tangent, propagators[s - 1], tilted, tilt_y[j, s - 1], tilt_x[j, s - 1], plan)
+            _cross(wave, gaps, s - 1, j, False, plan)
+            _cross(tangent, gaps, s - 1, j, False, plan)
             transmit_in_place(tangent, obj[s], y, x, ny, nx)
         transmit(tangent, wave, change[s], yc, xc, ny, nx, s > 0)
         transmit_in_place(wave, obj[s], y, x, ny, nx)
@@ -156,7 +165,7 @@ def gradients(
     """
     obj, corners, spectrum, variation, coefficients, ramps, gaps, near, entry = waves
     patterns, rows, kind, masks, loss, floor, scales, background, bare = detector
-    propagators, tilted, tilt_y, tilt_x = gaps
+    propagators, _, tilted, tilt_y, tilt_x = gaps
     rate, qy, qx = frequencies
     probe, shifts, varied, moments, scaled, grounded = wanted
     entering, leaving = rooms
@@ -185,7 +194,7 @@ def gradients(
             for s in range(last):
                 transmit(incoming[c, s + 1], wave, obj[state, s], y, x, ny, nx, False)
                 wave = incoming[c, s + 1]
-                _cross(wave, propagators[s], tilted, tilt_y[j, s], tilt_x[j, s], plan)
+                _cross(wave, gaps, s, j, False, plan)
             transmit(running[c], wave, obj[state, last], y, x, ny, nx, False)
             _to_detector(running[c], near, j, f, plan)
             if not at_once:
@@ -236,15 +245,17 @@ def gradients(
                     g = running[c]
                     if revision[0]:
                         revise(g, obj[state, s], y, x, ny, nx, revision[1], revision[2])
-                    transform(plan, g, True)
-                    if moments:
+                    if not moments:
+                        _cross(g, gaps, s - 1, j, True, plan)
+                    else:
+                        transform(plan, g, True)
                         extra[: 2 * pixels] = incoming[c, s, : 2 * pixels]
                         transform(plan, extra, True)
                         add_moments(out_moments[j, s - 1], g, extra, rate, qy, qx, inverse)
-                    multiply(g, propagators[s - 1], -one)
-                    if tilted:
-                        turn(g, tilt_y[j, s - 1], tilt_x[j, s - 1], -one)
-                    transform(plan, g, False)
+                        multiply(g, propagators[s - 1], -one)
+                        if tilted:
+                            turn(g, tilt_y[j, s - 1], tilt_x[j, s - 1], -one)
+                        transform(plan, g, False)
             for m in range(0 if in_passing else n_modes):
                 g = running[first + m]
                 if entry[0] and (probe or varied):

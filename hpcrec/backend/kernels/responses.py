@@ -84,7 +84,6 @@ def kept_responses(
     (2, …) and ``modes`` (mode, …) to work in; scales (n,). For a far-field detector. Rest as there.
     """
     obj, corners, spectrum, variation, coefficients, ramps, gaps, _, entry = waves
-    propagators, tilted, tilt_y, tilt_x = gaps
     entering, leaving = kept
     n_modes, n_states, n_parts, last = len(spectrum), len(obj), entering.shape[1], obj.shape[1] - 1
     ny, nx = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
@@ -107,11 +106,11 @@ def kept_responses(
                     _transmit_change(a, wave, obj[state, s], change[state, s], (y, x, yc, xc, ny, nx))
                 else:
                     transmit(a, wave, change[state, s], yc, xc, ny, nx, False)
-                _cross(a, propagators[s], tilted, tilt_y[j, s], tilt_x[j, s], plan)
+                _cross(a, gaps, s, j, False, plan)
                 if with_probe:
                     transmit(room[1], b, obj[state, s], y, x, ny, nx, False)
                     b = room[1]
-                    _cross(b, propagators[s], tilted, tilt_y[j, s], tilt_x[j, s], plan)
+                    _cross(b, gaps, s, j, False, plan)
                 wave = entering[j, c, s + 1]
             _add_products(
                 terms[j], a, b, wave, leaving[j, c], obj[state, last], change[state, last], (y, x, yc, xc, ny, nx),

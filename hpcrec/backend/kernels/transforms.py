@@ -18,13 +18,14 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
-from hpcrec.backend.array import FloatArray, IntArray
+from hpcrec.backend.array import ComplexArray, FloatArray, IntArray
 from hpcrec.backend.fft import aligned_empty, execute_address, inplace_plan_addresses
 from hpcrec.backend.kernels.butterflies import (
     LANES,
     NUMBER,
     RADICES,
     WHOLE_ROWS,
+    filtered_step,
     first_step,
     gather,
     last_step,
@@ -41,7 +42,7 @@ _PLANNING = Lock()
 # Beyond, a column no longer fits into the second-level cache
 _LARGEST = 1024
 
-Plan = tuple[int, int, int]
+Plan = tuple[int, int, int, int]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -80,6 +81,75 @@ def transform(plan: Any, wave: Any, forward: bool) -> None:
 
 
 @_compile
+def filter_wave(plan: Any, wave: Any, factors: Any) -> None:
+    """Multiply the spectrum of a wave by factors along y and x: forward, product and backward, along y in one go.
+
+    Only by a plan that knows how (``plan[3]``); factors: as :func:`filter_factors` lays them out.
+    """
+    _invoke(plan[3], plan[1], wave.ctypes.data, factors.ctypes.data)
+
+
+@_compile
+def _filter(handle: int, at: int, factors: int) -> None:
+    """Do what :func:`filter_wave` says, by the numbers of :func:`_handles`."""
+    ny, nx, room = _read(handle, 1), _read(handle, 2), _read(handle, 3)
+    _along_x(at, ny, nx, handle + 8 * 8, room, 0)
+    for i in range(nx // LANES):
+        _filter_columns(at + i * NUMBER, 8 * nx, handle + 8 * 4, room, factors, factors + 8 * ny + i * NUMBER)
+    _along_x(at, ny, nx, handle + 8 * 8, room, 1)
+
+
+@_compile
+def _filter_columns(at: int, row: int, axis: int, room: int, along: int, across: int) -> None:
+    """Multiply the spectra of :data:`LANES` columns by factors along them (n pairs) and across (one vector)."""
+    n1, n2, n3, factors = _read(axis, 0), _read(axis, 1), _read(axis, 2), _read(axis, 3)
+    rest = n2 * n3
+    n = n1 * rest
+    work, inner_factors = room + n * NUMBER, factors + 8 * rest * (n1 - 1)
+    more = work + n * NUMBER
+    for b in range(rest):
+        first_step(2 * n1, at + b * row, rest * row, room + b * NUMBER, rest * NUMBER, factors + 8 * b * (n1 - 1))
+    for k in range(n1):
+        inner = room + k * rest * NUMBER
+        if n3 == 1:
+            filtered_step(2 * n2, inner, NUMBER, work + k * NUMBER, n1 * NUMBER, along + 8 * k, across)
+            continue
+        for b in range(n3):
+            turned_step(
+                2 * n2, inner + b * NUMBER, n3 * NUMBER, more + b * NUMBER, n3 * NUMBER,
+                inner_factors + 8 * b * (n2 - 1),
+            )  # fmt: skip
+        for j in range(n2):
+            place = k + n1 * j
+            filtered_step(
+                2 * n3, more + j * n3 * NUMBER, NUMBER, work + place * NUMBER, n1 * n2 * NUMBER, along + 8 * place,
+                across,
+            )  # fmt: skip
+    for b in range(rest):
+        turned_step(
+            2 * n1, work + b * NUMBER, rest * NUMBER, room + b * NUMBER, rest * NUMBER, factors + 8 * b * (n1 - 1)
+        )
+    for k in range(n1):
+        _finish_columns(at + k * row, row, room + k * rest * NUMBER, more, n1, n2, n3, inner_factors, 1)
+
+
+@_compile
+def _finish_columns(
+    at: int, row: int, inner: int, work: int, n1: int, n2: int, n3: int, factors: int, back: int
+) -> None:
+    """Do the steps after the first; results are n1 rows apart."""
+    if n3 == 1:
+        last_step(2 * n2 + back, inner, NUMBER, at, n1 * row, factors)
+        return
+    for b in range(n3):
+        turned_step(
+            2 * n2, inner + b * NUMBER, n3 * NUMBER, work + b * NUMBER, n3 * NUMBER, factors + 8 * b * (n2 - 1)
+        )
+    for j in range(n2):
+        last_step(2 * n3 + back, work + j * n3 * NUMBER, NUMBER, at + n1 * j * row, n1 * n2 * row, factors)
+
+
+@_compile
 def _own(handle: int, at: int, target: int) -> None:
     """Do what FFTW's ``execute`` does, by the numbers of :func:`_handle`."""
     back, ny, nx, room = _read(handle, 0), _read(handle, 1), _read(handle, 2), _read(handle, 3)
@@ -113,18 +183,9 @@ def _columns(at: int, row: int, axis: int, room: int, back: int) -> None:
             2 * n1 + back, at + b * row, rest * row, room + b * NUMBER, rest * NUMBER, factors + 8 * b * (n1 - 1)
         )
     factors += 8 * rest * (n1 - 1)
+    work = room + n1 * rest * NUMBER
     for k in range(n1):
-        inner = room + k * rest * NUMBER
-        if n3 == 1:
-            last_step(2 * n2 + back, inner, NUMBER, at + k * row, n1 * row, factors)
-            continue
-        work = room + n1 * rest * NUMBER
-        for b in range(n3):
-            turned_step(
-                2 * n2, inner + b * NUMBER, n3 * NUMBER, work + b * NUMBER, n3 * NUMBER, factors + 8 * b * (n2 - 1)
-            )
-        for j in range(n2):
-            last_step(2 * n3 + back, work + j * n3 * NUMBER, NUMBER, at + (k + n1 * j) * row, n1 * n2 * row, factors)
+        _finish_columns(at + k * row, row, room + k * rest * NUMBER, work, n1, n2, n3, factors, back)
 
 
 @_compile
@@ -159,13 +220,15 @@ def _rows(at: int, row: int, axis: int, room: int, back: int) -> None:
 def transform_plan(ny: int, nx: int, place: int) -> Plan:
     """Return what :func:`transform` needs for waves (ny, nx): a function of C, and its handles forward and backward.
 
-    Each ``place`` (a thread) has room of its own. All lives with the process.
+    Last comes the function of :func:`filter_wave`, 0 where FFTW transforms. Each ``place`` (a thread) has room of its
+    own. All lives with the process.
     """
     if not (known_size(ny) and known_size(nx)):
-        return execute_address(), *inplace_plan_addresses(ny, nx)
+        return execute_address(), *inplace_plan_addresses(ny, nx), 0
     with _PLANNING:
         kept = _handles(ny, nx, place)
-        return _own_function().address, kept[0].ctypes.data, kept[1].ctypes.data
+        function, filtering = _own_functions()
+        return function.address, kept[0].ctypes.data, kept[1].ctypes.data, filtering.address
 
 
 @cache
@@ -180,17 +243,34 @@ def _handles(ny: int, nx: int, place: int) -> tuple[IntArray, IntArray, FloatArr
 
 
 @cache
-def _own_function() -> Any:
-    """Compile hpcrec's own transforms, or load them, as one function of C, so that no caller holds a copy.
+def _own_functions() -> tuple[Any, Any]:
+    """Compile hpcrec's own transforms, or load them, as functions of C, so that no caller holds a copy.
 
     Kept for good: the code goes when the object goes, and plans know no more than its address.
     """
-    signature = types.void(types.intp, types.intp, types.intp)
-    return cfunc(signature, cache=True, error_model="numpy")(_own_entry)
+    compiled = cfunc(types.void(types.intp, types.intp, types.intp), cache=True, error_model="numpy")
+    return compiled(_own_entry), compiled(_filter_entry)
 
 
 def _own_entry(handle: int, at: int, target: int) -> None:
     _own(handle, at, target)
+
+
+def _filter_entry(handle: int, at: int, factors: int) -> None:
+    _filter(handle, at, factors)
+
+
+def filter_factors(along_y: ComplexArray, along_x: ComplexArray) -> FloatArray:
+    """Return factors (…, floats) of :func:`filter_wave` from those along y (…, ny) and x (…, nx).
+
+    Those along y are interleaved; real parts of sixteen along x come before their imaginary parts.
+    """
+    lead, ny, nx = along_y.shape[:-1], along_y.shape[-1], along_x.shape[-1]
+    out = aligned_empty((*lead, 2 * (ny + nx)), np.float32)
+    out[..., : 2 * ny] = np.ascontiguousarray(along_y, np.complex64).view(np.float32)
+    lanes = along_x.reshape(*lead, nx // LANES, LANES)
+    out[..., 2 * ny :] = np.stack([lanes.real, lanes.imag], axis=-2).reshape(*lead, 2 * nx)
+    return out
 
 
 def known_size(n: int) -> bool:
