@@ -169,7 +169,8 @@ def waves_of(chain: Chain) -> tuple[Any, ...]:
     """Return object, corners, spectrum, variation, coefficients, ramps, gaps, near field … as the kernels take them.
 
     Gaps: factors (slice − 1, …), the same along each axis (slice − 1 or 0, forward or conjugate, …), whether patterns
-    have tilts of their own, and these as ramps along y and x. Last come whether the probe is not shifted, and its share.
+    have tilts of their own, and these as ramps along y and x. Last come whether the probe is not shifted, and its
+    share.
     """
     n = len(chain.corners)
     ny, nx = chain.spectrum.shape[-2:]
@@ -182,7 +183,7 @@ def waves_of(chain: Chain) -> tuple[Any, ...]:
     near = chain.detector.propagator
     factor = np.zeros(2, np.float32) if near is None else _floats(near * np.float32(1 / pixels)).ravel()
     of_gaps = (n, max(len(chain.propagators), 1))
-    gaps = *_gaps(chain.propagators), chain.tilts is not None, *_ramps(chain.tilts, (ny, nx), 1.0, of_gaps)
+    gaps = *gaps_of(chain.propagators), chain.tilts is not None, *_ramps(chain.tilts, (ny, nx), 1.0, of_gaps)
     back = _ramps(None if near is None else -chain.shifts, (ny, nx), 1.0, chain.shifts.shape[:-1])
     return (
         _floats(chain.obj), chain.corners, _flat(chain.spectrum), variation, coefficients, ramps, gaps,
@@ -254,7 +255,7 @@ class _Gaps(threading.local):
 _last_gaps = _Gaps()
 
 
-def _gaps(factors: ComplexArray) -> tuple[FloatArray, FloatArray]:
+def gaps_of(factors: ComplexArray) -> tuple[FloatArray, FloatArray]:
     """Return the factors (gap, ky, kx) over ny·nx, flat, and along each axis; the model keeps its from batch to batch.
 
     The second, (gap, forward or conjugate, …) as :func:`filter_factors` says, is of no gap unless all are products of

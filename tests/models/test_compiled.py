@@ -5,17 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import test_ptychography
-from test_ptychography import DETECTORS, EVERYTHING, FLIGHT, WANTED, case, random_like
+from test_ptychography import DETECTORS, EVERYTHING, FLIGHT, SAMPLING, WANTED, case, random_like
 
 from hpcrec.backend.kernels.transforms import known_size
 from hpcrec.backend.threads import Threads
 from hpcrec.errors import ConfigError
 from hpcrec.geometry.tiles import Box
-from hpcrec.models import refined
+from hpcrec.models import compiled, refined
 from hpcrec.models.line import losses_along
 from hpcrec.models.partial import Field
 from hpcrec.models.responses import responses, room_to_keep
 from hpcrec.models.revised import revised_gradients
+from hpcrec.physics.propagation import propagation_rate, tilted_factor
 
 # Sums of some thousand terms in single precision, in another order
 TOLERANCE = 1e-5
@@ -25,7 +26,9 @@ TOLERANCE = 1e-5
 def window(request, monkeypatch):
     """A window that only FFTW transforms, and one of hpcrec's own."""
     monkeypatch.setattr(test_ptychography, "SHAPE", request.param)
-    assert all(map(known_size, request.param)) == (request.param == (32, 48))
+    own = request.param == (32, 48)
+    assert all(map(known_size, request.param)) == own
+    return own
 
 
 CASES = pytest.mark.parametrize(
@@ -263,3 +266,24 @@ def test_windows_hold_the_gradient_and_are_cleared(n_threads):
         assert_close(moved - 1, change, "step")
         assert not windows.obj.any()
         assert not windows.illumination.any()
+
+
+OPTIONS = pytest.mark.parametrize("options", [{}, {"band_limit": 0.6}, {"propagation": "exact"}])
+
+
+@OPTIONS
+def test_gaps_are_crossed_there_and_back(options):
+    plain, fast, state, batch = twins(4, 2, **options)
+    wanted, found = (model.gradients(state, batch, ("probe",)) for model in (plain, fast))
+    for name in ("obj", "illumination", "probe"):
+        assert_close(getattr(found, name), getattr(wanted, name), name)
+
+
+@OPTIONS
+def test_gaps_have_factors_along_each_axis_where_they_can(options, window):
+    """Not where the factor is no product of two, nor where only FFTW knows the size."""
+    rate = propagation_rate(test_ptychography.SHAPE, SAMPLING, 0.3, options.get("propagation", "fresnel"))
+    factors = np.stack([tilted_factor(rate, SAMPLING, d, (0.01, 0.02), options.get("band_limit")) for d in (3.0, 5.0)])
+    whole, axes = compiled.gaps_of(factors)
+    assert len(whole) == 2
+    assert len(axes) == (2 if window and "propagation" not in options else 0)

@@ -142,9 +142,7 @@ def _finish_columns(
         last_step(2 * n2 + back, inner, NUMBER, at, n1 * row, factors)
         return
     for b in range(n3):
-        turned_step(
-            2 * n2, inner + b * NUMBER, n3 * NUMBER, work + b * NUMBER, n3 * NUMBER, factors + 8 * b * (n2 - 1)
-        )
+        turned_step(2 * n2, inner + b * NUMBER, n3 * NUMBER, work + b * NUMBER, n3 * NUMBER, factors + 8 * b * (n2 - 1))
     for j in range(n2):
         last_step(2 * n3 + back, work + j * n3 * NUMBER, NUMBER, at + n1 * j * row, n1 * n2 * row, factors)
 
