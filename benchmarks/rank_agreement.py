@@ -1,4 +1,4 @@
-"""Does the number of ranks change the answer? A table of real MPI runs: ``python benchmarks/ranks.py [JOB.toml]``.
+"""Does the number of ranks change the answer? Real MPI runs: ``python -m benchmarks.rank_agreement [JOB.toml]``.
 
 One tilt, ten sweeps, on 1, 2, 3 and 5 ranks that share it: relative difference of the object from one rank, for each
 engine, exchange and precision; the final data error for ePIE. Default job: jobs/nanocube.toml, tilt 18.
