@@ -54,17 +54,17 @@ class AlignmentView:
     """The alignment of K tilts.
 
     ``tilt_deg`` (K,) nominal; ``shifts`` (K, 2) Å along the tilt axis and across; ``angle_corrections_deg`` (K, 3)
-    in-plane, tilt minus nominal, out-of-plane; ``history`` (round,) residual; ``residual_before``, ``residual_after``
-    (K,) per projection; ``sums_before``, ``sums_after`` (K, x) projections summed along the tilt axis, before and after
-    the shifts, with ``pixel_size`` Å.
+    in-plane, tilt minus nominal, out-of-plane; ``history`` (round,) residual, with ``bins`` (round,) pixels to one;
+    ``residuals`` (K,) per projection; ``sums_before``, ``sums_after`` (K, x) projections summed along the tilt axis,
+    before and after the shifts, with ``pixel_size`` Å.
     """
 
     tilt_deg: FloatArray
     shifts: FloatArray
     angle_corrections_deg: FloatArray | None = None
     history: FloatArray | None = None
-    residual_before: FloatArray | None = None
-    residual_after: FloatArray | None = None
+    bins: FloatArray | None = None
+    residuals: FloatArray | None = None
     sums_before: FloatArray | None = None
     sums_after: FloatArray | None = None
     pixel_size: float | None = None

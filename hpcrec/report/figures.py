@@ -157,7 +157,7 @@ def alignment_figure(alignment: AlignmentView, unit: str) -> Picture:
     x = np.asarray(alignment.tilt_deg)
     panels = ["shifts"]
     panels += ["angles"] if alignment.angle_corrections_deg is not None else []
-    panels += ["residuals"] if alignment.residual_after is not None or alignment.residual_before is not None else []
+    panels += ["residuals"] if alignment.residuals is not None else []
     panels += ["history"] if alignment.history is not None and len(alignment.history) > 1 else []
     columns = 2 if len(panels) > 1 else 1
     with style():
@@ -173,7 +173,13 @@ def alignment_figure(alignment: AlignmentView, unit: str) -> Picture:
 def _alignment_panel(axes: mpl.axes.Axes, name: str, x: FloatArray, alignment: AlignmentView, unit: str) -> None:
     if name == "history":
         history = np.asarray(alignment.history)
-        axes.plot(np.arange(len(history)), history, "o-", ms=3.5, color=SERIES[0])
+        bins = np.ones(len(history)) if alignment.bins is None else np.asarray(alignment.bins)
+        # Residuals of one resolution say nothing of another's
+        for size, colour in zip(dict.fromkeys(bins.tolist()), SERIES):
+            rounds = np.flatnonzero(bins == size)
+            label = "full resolution" if size == 1 else f"1/{size:g} resolution"
+            axes.plot(rounds, history[rounds], "o-", ms=3.5, color=colour, label=label)
+        legend_above(axes)
         axes.set_title("residual per round")
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
@@ -181,25 +187,19 @@ def _alignment_panel(axes: mpl.axes.Axes, name: str, x: FloatArray, alignment: A
     curves: dict[str, tuple[str, FloatArray | None, tuple[str, ...]]] = {
         "shifts": (f"shift ({unit})", alignment.shifts, ("along the axis, dy", "across, dx")),
         "angles": ("angle correction (°)", alignment.angle_corrections_deg, ("in-plane", "tilt", "out-of-plane")),
-        "residuals": ("residual per projection", _residuals(alignment), ("before", "after")),
+        "residuals": ("residual per projection", alignment.residuals, ()),
     }
     title, values, labels = curves[name]
-    for column, label, colour in zip(np.asarray(values).T, labels, SERIES):
-        if np.isfinite(column).any():
-            axes.plot(x, column, "o-", ms=3, lw=0.9, color=colour, label=label)
-    if name == "residuals":
-        axes.set_ylim(bottom=0)
-    else:
-        axes.axhline(0, color=MUTED, lw=0.8)
+    columns = np.atleast_2d(np.asarray(values).T)
+    for column, label, colour in zip(columns, labels or ("",), SERIES):
+        axes.plot(x, column, "o-", ms=3, lw=0.9, color=colour, label=label)
     axes.set_title(title)
     axes.set_xlabel("nominal tilt (°)")
-    legend_above(axes)
-
-
-def _residuals(alignment: AlignmentView) -> FloatArray:
-    empty = np.full(len(alignment.tilt_deg), np.nan)
-    both = (alignment.residual_before, alignment.residual_after)
-    return np.stack([empty if r is None else np.asarray(r, np.float64) for r in both], axis=1)
+    if labels:
+        axes.axhline(0, color=MUTED, lw=0.8)
+        legend_above(axes)
+    else:
+        axes.set_ylim(bottom=0)
 
 
 def sinogram_figure(alignment: AlignmentView, unit: str) -> Picture | None:

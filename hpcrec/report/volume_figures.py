@@ -97,7 +97,7 @@ def correlation_figure(view: ResolutionView, unit: str) -> Picture | None:
                     label=f"{name}: {mark}{crossing.resolution:.2f} {unit}",
                 )
             axes.set_title("within 20° of an axis (half-bit)")
-            axes.legend()
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 0.09))  # above zero
         for axes in axes_list:
             axes.set_ylim(-0.1, 1.05)
             axes.set_xlim(left=0)
@@ -120,7 +120,7 @@ def _overall_panel(axes: Any, view: ResolutionView, unit: str) -> None:
     mark = "≤ " if crossing.at_nyquist else ""
     axes.axvline(crossing.frequency, color=SERIES[1], lw=0.8, ls="--")
     axes.set_title(f"all directions: {mark}{crossing.resolution:.2f} {unit} (half-bit)")
-    axes.legend()
+    axes.legend(loc="upper right", bbox_to_anchor=(0.95, 1))  # beside Nyquist's line
 
 
 def peak_spectra(view: ResolutionView, unit: str) -> Picture | None:

@@ -68,6 +68,7 @@ def add_volume(directory: RunDirectory) -> np.ndarray:
         "alignment/angles_deg": np.stack([np.zeros(n), 10.0 * np.arange(n) + 0.25, np.zeros(n)], axis=1),
         "alignment/residuals": np.full(n, 0.1),
         "alignment/history_r1": np.array([0.6, 0.5]),
+        "alignment/history_bin": np.array([2, 1]),
         "projections/prepared": np.stack([2 * phase(0)] * n),
         "projections/tilt_deg": 10.0 * np.arange(n),
         "projections/number": np.array(TILTS),
