@@ -70,17 +70,21 @@ def plan_table(plan: Plan) -> Table:
         ("tilts", f"{plan.n_tilts}"),
         ("patterns", f"{plan.n_positions} of {ny} × {nx} pixels"),
         ("object", f"{oy} × {ox} pixels, up to {plan.max_slices} slices"),
-        (
-            "ranks",
-            f"{plan.n_ranks} on {available_cores()} cores, {plan.threads} threads each, {plan.group_size} a tilt",
-        ),
+        ("ranks", _ranks(plan)),
         ("memory a rank", f"{plan.memory_gib_per_rank:.2f} GiB of {plan.memory_limit_gib:.1f} GiB"),
-        ("speed", f"{plan.patterns_per_s:.0f} patterns/s a rank, measured just now"),
+        ("speed", f"{plan.patterns_per_s:.0f} patterns/s {'a tilt' if plan.crew > 1 else 'a rank'}, measured just now"),
         ("ptychography", duration(plan.ptychography_seconds)),
         ("tomography", f"at most {duration(plan.tomography_seconds)}" if plan.tomography_seconds else "none"),
     ):
         table.add_row(name, value)
     return table
+
+
+def _ranks(plan: Plan) -> str:
+    some = f"{plan.n_ranks} on {available_cores()} cores"
+    if plan.crew > 1:
+        return f"{some}; {plan.crew} work on a tilt as {plan.threads} threads of one of them"
+    return f"{some}, {plan.threads} threads each, {plan.group_size} a tilt"
 
 
 def advice_table(advice: Sequence[Advice]) -> Table:

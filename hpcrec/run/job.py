@@ -273,7 +273,8 @@ class ParallelSection:
     """How ranks and workers share the work; changes no result beyond round-off.
 
     exchange : "replicated" keeps the whole object on each rank of a group, "tiled" a part with its halo
-    group_size : ranks that share one tilt; "auto" is 1 unless memory asks for more or tilts are fewer than ranks
+    group_size : ranks that share one tilt, by messages; "auto" is 1 unless memory asks for more or tilts are fewer than
+        ranks, and then those on one host work as threads of the first, unless an exchange is chosen
     halo_margin_angstrom : how far positions may move before a tile must hold more pixels
     threads : of a rank's compiled loops; "auto" takes the cores that it need not share with other ranks
     memory_gib_per_rank : what a rank may use; 0 takes the machine's memory divided by the ranks on it

@@ -124,10 +124,10 @@ def rank_memory(
     return base + max((work + share) / GIB, later)
 
 
-def pattern_room(job: Job, series: TiltSeries, grid: Grid, size: int, n_ranks: int, threads: int) -> int:
-    """Return the bytes that the patterns of a rank's share may take."""
+def pattern_room(job: Job, series: TiltSeries, grid: Grid, size: int, n_ranks: int, threads: int, crew: int = 1) -> int:
+    """Return the bytes that the patterns of a rank's share may take; ``crew``: ranks whose memory it may use."""
     work = _work_bytes(job, series, grid, size, threads)
-    return _room(memory_limit(job, n_ranks), base_memory(n_ranks), work)
+    return _room(memory_limit(job, n_ranks) * crew, base_memory(n_ranks), work)
 
 
 def _room(limit: float, base: float, work: float) -> int:

@@ -34,11 +34,12 @@ TIMED_ROWS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a job will take on ``n_ranks`` ranks of this machine."""
+    """What a job will take on ``n_ranks`` ranks of this machine; ``crew`` of them work as threads of one."""
 
     n_ranks: int
     threads: int
     group_size: int
+    crew: int
     n_tilts: int
     n_positions: int
     pattern_shape: tuple[int, int]
@@ -87,6 +88,11 @@ def rank_threads(job: Job, world: Communicator) -> int:
     return max(1, available_cores() // everywhere.count(here)) if chosen == "auto" else chosen
 
 
+def joins_ranks(job: Job) -> bool:
+    """Whether ranks that share a tilt on one host may work as threads of one of them."""
+    return job.parallel.group_size == "auto" and job.parallel.exchange == "auto"
+
+
 def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int, threads: int = 1) -> int:
     """Return the ranks that share one tilt: the job's number, else the smallest that fits memory and idles no rank.
 
@@ -119,6 +125,10 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     # Speed first: what a rank takes before any data is measured when all is loaded
     speed, limit = measure_speed(job, series, setup, threads), memory_limit(job, n_ranks)
     size = group_size(job, series, grid, n_ranks, threads)
+    crew = size if joins_ranks(job) else 1
+    if crew > 1:
+        threads *= crew
+        speed = measure_speed(job, series, setup, threads)
     counts = [len(p) for p in series.facts.positions]
     slices = [slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles)]
     work = sum(n * s for n, s in zip(counts, slices)) / setup.n_slices * job.ptychography.iterations
@@ -126,18 +136,22 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
         starting_probe(job, half_resolution(series), 1)  # a fault now is better than one in the run
         work *= 1 + job.ptychography.coarse_iterations / (4 * job.ptychography.iterations)
     work *= 2 if job.quality.frc else 1
-    busy = min(n_ranks, max(available_cores() // threads, 1), max(n_ranks // size, 1) * size)
+    workers = max(n_ranks // size, 1) * size // crew
+    busy = min(workers, max(available_cores() // threads, 1))
     return Plan(
         n_ranks=n_ranks,
         group_size=size,
+        crew=crew,
         n_tilts=series.n_tilts,
         n_positions=sum(counts),
         pattern_shape=series.pattern_shape,
         max_slices=max(slices),
         object_shape=grid.shape,
         threads=threads,
-        memory_gib_per_rank=rank_memory(job, series, grid, size, threads, base=base_memory(n_ranks), limit=limit),
-        memory_limit_gib=limit,
+        memory_gib_per_rank=rank_memory(
+            job, series, grid, size // crew, threads, base=base_memory(n_ranks), limit=limit * crew
+        ),
+        memory_limit_gib=limit * crew,
         patterns_per_s=speed,
         ptychography_seconds=work / speed / busy,
         tomography_seconds=tomography_seconds(job, series, grid) / n_workers(job, n_ranks),

@@ -17,12 +17,13 @@ from hpcrec.errors import DataError, StorageError
 from hpcrec.io.atomic import write_bytes
 from hpcrec.io.results import TiltResult, read_tilt_result, tilt_path, write_tilt_result
 from hpcrec.parallel.communicator import Communicator
+from hpcrec.parallel.crew import alone, muster
 from hpcrec.parallel.queue import Master
 from hpcrec.run.job import Job
 from hpcrec.run.memory import pattern_room
 from hpcrec.run.observers import Observer
 from hpcrec.run.parts import TiltTask, reconstruct_tilt, remove_parts
-from hpcrec.run.plan import group_size, rank_threads
+from hpcrec.run.plan import group_size, joins_ranks, rank_threads
 from hpcrec.run.record import quality_arrays, quality_path, quality_record, write_quality_record
 from hpcrec.run.runner import TiltOutcome
 from hpcrec.run.start import common_grid, probe_window
@@ -41,22 +42,26 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
         _same_plans(job, probe_window(job, half_resolution(series)), world, checkpoints, "fftw_wisdom_coarse")
     grid, threads = common_grid(job, series), rank_threads(job, world)
     size = world.broadcast(group_size(job, series, grid, world.size, threads) if world.rank == 0 else None)
-    room = pattern_room(job, series, grid, size, world.size, threads)
     group = world.split(min(world.rank // size, max(world.size // size, 1) - 1))
+    crew = muster(group, threads) if size > 1 and joins_ranks(job) else alone(group, threads)
+    room = pattern_room(job, series, grid, crew.group.size, world.size, crew.threads, crew.size)
+    if world.rank == 0 and crew.size > 1:
+        text = f"{crew.size} ranks work on each tilt as {crew.threads} threads of one of them"
+        observer({"event": "note", "text": text})
     todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []
     hardest_first = sorted(todo, key=lambda i: -abs(series.tilt_angles[i]))
-    with Master(world, hardest_first, observer, group) as master:
-        while (i_tilt := master.next()) is not None:
+    with Master(world, hardest_first, observer, crew.group) as master:
+        while crew.size > 0 and (i_tilt := master.next()) is not None:
             outcome, frc = reconstruct_tilt(
                 TiltTask(
                     job=job,
                     series=series,
                     grid=grid,
                     i_tilt=i_tilt,
-                    group=group,
+                    group=crew.group,
                     checkpoints=checkpoints,
                     report=master.report,
-                    threads=threads,
+                    threads=crew.threads,
                     pattern_bytes=room,
                 )
             )

@@ -65,10 +65,13 @@ def test_check_prints_the_plan_and_starts_nothing(hpcrec: Run, tiny_job: Path, t
     assert "200000 eV, wavelength 0.0250793 Å" in text
     assert "108 of 32 × 32 pixels" in text
     assert "6 on" in text
-    assert "2 a tilt" in text
-    assert "patterns/s a rank, measured just now" in text
+    assert "2 work on a tilt as" in text
+    assert "patterns/s a tilt, measured just now" in text
     assert "tiny.toml can run" in text
     assert sorted(tmp_path.iterdir()) == before
+    code, text = hpcrec("check", tiny_job, "--ranks", 6, "--set", "parallel.group_size=2")
+    assert "threads each, 2 a tilt" in " ".join(text.split())
+    assert "patterns/s a rank, measured just now" in text
 
 
 def test_check_refuses_what_does_not_fit(hpcrec: Run, tiny_job: Path) -> None:

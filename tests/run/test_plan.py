@@ -188,6 +188,23 @@ def test_the_plan_of_the_tiny_series(tiny_job: Path, series: TiltSeries, monkeyp
     assert not dataclasses.replace(found, memory_limit_gib=0.1).fits
 
 
+def test_ranks_that_join_are_planned_as_threads(tiny_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tilt on four cores: four threads at the speed that is measured with four, or four ranks."""
+    monkeypatch.setattr(plan, "available_cores", lambda: 4)
+    monkeypatch.setattr(plan, "measure_speed", lambda job, series, setup, threads: 50.0 * threads)
+    one, many = "data.tilts=[1]", "parallel.group_size=4"
+    found = []
+    for changes in ((one,), (one, many), (one, "parallel.exchange=tiled")):
+        job = job_with(tiny_job, *changes)
+        with open_series(job.data) as single:
+            found.append(make_plan(job, single, 4))
+    assert [(p.crew, p.threads, p.group_size) for p in found] == [(4, 4, 4), (1, 1, 4), (1, 1, 4)]
+    assert [p.ptychography_seconds for p in found] == pytest.approx([36 * 4 / 200.0] * 3)
+    joined, apart, _ = found
+    assert joined.memory_limit_gib == pytest.approx(4 * apart.memory_limit_gib)
+    assert joined.memory_gib_per_rank < 4 * apart.memory_gib_per_rank
+
+
 def test_speed_is_measured_and_tomography_counted(
     tiny_job: Path, series: TiltSeries, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,20 +35,46 @@ def objects(folder: Path, n_tilts: int = 3) -> list[np.ndarray]:
 
 
 def reconstruct(job: Job, folder: Path, n_ranks: int) -> list[np.ndarray]:
-    folder.mkdir(parents=True, exist_ok=True)
     run_all(job, folder, n_ranks)
     return objects(folder)
 
 
-def run_all(job: Job, folder: Path, n_ranks: int) -> None:
+def run_all(job: Job, folder: Path, n_ranks: int, notes: list[str] | None = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def hear(event: Any) -> None:
+        if notes is not None and event["event"] == "note":
+            notes.append(event["text"])
+
     def rank(world: Communicator) -> None:
         with open_series(job.data) as series:
-            reconstruct_tilts(job, series, world, folder, silent)
+            reconstruct_tilts(job, series, world, folder, hear)
 
     if n_ranks == 1:
         rank(SerialCommunicator())
     else:
         run_ranks(n_ranks, rank)
+
+
+@pytest.mark.parametrize("n_ranks", [2, 5])
+@pytest.mark.parametrize("engine", ["epie", "lsqml"])
+def test_ranks_join_on_a_tilt_and_do_not_change_the_answer(
+    tiny_job: Path, tmp_path: Path, n_ranks: int, engine: str
+) -> None:
+    """One tilt for all: on one host they are threads of the first, which says so; asked for, they stay apart."""
+    job, _ = load_job(tiny_job, ["data.tilts=[1]", f"ptychography.engine={engine}", "parallel.threads=1"])
+    heard: dict[str, list[str]] = {}
+    for name, asked in (("one", job), ("joined", job), ("apart", with_groups(job, n_ranks))):
+        run_all(asked, tmp_path / name, 1 if name == "one" else n_ranks, heard.setdefault(name, []))
+    text = f"{n_ranks} ranks work on each tilt as {n_ranks} threads of one of them"
+    assert heard == {"one": [], "joined": [text], "apart": []}
+    one, joined, apart = (read_tilt_result(tilt_path(tmp_path / name, 1)).obj for name in heard)
+    for found in (joined, apart):
+        assert np.linalg.norm(found - one) < 1e-5 * np.linalg.norm(one)
+
+
+def with_groups(job: Job, size: int) -> Job:
+    return dataclasses.replace(job, parallel=dataclasses.replace(job.parallel, group_size=size))
 
 
 @pytest.mark.parametrize("n_ranks", [2, 3, 5])
