@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcrec.backend.array import ComplexArray
+from hpcrec.backend.array import ComplexArray, array_module, real_dtype
 from hpcrec.backend.kernels.updates import precondition
 from hpcrec.engines.descent import real_product
 from hpcrec.engines.sweeps import constrain_object
@@ -30,7 +30,8 @@ class SweepObject:
         """Begin with empty sums and no updates."""
         for name in ("sum", "velocity", *_UPDATES):
             state.object_memory.setdefault(name, np.zeros_like(state.obj))
-        state.object_memory.setdefault("sum_weight", np.zeros(state.obj.shape, state.obj.real.dtype))
+        weight = array_module(state.obj).zeros(state.obj.shape, real_dtype(state.obj.dtype))
+        state.object_memory.setdefault("sum_weight", weight)
         state.memory.setdefault("sweep_sums", np.array([0.0, np.inf]))
         state.memory.setdefault("update_sizes", np.zeros(2))
 

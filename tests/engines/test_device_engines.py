@@ -27,19 +27,22 @@ def total_of(partial, peaks=()):
         ("gradient", "amplitude", {"method": "adam"}),
         ("lsqml", "amplitude", {}),
         ("lsqml", "poisson", {"momentum": 0.5, "poisson_step": "fixed_point"}),
+        ("lsqml", "amplitude", {"momentum": 0.5, "object_update": "sweep"}),
     ],
 )
 def test_a_sweep_is_that_of_the_host(cupy, name, loss, more, constraint):
     """Two sweeps in double precision, of two slices and two modes: round-off grows to some 1e-13."""
     phantom, cls = Phantom(2, 2, precision="double", loss=loss), engine_class(name)
     options = cls.Options(loss=loss, probe_start=0, object_constraint=constraint, **more)
+    # Few scattered patterns move an object that waits for the sweep's end so badly that 1e-13 grows to 1e-7
+    n_patterns = 32 if "object_update" in more else 16
     ends = []
     for start in (copy.deepcopy(phantom.start), state_on(cupy, phantom.start)):
         engine = cls(phantom.model, options)
         engine.prepare(start)
         told = 0.0
         for seed in range(2):
-            for batch in phantom.batches(16, seed):
+            for batch in phantom.batches(n_patterns, seed):
                 told += float(visit(engine, start, batch, total_of).sums["error"][0])
             engine.finish_iteration(start)
         ends.append((start, told))
