@@ -8,6 +8,7 @@ import platform
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import hpcrec
@@ -43,7 +44,7 @@ def print_info() -> None:
         ("Slurm job", os.environ.get("SLURM_JOB_ID", "none")),
     ]
     for name, value in rows + [(name, _version(name)) for name in LIBRARIES]:
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     Console().print(table)
 
 

@@ -102,6 +102,11 @@ def test_info_names_machine_and_libraries(hpcrec: Run) -> None:
         assert library in text
 
 
+def test_info_says_brackets_as_they_are(hpcrec: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcrec.cli.info.describe", lambda: "none: install hpcrec[gpu]")
+    assert "none: install hpcrec[gpu]" in hpcrec("info")[1]
+
+
 def test_simulate_writes_a_series_that_can_be_reconstructed(hpcrec: Run, tiny_job: Path, tmp_path: Path) -> None:
     sample, series = tmp_path / "sample.toml", tmp_path / "new" / "series.h5"
     sample.write_text(SAMPLE)
