@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Final
+
+THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""Where libraries read, when they are loaded, how many threads they may start."""
 
 
 class Threads:
@@ -61,10 +65,31 @@ def available_threads() -> int:
 
     Workers of the tomography stage run with OMP_NUM_THREADS=1: there the processes share the cores.
     """
-    chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if chosen.isdigit() and int(chosen) > 0:
-        return int(chosen)
+    chosen = _number(os.environ.get("OMP_NUM_THREADS", ""))
+    if chosen is not None:
+        return chosen
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def limit_libraries(environment: MutableMapping[str, str]) -> list[str]:
+    """Let each library start the threads that its variable says, else one; return a sentence for each that is wrong.
+
+    To be called before the libraries are loaded: OpenBLAS takes what is no number for all cores without a word, others
+    complain where no user would look. Of a list, which OpenMP allows, the first number stays: pyfftw knows no lists.
+    """
+    faults = []
+    for name in THREAD_VARIABLES:
+        given = environment.get(name, "")
+        chosen = _number(given)
+        if chosen is None and given.strip():
+            faults.append(f"{name} is {given!r}, not a number of threads from 1 to 9999; 1 is used instead")
+        environment[name] = str(chosen or 1)
+    return faults
+
+
+def _number(text: str) -> int | None:
+    first = text.split(",")[0].strip()
+    return int(first) if re.fullmatch("0*[1-9][0-9]{0,3}", first) else None
 
 
 def run_parts(task: Callable[[int, int], None], n: int, threads: int | None = None) -> None:

@@ -13,12 +13,12 @@ from rich.table import Table
 
 import hpcrec
 from hpcrec.backend.device import describe
+from hpcrec.backend.threads import THREAD_VARIABLES
 from hpcrec.errors import ParallelError
 from hpcrec.parallel import mpi
 from hpcrec.run.plan import available_cores
 
 LIBRARIES = ("numpy", "scipy", "pyfftw", "numba", "h5py", "mpi4py", "dask", "distributed", "cupy-cuda13x")
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def print_info() -> None:
@@ -40,7 +40,7 @@ def print_info() -> None:
         ("GPU", describe()),
         ("MPI", mpi_text),
         ("ranks", f"{world.size} on {len(set(hosts))} host(s)"),
-        ("threads a library", ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in THREADS)),
+        ("threads a library", ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in THREAD_VARIABLES)),
         ("Slurm job", os.environ.get("SLURM_JOB_ID", "none")),
     ]
     for name, value in rows + [(name, _version(name)) for name in LIBRARIES]:

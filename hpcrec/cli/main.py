@@ -13,10 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from hpcrec import __version__
+from hpcrec.backend.threads import limit_libraries
 from hpcrec.errors import DeviceError, HpcrecError
-
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
 
 # Of address space: measured, libraries and compilers take nearly as much before any data
 _LEAST_GIB = 0.75
@@ -221,11 +219,15 @@ def _check_address_space() -> None:
 
 def main() -> None:
     """Run the command line; end with the exit code of ``errors.py`` and one sentence for a user's mistake."""
-    from hpcrec.parallel import mpi
-
+    faults = limit_libraries(os.environ)
     try:
+        _check_address_space()
+        from hpcrec.parallel import mpi
+
+        if mpi.starts_first(os.environ):
+            for fault in faults:
+                Console(stderr=True).print(f"[yellow]warning:[/] {escape(fault)}", highlight=False, soft_wrap=True)
         with mpi.guard():
-            _check_address_space()
             app()
     except HpcrecError as fault:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(fault))}", highlight=False, soft_wrap=True)

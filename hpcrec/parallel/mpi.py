@@ -27,6 +27,7 @@ from hpcrec.parallel.communicator import Communicator, SerialCommunicator
 logger = logging.getLogger(__name__)
 
 _RANK_COUNTS: Final = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+_RANKS: Final = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 _SWAP_TAG: Final = 1001  # one beyond the tags of messages, see Communicator
 _POLL_S: Final = 0.01
 _ASK: Final = """
@@ -49,6 +50,11 @@ def launched_ranks(environment: Mapping[str, str]) -> int | None:
         if key in environment and (not key.startswith("SLURM") or "SLURM_PROCID" in environment):
             return int(environment[key])
     return 0 if {"PMIX_RANK", "PMI_RANK"} & set(environment) else None
+
+
+def starts_first(environment: Mapping[str, str]) -> bool:
+    """Whether this process is rank 0 by its launcher's word, or has none: what concerns all may be told here, once."""
+    return next((environment[key] for key in _RANKS if key in environment), "0") == "0"
 
 
 def _load() -> Any:

@@ -17,13 +17,13 @@ from distributed.client import FutureCancelledError, FuturesCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
+from hpcrec.backend.threads import THREAD_VARIABLES
 from hpcrec.errors import ParallelError
 
 logger = logging.getLogger(__name__)
 LARGE_BYTES = 1 << 16
 WATCH_SECONDS = 3.0
 LOSSES = (KilledWorker, FutureCancelledError, FuturesCancelledError, CommClosedError, TimeoutError)
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 class WorkersLostError(ParallelError):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from hpcrec.backend.threads import THREAD_VARIABLES
 
 SLOW = {
     "scipy", "numba", "llvmlite", "pyfftw", "h5py", "skimage", "matplotlib", "dask", "distributed", "mrcfile",
@@ -31,9 +34,28 @@ def test_help_loads_no_slow_library(command: list[str]) -> None:
     assert SLOW & set(loaded.split()) == set()
 
 
-def test_too_little_address_space_is_told_before_libraries_fail() -> None:
-    call = f'ulimit -v 500000; exec "{sys.executable}" -m hpcrec.cli.main info'
+@pytest.mark.parametrize("kilobytes", [100_000, 500_000])
+def test_too_little_address_space_is_told_before_libraries_fail(kilobytes: int) -> None:
+    call = f'ulimit -v {kilobytes}; exec "{sys.executable}" -m hpcrec.cli.main info'
     done = subprocess.run(["bash", "-c", call], capture_output=True, text=True, check=False)
     assert done.returncode == 5
-    assert "0.48 GiB of address space (ulimit -v), and hpcrec needs 0.75 GiB" in done.stderr
-    assert "Traceback" not in done.stderr
+    told = f"{kilobytes / 2**20:.2f} GiB of address space (ulimit -v), and hpcrec needs 0.75 GiB"
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_is_no_number_of_threads_is_told_before_libraries_complain() -> None:
+    given = {
+        **os.environ,
+        "OMP_NUM_THREADS": "abc",
+        "NUMBA_NUM_THREADS": "0",
+        "MKL_NUM_THREADS": "",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "hpcrec.cli.main", "info"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=given)
+    assert done.stderr.splitlines() == [
+        f"warning: {name} is '{value}', not a number of threads from 1 to 9999; 1 is used instead"
+        for name, value in (("OMP_NUM_THREADS", "abc"), ("NUMBA_NUM_THREADS", "0"))
+    ]
+    assert {word.strip(",") for word in done.stdout.split()} >= {f"{name}=1" for name in THREAD_VARIABLES}

@@ -71,6 +71,20 @@ def test_dead_rank_ends_the_job(how, code, lines):
 
 
 @pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"PMI_RANK": "0", "SLURM_PROCID": "3"}, True),
+        ({"PMI_RANK": "2", "SLURM_PROCID": "0"}, False),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, False),
+        ({"SLURM_PROCID": "0"}, True),
+    ],
+)
+def test_one_rank_speaks_for_all(variables, first):
+    assert mpi.starts_first(variables) is first
+
+
+@pytest.mark.parametrize(
     ("variables", "count"),
     [
         ({}, None),

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 import hpcrec.run.cluster as cluster_module
+from hpcrec.backend.threads import THREAD_VARIABLES
 from hpcrec.errors import DataError, ParallelError
 from hpcrec.run.cluster import LARGE_BYTES, DaskExecutor, WorkersLostError, cluster
 
@@ -46,7 +47,7 @@ def process_of(_: Any) -> int:
 
 
 def thread_settings(_: Any) -> dict[str, str | None]:
-    return {name: os.environ.get(name) for name in cluster_module.THREAD_VARIABLES}
+    return {name: os.environ.get(name) for name in THREAD_VARIABLES}
 
 
 def total(array: np.ndarray, factor: float) -> float:
@@ -83,7 +84,7 @@ def test_work_is_spread_over_processes_of_one_thread(executor: DaskExecutor) -> 
     pids = set(executor.map(process_of, range(4)))
     assert len(pids) == 2
     assert os.getpid() not in pids
-    assert executor.map(thread_settings, [0]) == [dict.fromkeys(cluster_module.THREAD_VARIABLES, "1")]
+    assert executor.map(thread_settings, [0]) == [dict.fromkeys(THREAD_VARIABLES, "1")]
 
 
 def test_kept_and_shared_values_stay_away_until_they_are_asked_for(executor: DaskExecutor) -> None:
