@@ -30,20 +30,25 @@ _compile: Any = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
 
 
 @_compile
-def _part(c: int, n_states: int, n_modes: int) -> Any:
-    """Return flight point, object state and mode of a part."""
-    return c // (n_states * n_modes), c // n_modes % n_states, c % n_modes
+def _place(waves: Any, j: int, c: int) -> Any:
+    """Return flight point, object state and mode of a part of pattern j, and the first pixel of its window."""
+    obj, corners, n_modes = waves[0], waves[1], len(waves[2])
+    f = c // (len(obj) * n_modes)
+    return f, c // n_modes % len(obj), c % n_modes, corners[j, f, 0], corners[j, f, 1]
 
 
 @_compile
-def _enter(wave: Any, waves: Any, mode: Any, j: int, f: int, m: int, plan: Any) -> None:
-    """Fill ``wave`` with a mode of the probe at a pattern; ``mode``: room for one that varies."""
+def _enter(wave: Any, waves: Any, mode: Any, j: int, c: int, plan: Any) -> Any:
+    """Fill ``wave`` with the probe of a part of pattern j and return its place; ``mode``: room for one that varies."""
     _, _, spectrum, variation, coefficients, ramps, _, _, entry = waves
+    place = _place(waves, j, c)
+    f, m = place[0], place[2]
     chosen = spectrum[m]
     if m == 0 and len(variation):
         chosen = mode
         vary(mode, spectrum[0], variation, coefficients[j], spectrum.shape[1] // 2)
     _illuminate(wave, chosen, ramps[0][j, f], ramps[1][j, f], entry, plan)
+    return place
 
 
 @_compile
@@ -59,15 +64,24 @@ def _subtract(left: Any, wave: Any, kept: Any, obj: Any, y: int, x: int, ny: int
 
 
 @_compile
+def _differ(left: Any, wave: Any, kept: Any, waves: Any, mode: Any, j: int, c: int, back: bool, plan: Any) -> Any:
+    """Fill ``wave`` and ``left`` as :func:`_enter` and :func:`_subtract`, of a part of pattern j; return its place."""
+    place = _enter(wave, waves, mode, j, c, plan)
+    ramp_y, ramp_x = waves[5]
+    ny, nx = ramp_y.shape[2] // 2, ramp_x.shape[2] // 2
+    _subtract(left, wave, kept, waves[0][place[1], 0], place[3], place[4], ny, nx, back)
+    return place
+
+
+@_compile
 def exit_waves(plan: Any, waves: Any, room: Any, mode: Any, out: Any) -> None:
     """Fill ``out`` (n, part, 2·ny·nx) with P O; ``room`` (1, …) and ``mode`` to work in."""
-    obj, corners, ramps = waves[0], waves[1], waves[5]
+    obj, ramps = waves[0], waves[5]
     ny, nx = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
-    for j in range(len(corners)):
+    for j in range(len(out)):
         for c in range(out.shape[1]):
-            f, state, m = _part(c, len(obj), len(waves[2]))
-            _enter(room[0], waves, mode, j, f, m, plan)
-            transmit(out[j, c], room[0], obj[state, 0], corners[j, f, 0], corners[j, f, 1], ny, nx, False)
+            _, state, _, y, x = _enter(room[0], waves, mode, j, c, plan)
+            transmit(out[j, c], room[0], obj[state, 0], y, x, ny, nx, False)
 
 
 @_compile
@@ -76,14 +90,11 @@ def overlap_object(plan: Any, waves: Any, origin: Any, kept: Any, room: Any, mod
 
     origin: pixel of the object where both begin; ``room`` (2, …) and ``mode`` to work in.
     """
-    obj, corners, ramps = waves[0], waves[1], waves[5]
-    ny, nx = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
-    for j in range(len(corners)):
+    ramp_y, ramp_x = waves[5]
+    ny, nx = ramp_y.shape[2] // 2, ramp_x.shape[2] // 2
+    for j in range(len(kept)):
         for c in range(kept.shape[1]):
-            f, state, m = _part(c, len(obj), len(waves[2]))
-            y, x = corners[j, f, 0], corners[j, f, 1]
-            _enter(room[0], waves, mode, j, f, m, plan)
-            _subtract(room[1], room[0], kept[j, c], obj[state, 0], y, x, ny, nx, False)
+            _, state, _, y, x = _differ(room[1], room[0], kept[j, c], waves, mode, j, c, False, plan)
             for i in range(ny):
                 at, to, row = y + i - origin[0], x - origin[1], slice(2 * i * nx, 2 * (i + 1) * nx)
                 p, d = room[0, row], room[1, row]
@@ -97,15 +108,12 @@ def overlap_object(plan: Any, waves: Any, origin: Any, kept: Any, room: Any, mod
 @_compile
 def overlap_probe(plan: Any, waves: Any, kept: Any, room: Any, mode: Any, out: Any) -> None:
     """Add the spectra of O* (P O − ψ), shifts undone, to ``out`` (mode, 2·ny·nx); ψ ``kept`` (n, part, …)."""
-    obj, corners, ramps = waves[0], waves[1], waves[5]
-    ny, nx = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
-    for j in range(len(corners)):
+    ramp_y, ramp_x = waves[5]
+    for j in range(len(kept)):
         for c in range(kept.shape[1]):
-            f, state, m = _part(c, len(obj), len(waves[2]))
-            _enter(room[0], waves, mode, j, f, m, plan)
-            _subtract(room[1], room[0], kept[j, c], obj[state, 0], corners[j, f, 0], corners[j, f, 1], ny, nx, True)
+            f, _, m, _, _ = _differ(room[1], room[0], kept[j, c], waves, mode, j, c, True, plan)
             transform(plan, room[1], True)
-            add_turned_back(out[m], room[1], ramps[0][j, f], ramps[1][j, f])
+            add_turned_back(out[m], room[1], ramp_y[j, f], ramp_x[j, f])
 
 
 @_compile
@@ -133,21 +141,21 @@ def step(
 
     ``room`` (2 part + 3, …) and ``mode`` to work in.
     """
-    obj, corners, _, _, _, ramps, _, near, _ = waves
+    obj, ramps, near = waves[0], waves[5], waves[7]
     patterns, rows, kind, masks, _, floor, scales, background, _ = detector
     a, b, c = numbers
     ny, nx = ramps[0].shape[2] // 2, ramps[1].shape[2] // 2
     n_parts, pixels, one = kept.shape[1], ny * nx, np.float32(1)
     unit = one if near[0] else one / np.float32(pixels)
     power, counts, measured = room[2 * n_parts], room[2 * n_parts + 1], room[2 * n_parts + 2]
-    for j in range(len(corners)):
+    for j in range(len(kept)):
         mask = masks[j % len(masks)]
         for i in range(n_parts):
-            f, state, m = _part(i, len(obj), len(waves[2]))
+            f, state, _, y, x = _place(waves, j, i)
             overlap, mixed, old = room[i], room[n_parts + i], kept[j, i]
             if a != 0 or c != 0:
-                _enter(mixed, waves, mode, j, f, m, plan)
-                transmit(overlap, mixed, obj[state, 0], corners[j, f, 0], corners[j, f, 1], ny, nx, False)
+                _enter(mixed, waves, mode, j, i, plan)
+                transmit(overlap, mixed, obj[state, 0], y, x, ny, nx, False)
             else:
                 overlap[: 2 * pixels] = 0
             for k in range(2 * pixels):
@@ -158,7 +166,7 @@ def step(
         detect(counts[:pixels], power, scales[j], background)
         _factors(power, counts, measured, mask, floor, noise_share, unit)
         for i in range(n_parts):
-            f, _, _ = _part(i, len(obj), len(waves[2]))
+            f = _place(waves, j, i)[0]
             overlap, mixed, old, new = room[i], room[n_parts + i], kept[j, i], out[j, i]
             for k in range(pixels):
                 mixed[2 * k] *= power[k]
