@@ -200,16 +200,12 @@ def _inner(u: ComplexArray, v: ComplexArray) -> FloatArray:
 
 def _backward(chain: Chain, part: slice, waves: _Waves, sums: ChainSums) -> None:
     """Add object gradients, illumination and moments; where needed leave F of the gradient by the entering wave."""
-    n_states, n_slices = chain.obj.shape[:2]
+    n_slices = chain.obj.shape[1]
     g = _from_detector(chain, waves.ramps, waves.far.reshape(waves.incoming[0].shape))
     corners = (chain.corners[part] - sums.origin).reshape(-1, 2)
     for s in reversed(range(n_slices)):
         wave = waves.incoming[s]
-        for state in range(n_states):
-            products = np.sum(wave[:, :, state].conj() * g[:, :, state], axis=2)
-            add_patches(sums.obj[state, s : s + 1], products.reshape(1, -1, *products.shape[-2:]), corners)
-            light = np.sum(np.abs(wave[:, :, state]) ** 2, axis=2)
-            add_patches(sums.illumination[state, s : s + 1], light.reshape(1, -1, *light.shape[-2:]), corners)
+        _add_products(sums.obj[:, s], sums.illumination[:, s], wave, g, corners)
         if s or sums.entry:
             g *= waves.patches[s].conj()
         if s:
@@ -221,6 +217,15 @@ def _backward(chain: Chain, part: slice, waves: _Waves, sums: ChainSums) -> None
     if sums.entry and not chain.whole:
         fft2_inplace(g)
     waves.far = _joined(g)
+
+
+def _add_products(obj: ComplexArray, light: FloatArray, wave: ComplexArray, g: ComplexArray, corners: IntArray) -> None:
+    """Add Σ ψ* g to ``obj`` and Σ|ψ|² to ``light`` (state, y, x), of (position, flight, state, mode, y, x)."""
+    for state in range(len(obj)):
+        parts = wave[:, :, state]
+        for out, values in ((obj, parts.conj() * g[:, :, state]), (light, np.abs(parts) ** 2)):
+            windows = np.sum(values, axis=2)
+            add_patches(out[state : state + 1], windows.reshape(1, -1, *windows.shape[-2:]), corners)
 
 
 def _moments(chain: Chain, g: ComplexArray, wave: ComplexArray) -> FloatArray:

@@ -16,7 +16,6 @@ from hpcrec.models.detector import weigh
 from hpcrec.models.placement import batch_beside
 from hpcrec.models.ptychography import Gradients, PtychographyModel, Wanted
 from hpcrec.models.refined import object_weight
-from hpcrec.operators.patches import add_patches
 
 
 def revised_gradients(
@@ -76,11 +75,7 @@ def _carry_back(
     corners = (chain.corners[part] - sums.origin).reshape(-1, 2)
     for s in reversed(range(len(waves.incoming))):
         wave, patch = waves.incoming[s], waves.patches[s]
-        for i in range(len(chain.obj)):
-            products = np.sum(wave[:, :, i].conj() * g[:, :, i], axis=2)
-            add_patches(sums.obj[i, s : s + 1], products.reshape(1, -1, *products.shape[-2:]), corners)
-            light = np.sum(np.abs(wave[:, :, i]) ** 2, axis=2)
-            add_patches(sums.illumination[i, s : s + 1], light.reshape(1, -1, *light.shape[-2:]), corners)
+        multislice._add_products(sums.obj[:, s], sums.illumination[:, s], wave, g, corners)
         g *= patch.conj()
         if s:
             g *= _weight(patch, step, regularity)

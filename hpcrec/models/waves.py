@@ -14,7 +14,6 @@ import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray, real_dtype
 from hpcrec.backend.fft import aligned_empty, fft2, ifft2, ifft2_inplace
-from hpcrec.geometry.tiles import Box
 from hpcrec.models import compiled, exits, multislice
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums, good_pixels
@@ -22,7 +21,6 @@ from hpcrec.models.detector import detected, weigh
 from hpcrec.models.partial import Field
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.models.refined import object_weight
-from hpcrec.operators.patches import add_patches
 
 
 def exit_waves(model: PtychographyModel, state: PtychographyState, indices: IntArray) -> ComplexArray:
@@ -96,20 +94,16 @@ def overlap_object(
 ) -> tuple[Field, Field]:
     """Return Σ P_j* (P_j O − ψ_j) and Σ|P_j|² on object pixels (state, y, x), for the waves ψ of ``indices``."""
     chain, box = model._chain(state, indices, shifted=True)
-    shape, origin = (len(chain.obj), 1, *box.shape), _origin(state, box)
+    shape, origin = (len(chain.obj), *box.shape), (box.y0 - state.box.y0, box.x0 - state.box.x0)
     found, weight = np.zeros(shape, model.dtype), np.zeros(shape, real_dtype(model.dtype))
     if model.code(state) is compiled:
-        exits.overlap_object(chain, waves, origin, found, weight)
-        return Field(box, found[:, 0]), Field(box, weight[:, 0])
+        exits.overlap_object(chain, waves, origin, found[:, None], weight[:, None])
+        return Field(box, found), Field(box, weight)
     for part, _, incoming, patches in _entering(chain):
         left = incoming * patches - waves[part].reshape(incoming.shape)
         corners = (chain.corners[part] - origin).reshape(-1, 2)
-        for i in range(len(chain.obj)):
-            products = np.sum(incoming[:, :, i].conj() * left[:, :, i], axis=2)
-            add_patches(found[i], products.reshape(1, -1, *products.shape[-2:]), corners)
-            light = np.sum(np.abs(incoming[:, :, i]) ** 2, axis=2)
-            add_patches(weight[i], light.reshape(1, -1, *light.shape[-2:]), corners)
-    return Field(box, found[:, 0]), Field(box, weight[:, 0])
+        multislice._add_products(found, weight, incoming, left, corners)
+    return Field(box, found), Field(box, weight)
 
 
 def overlap_probe(
@@ -146,10 +140,6 @@ def _aligned(waves: ComplexArray) -> ComplexArray:
     copy = aligned_empty(waves.shape, waves.dtype)
     copy[...] = waves
     return copy
-
-
-def _origin(state: PtychographyState, box: Box) -> tuple[int, int]:
-    return box.y0 - state.box.y0, box.x0 - state.box.x0
 
 
 def _share_of_way(modelled: FloatArray, patterns: Array, good: BoolArray | None, noise_share: float) -> FloatArray:
