@@ -26,7 +26,7 @@ def array_module(*arrays: Any) -> ModuleType:
 
 def to_host(a: Any) -> Array:
     """Copy an array from the device to host memory; a NumPy array comes back as it is."""
-    return a.get() if hasattr(a, "get") and array_module(a) is not np else np.asarray(a)
+    return a.get() if array_module(a) is not np else np.asarray(a)
 
 
 def real_dtype(dtype: Any) -> np.dtype[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -35,10 +34,10 @@ def use_device(
 ) -> Device:
     """Make a device current for this rank's thread and return it.
 
-    ``local_rank`` of the ``n_local`` ranks of a host takes the GPU ``local_rank`` modulo the GPUs; launchers that bind
-    GPUs show each rank its own only. "auto" takes a GPU if CuPy and a GPU are there, else the processor. CuPy's pool
-    may take ``memory_bytes``, or if they are 0 ``memory_share`` of the GPU's free memory, shared evenly by the ranks
-    that get the same GPU.
+    ``local_rank`` of the ``n_local`` ranks that see the same GPUs takes the GPU ``local_rank`` modulo these: those of a
+    host, but where the launcher binds GPUs and shows each rank its own only, that rank alone. "auto" takes a GPU
+    if CuPy and a GPU are there, else the processor. CuPy's pool may take ``memory_bytes``, or if they are 0
+    ``memory_share`` of the GPU's free memory, shared evenly by the ranks that get the same GPU.
 
     Raises
     ------
@@ -86,10 +85,8 @@ def _description(cupy: Any, number: int) -> str:
 def _find() -> tuple[tuple[Any, int] | None, str]:
     """Return CuPy and the number of its devices, or None and in words what is missing."""
     try:
-        # After a fault CuPy leaves half of itself behind, which array_module would meet
         cupy = import_module("cupy")
     except (ImportError, OSError, RuntimeError) as error:
-        sys.modules.pop("cupy", None)
         missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
         why = "CuPy is not installed" if missing else f"CuPy cannot be loaded ({error})"
         return None, f"{why}; install hpcrec[gpu]"

@@ -94,13 +94,10 @@ def test_a_missing_cupy_is_told(monkeypatch):
     assert describe() == "none: CuPy is not installed; install hpcrec[gpu]"
 
 
-def test_a_cupy_that_cannot_be_loaded_is_told_and_leaves_nothing_behind(monkeypatch):
-    def load(name):
-        sys.modules["cupy"] = ModuleType("cupy")
-        raise ImportError("libcuda.so.1: cannot open shared object file")
-
+def test_a_cupy_that_cannot_be_loaded_is_told_and_leaves_nothing_behind(monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')\n")
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    monkeypatch.setattr("hpcrec.backend.device.import_module", load)
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DeviceError, match=r"cannot be loaded \(libcuda.so.1"):
         use_device("gpu")
     assert "cupy" not in sys.modules
