@@ -2,7 +2,7 @@
 
 NumPy does the arithmetic. As in CuPy, functions and operators take no NumPy arrays (numbers are fine), nothing turns
 into a NumPy array but by ``get``, reductions give arrays of no dimension, and what a module lacks is an AttributeError.
-Stricter than CuPy: NumPy arrays are no indices and cannot be assigned. ``empty`` is full of not-a-numbers.
+Stricter than CuPy: NumPy arrays are no indices and cannot be assigned. ``empty`` holds what no test may survive.
 The stand-in says nothing of streams, races, memory or speed.
 """
 
@@ -69,10 +69,10 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - the name tha
         return (_wrapped(row) for row in self._host)
 
     def __getitem__(self, index):
-        return _wrapped(self._host[_index(index)])
+        return _wrapped(self._host[_unwrapped(index)])
 
     def __setitem__(self, index, value):
-        self._host[_index(index)] = _unwrapped(value)
+        self._host[_unwrapped(index)] = _unwrapped(value)
 
     def __bool__(self):
         return bool(self._host)
@@ -163,10 +163,6 @@ def _unwrapped(value):
     return value._host if isinstance(value, ndarray) else value
 
 
-def _index(index):
-    return _unwrapped(index)
-
-
 def _call(function, *args, **kwargs):
     out = kwargs.get("out")
     if out is not None and not isinstance(out, ndarray):
@@ -193,9 +189,9 @@ def where(condition, x, y):
 
 
 def empty(shape, dtype=float):
-    """Return not-a-numbers, or the least integer."""
+    """Return not-a-numbers, the largest integer, or True."""
     made = np.empty(shape, dtype)
-    made.fill(np.nan if made.dtype.kind in "fc" else 0)
+    made.fill(np.iinfo(made.dtype).max if made.dtype.kind in "iu" else np.nan)
     return ndarray(made)
 
 

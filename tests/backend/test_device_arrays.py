@@ -78,6 +78,8 @@ def test_slices_are_views_and_get_copies(cupy):
 
 def test_new_memory_holds_no_zeros(cupy):
     assert np.isnan(cupy.empty((2, 2), np.complex64).get()).all()
+    for dtype in (np.uint16, np.int64, bool):
+        assert cupy.empty(2, dtype).get().all()
 
 
 def test_the_library_of_an_array(cupy):
