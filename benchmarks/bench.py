@@ -21,7 +21,7 @@ from benchmarks.limits import copied_bytes_per_second, machine, transforms_per_s
 from benchmarks.peers.programs import Program
 from benchmarks.peers.run import THREADS, command, launch
 from benchmarks.peers.sets import SETS, write
-from benchmarks.table import print_table, save_results
+from benchmarks.table import report
 from hpcrec.engines import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,8 +120,7 @@ def main() -> None:
         print(
             f"{cores} cores: FFTs/s: {rates}; copies {copied_bytes_per_second(cores) / 1e9:.1f} GB/s read and written"
         )
-    print_table(rows, f"{here['cpu']}, {here['cores']} cores, load {here['load']:.1f}, {here['commit']}")
-    print(f"results: {save_results('bench', here, rows)}")
+    report("bench", here, rows)
     projector()
 
 

@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from benchmarks.limits import OwnTransforms, Transforms, machine
-from benchmarks.table import print_table, save_results
+from benchmarks.table import report
 from hpcrec.geometry.grid import object_grid
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch, PtychographyState
@@ -89,9 +89,8 @@ def rows() -> list[dict[str, object]]:
 
 
 def main() -> None:
-    here, found = machine(priority=True), rows()
-    print_table(found)
-    print(f"results: {save_results('chain', here, found)}")
+    here = machine(priority=True)
+    report("chain", here, rows())
 
 
 if __name__ == "__main__":

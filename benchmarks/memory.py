@@ -30,7 +30,7 @@ import psutil
 
 from benchmarks.limits import machine
 from benchmarks.peers.sets import COUNTS, SAMPLING, SEMIANGLE, TRUE_SHARE, DataSet, phases, probe, scan
-from benchmarks.table import print_table, save_results
+from benchmarks.table import add_json_option, report
 from hpcrec.cli.run import run_job
 from hpcrec.geometry.grid import object_grid
 from hpcrec.geometry.tiles import Box
@@ -187,17 +187,14 @@ def main() -> None:
         child(Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4]), sys.argv[5:])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=128, help="patterns along a side of the scan")
+    parser.add_argument("--side", type=int, default=128, help="patterns along a side of the scan, 128 or more")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    add_json_option(parser)
     chosen = parser.parse_args()
     here = machine(priority=True, cores=THREADS)
     with tempfile.TemporaryDirectory() as name:
         found = rows(Path(name), chosen.side, chosen.rounds)
-    print_table(found, f"{here['cpu']}, {here['cores']} cores, load {here['load']:.1f}, {here['commit']}")
-    print(f"results: {save_results('memory', here, found)}")
-    if chosen.json:
-        chosen.json.write_text(json.dumps({"machine": here, "rows": found}, indent=1) + "\n")
+    report("memory", here, found, chosen.json)
 
 
 if __name__ == "__main__":

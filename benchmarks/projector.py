@@ -18,15 +18,14 @@ registers. ``share`` is the largest share of the three, and ``limit`` which. Wor
   28 bytes and 50 operations a pixel. BM3D: 27 operations a pixel, displacement and row of reference blocks, and the
   transforms of the groups, whose sizes are counted.
 
-Peers, in turn with the rest, one thread each: scikit-image (``radon``, and ``iradon`` without filter) and ASTRA's 2-D
-processor pair (FP, BP, 'linear'), where this interpreter or one given with ``--python`` has them; some slices, scaled.
+Peers, in turn with the rest on one thread: scikit-image (``radon``, and ``iradon`` without filter) and ASTRA's 2-D
+processor pair (FP, BP, 'linear'), where this interpreter or one given with ``--python`` has them; two slices, scaled.
 ASTRA's licence (GPL) keeps it from being a dependency.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -37,7 +36,7 @@ import numpy as np
 
 from benchmarks.limits import machine
 from benchmarks.roofs import Roofs, Work
-from benchmarks.table import print_table, save_results
+from benchmarks.table import add_json_option, report
 from hpcrec.backend.kernels.bm3d import BLOCK, match_blocks
 from hpcrec.backend.kernels.variation import flatten_plane
 from hpcrec.backend.kernels.volume import derivative_images, proximal_step
@@ -58,6 +57,8 @@ class Peer:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
         self.names = [name for name in self._line().split(",") if name]
+        if not self.names:
+            print(f"{python}: neither scikit-image nor ASTRA can be imported there, no peer is measured with it")
 
     def _line(self) -> str:
         assert self._process.stdout is not None
@@ -88,12 +89,12 @@ def projector_cases(size: int, n_tilts: int, threads: int) -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for name, chosen in poses.items():
         projector = Projector((size,) * 3, 1.0, (size, size), chosen, threads=threads)
-        stack, rows = projector.forward(volume), name == "along rows"
+        stack, along_rows = projector.forward(volume), name == "along rows"
         for way, call in (
             ("forward", lambda p=projector: p.forward(volume)),
             ("adjoint", lambda p=projector, s=stack: p.adjoint(s)),
         ):
-            if rows:
+            if along_rows:
                 reads = 2 + threads if way == "forward" else 3
                 work = Work(memory=reads * voxels + 3 * pixels, cache=12 * updates, flops=6 * updates)
             else:
@@ -101,7 +102,7 @@ def projector_cases(size: int, n_tilts: int, threads: int) -> dict[str, Case]:
                 flops = 41 if way == "forward" else 44
                 work = Work(memory=reads * voxels + 4 * pixels, cache=0, flops=flops * updates)
             # A start (8 bytes) and a weight (4) of three pixels for each column of voxels in each projection
-            tables = 3 * 12 * size**2 * n_tilts if rows else 0
+            tables = 3 * 12 * size**2 * n_tilts if along_rows else 0
             cases[f"{name}, {way}"] = (call, updates, work, tables)
     return cases
 
@@ -167,7 +168,8 @@ def measure(size: int, n_tilts: int, threads: int, n_rounds: int, peers: list[Pe
     for case in cases.values():
         case[0]()
     found: dict[str, list[tuple[float, float, dict[str, float]]]] = {name: [] for name in cases}
-    asked = [(peer, name, way) for peer in peers for name in peer.names for way in ("forward", "adjoint")]
+    first = {name: peer for peer in reversed(peers) for name in peer.names}  # that has a program
+    asked = [(peer, name, way) for name, peer in first.items() for way in ("forward", "adjoint")]
     beside: dict[str, list[float]] = {f"{name}, {way}": [] for _, name, way in asked}
     limits = []
     for _ in range(n_rounds):
@@ -224,7 +226,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, available_threads()}))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--python", nargs="*", default=[], help="interpreters that have scikit-image or ASTRA")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    add_json_option(parser)
     chosen = parser.parse_args()
     here = machine(priority=True) | {"size": chosen.size, "tilts": chosen.tilts}
     peers = [Peer(python, chosen.size, chosen.tilts) for python in (sys.executable, *chosen.python)]
@@ -233,10 +235,7 @@ def main() -> None:
         rows += measure(chosen.size, chosen.tilts, threads, chosen.rounds, peers if threads == 1 else [])
     for peer in peers:
         peer.close()
-    print_table(rows, f"{here['cpu']}, {here['cores']} cores, load {here['load']:.1f}, {here['commit']}")
-    print(f"results: {save_results('projector', here, rows)}")
-    if chosen.json:
-        chosen.json.write_text(json.dumps({"machine": here, "rows": rows}, indent=1) + "\n")
+    report("projector", here, rows, chosen.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 
 
 def scikit_image(size: int, n_slices: int, tilts: np.ndarray) -> dict[str, Callable[[], object]]:
-    """Return ``radon`` and ``iradon`` (no filter, linear) of slices, double precision, one thread."""
+    """Return ``radon`` and ``iradon`` (no filter, linear) of slices, float32, one thread."""
     from skimage.transform import iradon, radon
 
     inside = np.hypot(*(np.indices((size, size)) - size // 2)) < size // 2 - 1  # what radon asks for

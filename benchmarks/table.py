@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,20 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return str(value)
+
+
+def add_json_option(parser: ArgumentParser) -> None:
+    """Let a benchmark be asked for its figures in a file, see :func:`report`."""
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+
+
+def report(name: str, machine: Row, rows: Sequence[Row], also: Path | None = None) -> None:
+    """Print rows under what they were measured on, keep them, and write them to the file ``also``."""
+    print_table(rows, f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']:.1f}, {machine['commit']}")
+    kept = save_results(name, machine, rows)
+    print(f"results: {kept}")
+    if also:
+        also.write_bytes(kept.read_bytes())
 
 
 def save_results(name: str, machine: Row, rows: Sequence[Row]) -> Path:
