@@ -83,9 +83,9 @@ class PtychographyModel:
     propagation : "fresnel" or "exact", between slices
     precision : "single" or "double"
     band_limit : square band limit of the propagator as a fraction of Nyquist; None keeps all frequencies
-    kernel : "compiled" loops, their plain twin by the name of "numpy" or, as it takes arrays of a device too, "array";
-        or "auto": compiled in single precision, where the compiled kernels know the detector (sharp pixels, no
-        binning), and the plain twin for an object on a device
+    kernel : "compiled" loops; "numpy", their plain twin, which takes arrays of a device too; or "auto": compiled in
+        single precision, where the compiled kernels know the detector (sharp pixels, no binning), and the plain twin
+        for an object on a device
     threads : of the compiled kernel; each has object sums of its own
 
     The probe stays in real space, centred at n//2; a window's first pixel is round(pixel) − n//2, the rest of the
@@ -110,7 +110,7 @@ class PtychographyModel:
         propagation: Literal["fresnel", "exact"] = "fresnel",
         precision: Literal["single", "double"] = "single",
         band_limit: float | None = None,
-        kernel: Literal["auto", "numpy", "compiled", "array"] = "auto",
+        kernel: Literal["auto", "numpy", "compiled"] = "auto",
         threads: int = 1,
     ) -> None:
         detector = Detector() if detector is None else detector
@@ -132,7 +132,7 @@ class PtychographyModel:
         if kernel == "compiled" and fault:
             raise ConfigError(f"kernel: {fault}; use 'numpy' or 'auto'")
         self._kernel = kernel
-        self._on_host = multislice if kernel in ("numpy", "array") or fault else compiled
+        self._on_host = multislice if kernel == "numpy" or fault else compiled
         self.streams = self._on_host is compiled
         self._copies = Copies()
         self.threads = Threads(threads)

@@ -37,7 +37,7 @@ def twins(cupy, precision, *arguments, **more):
     """A model, a state on the host and the same on the device, and the batch on the host."""
     if "propagator" in more:
         more = more | {"propagator": near_factor()}
-    model, state, batch = case(*arguments, precision=precision, kernel="array", **more)
+    model, state, batch = case(*arguments, precision=precision, kernel="numpy", **more)
     if precision == "single":
         state.obj, state.probe = state.obj.astype(np.complex64), state.probe.astype(np.complex64)
     return model, state, state_on(cupy, state), batch
