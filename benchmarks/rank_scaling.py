@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.limits import machine, transforms_per_second
-from benchmarks.table import print_table, save_results
+from benchmarks.table import report
 
 ENGINES = ("lsqml", "gradient")
 
@@ -85,8 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for engine in asked.engines:
             found.append(row(Runs(asked.job, Path(folder, engine)), engine, tilts, asked.ranks, asked.rounds))
-            print_table(found)
-    print(f"results: {save_results('rank_scaling', here, found)}")
+    report("rank_scaling", here, found)
 
 
 if __name__ == "__main__":
