@@ -5,7 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import test_ptychography
-from test_ptychography import DETECTORS, EVERYTHING, FLIGHT, LOSS_NAMES, WANTED, case, near_factor, random_like
+from test_ptychography import (
+    DETECTORS,
+    EVERYTHING,
+    FLIGHT,
+    LOSS_NAMES,
+    WANTED,
+    case,
+    near_factor,
+    random_like,
+    slope_terms,
+)
 
 from hpcrec.errors import ConfigError
 from hpcrec.models import multislice
@@ -18,8 +28,7 @@ from hpcrec.operators import patches
 from hpcrec.operators.propagate import FarField, FreeSpaceStep, SubpixelShift
 
 # Another library's transforms, and sums in another order (chunks). Double precision tells the arithmetic apart from
-# round-off; in single precision weights of dark pixels, (I₀+ε)/(I+ε), raise the transforms' 3e-7 by some ten times.
-# Of slopes by one number of a pattern, small differences of large sums, round-off is larger by the ratio
+# round-off; in single precision weights of dark pixels, (I₀+ε)/(I+ε), raise the transforms' 3e-7 by some ten times
 TOLERANCE = {"single": 1e-5, "double": 1e-12}
 ON_DEVICE = ("obj", "illumination", "probe", "object_weight")
 CASES = pytest.mark.parametrize(
@@ -43,11 +52,12 @@ def twins(cupy, precision, *arguments, **more):
     return model, state, state_on(cupy, state), batch
 
 
-def assert_close(found, wanted, name, precision, factor=1):
-    scale = np.abs(wanted).max()
-    assert scale > 0, name
+def assert_close(found, wanted, name, precision, scale=None):
+    """Relative to the largest value, or to what ``scale`` says."""
+    scale = np.abs(wanted).max() if scale is None else scale
+    assert np.min(scale) > 0, name
     assert found.dtype == wanted.dtype, name
-    assert np.abs(found - wanted).max() <= factor * TOLERANCE[precision] * scale, name
+    assert np.all(np.abs(found - wanted) <= TOLERANCE[precision] * scale), name
 
 
 @pytest.mark.parametrize("precision", ["single", "double"])
@@ -60,18 +70,19 @@ def test_gradients_are_those_of_the_host(cupy, precision, n_slices, n_modes, los
         assert found.box == wanted.box
         for name in ON_DEVICE:
             assert isinstance(getattr(found, name), cupy.ndarray), name
-            assert_close(getattr(found, name).get(), getattr(wanted, name), name, precision, 4)
+            assert_close(getattr(found, name).get(), getattr(wanted, name), name, precision)
         assert found.of_patterns.keys() == wanted.of_patterns.keys()
         for name, values in wanted.of_patterns.items():
             assert isinstance(found.of_patterns[name], np.ndarray), name
-            assert_close(found.of_patterns[name], values, name, precision, 20)
+            terms = slope_terms(model, state, seen) if name == "intensity" else None
+            assert_close(found.of_patterns[name], values, name, precision, terms)
         assert found.added.keys() == wanted.added.keys()
         for name, values in wanted.added.items():
             on_device = name.startswith("background") or name == "variation"
             assert isinstance(found.added[name], cupy.ndarray) == on_device, name
-            assert_close(found.added[name].get() if on_device else found.added[name], values, name, precision, 4)
+            assert_close(found.added[name].get() if on_device else found.added[name], values, name, precision)
         for name in ("loss", "error", "counts"):
-            assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=4 * TOLERANCE[precision]), name
+            assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=TOLERANCE[precision]), name
 
 
 @pytest.mark.parametrize("precision", ["single", "double"])
@@ -79,9 +90,9 @@ def test_gradients_are_those_of_the_host(cupy, precision, n_slices, n_modes, los
 def test_intensities_and_responses_are_those_of_the_host(cupy, precision, n_slices, n_modes, loss, masked, more):
     model, state, there, batch = twins(cupy, precision, n_slices, n_modes, loss, masked, **more)
     wanted, found = (model.simulate(s, batch.indices) for s in (state, there))
-    assert_close(found.get(), wanted, "intensities", precision, 4)
+    assert_close(found.get(), wanted, "intensities", precision)
     np.testing.assert_allclose(
-        model.pattern_errors(there, batch), model.pattern_errors(state, batch), rtol=40 * TOLERANCE[precision]
+        model.pattern_errors(there, batch), model.pattern_errors(state, batch), rtol=TOLERANCE[precision]
     )
     rng = np.random.default_rng(12)
     change, probe = random_like(state.obj, rng).astype(model.dtype), random_like(state.probe, rng).astype(model.dtype)
@@ -92,11 +103,11 @@ def test_intensities_and_responses_are_those_of_the_host(cupy, precision, n_slic
     a, b = np.sqrt(wanted[:, 0]), np.sqrt(wanted[:, 2])
     chi = np.abs(wanted[:, 3:] / np.stack([a, b], axis=1)).max()
     scales = np.stack([a * a, a * b, b * b, a * chi, b * chi], axis=1)
-    assert np.all(np.abs(found - wanted) <= 4 * TOLERANCE[precision] * scales)
+    assert np.all(np.abs(found - wanted) <= TOLERANCE[precision] * scales)
     steps = [0.0, 0.1]
     wanted = losses_along(model, state, batch, change, probe, steps)
     found = losses_along(model, there, batch, cupy.asarray(change), cupy.asarray(probe), steps)
-    np.testing.assert_allclose(found, wanted, rtol=4 * TOLERANCE[precision])
+    np.testing.assert_allclose(found, wanted, rtol=TOLERANCE[precision])
 
 
 def test_whole_pixels_and_revised_waves_too(cupy):
@@ -116,7 +127,7 @@ def test_chunks_of_a_device_add_up(cupy, monkeypatch):
     found = model.gradients(there, batch, WANTED)
     assert_close(found.obj.get(), wanted.obj.get(), "obj", "double")
     for name, values in wanted.of_patterns.items():
-        assert_close(found.of_patterns[name], values, name, "double", 20)
+        assert_close(found.of_patterns[name], values, name, "double")
 
 
 def test_auto_takes_the_array_path_for_a_device_only(cupy):
@@ -127,7 +138,7 @@ def test_auto_takes_the_array_path_for_a_device_only(cupy):
     wanted = case(2, 1, precision="single", kernel="numpy")[0].gradients(state, batch, ("probe",))
     found = model.gradients(there, batch, ("probe",), windowed=True)
     assert found.windows is None
-    assert_close(found.obj.get(), wanted.obj, "obj", "single", 4)
+    assert_close(found.obj.get(), wanted.obj, "obj", "single")
     compiled, _, _ = case(2, 1, precision="single", kernel="compiled")
     with pytest.raises(ConfigError, match="GPU"):
         compiled.simulate(there, np.arange(2))
