@@ -66,7 +66,8 @@ CASES = [((7, 9, 11), (9, 10), (0.3, -0.2)), ((20, 5, 35), (8, 30), (2.5, 0.5)),
 @pytest.mark.parametrize("moment", [False, True])
 def test_projection_equals_the_numpy_twin(shape, detector, shift, degree, moment):
     rng = np.random.default_rng(0)
-    tilts = np.array([-1.5, -np.pi / 4, -0.3, 0.0, 0.6, np.pi / 4, np.pi / 2])
+    # More than go back at a time
+    tilts = np.array([-1.5, -np.pi / 4, -0.3, 0.0, 0.6, np.pi / 4, np.pi / 2, *np.linspace(-1.4, 1.3, 8)])
     maps = aligned_maps(tilts, shape, detector, shift)
     assert all(is_aligned(a, shape) for a in maps)
     volume = rng.normal(size=shape)

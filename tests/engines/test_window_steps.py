@@ -8,7 +8,7 @@ from phantom import SHAPE, Phantom
 
 from hpcrec.backend.kernels import runs, updates
 from hpcrec.backend.threads import Threads
-from hpcrec.engines import engine_class, gradient, lsqml
+from hpcrec.engines import compact, engine_class, epie, gradient, lsqml
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.partial import Field, Total
 from hpcrec.models.windows import WindowSums, kick
@@ -16,6 +16,8 @@ from hpcrec.objectives.constraints import CONSTRAINTS
 
 # A dozen roundings of single precision, 6e-8 each, in other orders
 TOLERANCE = 1e-5
+# What storing values of size 1 a few times costs
+STORED = 2e-6
 # Two windows side by side without a gap, one that overlaps with the first, one in the corner far off
 CORNERS = np.array([[3, 2], [4, 2 + SHAPE[1]], [9, 5], [40, 44]])
 GRID = (80, 82)
@@ -24,8 +26,11 @@ CASES = pytest.mark.parametrize(
     [
         ("epie", {}),
         ("rpie", {}),
+        ("rpie", {"object_regularity": 0.0, "probe_regularity": 0.0}),
+        ("epie", {"object_regularity": 0.0, "probe_regularity": 0.5}),
         ("gradient", {}),
         ("gradient", {"momentum": 0.0}),
+        ("gradient", {"weight_floor": 0.0}),
         ("gradient", {"method": "adam", "object_step": 0.5}),
         ("gradient", {"method": "adam", "object_step": 0.5, "momentum": 0.0}),
         ("mpie", {"patterns_per_kick": 99}),
@@ -112,12 +117,8 @@ def take_step(engine, state, total, terms):
 @pytest.mark.parametrize("constraint", ["none", "amplitude_bound", "phase_only"])
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_a_step_on_windows_is_that_on_the_box(monkeypatch, name, more, constraint, n_threads):
-    """Same gradient, same weight, one step; the way over the box in plain NumPy. Changes relative to the largest one.
-
-    Pixels that are lit by round-off alone are left out where the engine asks no more than whether they are lit:
-    there the step divides by that light.
-    """
-    for module in (gradient, lsqml):
+    """Same gradient, same weight, one step; the way over the box in plain NumPy."""
+    for module in (gradient, lsqml, epie, compact):
         monkeypatch.setattr(module, "precondition", updates.plain_precondition)
     monkeypatch.setattr(gradient, "step_with_momentum", updates.plain_step_with_momentum)
     engine, state = started(name, constraint, n_threads, more)
@@ -149,9 +150,11 @@ def test_a_step_on_windows_is_that_on_the_box(monkeypatch, name, more, constrain
             start = old.get(key, getattr(before, key, None))
             change = values - start
             assert found[key].dtype == values.dtype, key
-            np.testing.assert_allclose(
-                found[key] - start, change, rtol=0, atol=TOLERANCE * np.abs(change).max(), err_msg=key
+            # Of each pixel's own change: a few that are large, as those without a floor may be, hide no other
+            close = np.minimum(
+                TOLERANCE * np.abs(change) + STORED * np.maximum(1, np.abs(start)), TOLERANCE * np.abs(change).max()
             )
+            assert np.all(np.abs(found[key] - values) <= close), key
     assert np.abs(state.obj - before.obj)[:, lit()].max() > 1e-3
 
 

@@ -14,6 +14,7 @@ from test_ptychography import (
     case,
     random_like,
     slope_terms,
+    weights_and_powers,
 )
 
 from hpcrec.backend.kernels.transforms import known_size
@@ -206,6 +207,26 @@ def test_losses_along_a_line_agree(n_slices, n_modes, loss, masked, more, whole,
 def test_intensities_agree(n_slices, n_modes, loss, masked, more):
     plain, fast, state, _ = twins(n_slices, n_modes, loss, masked, precision="double", **more)
     assert_close(fast.simulate(state, np.arange(5)), plain.simulate(state, np.arange(5)), "intensities")
+
+
+def test_a_large_window_agrees(monkeypatch):
+    """Sums over 65536 pixels in single precision; the window of each pattern is one of many, as in a run."""
+    monkeypatch.setattr(test_ptychography, "SHAPE", (256, 256))
+    more = ("variation", "coefficients", "intensity", "background")
+    plain, fast, state, batch = twins(1, 2, "poisson", True, precision="double", more=more)
+    wanted, found = (model.gradients(state, batch, WANTED) for model in (plain, fast))
+    weight, power = weights_and_powers(plain, state, batch)
+    # A coefficient's slope is 2 Re Σ G* U, and |G| ≤ c max|O| |w Ψ|
+    far = state.refined["intensity"] * np.sqrt(np.sum(weight**2 * power, axis=(1, 2))) * np.abs(state.obj).max()
+    sizes = np.linalg.norm(state.refined["variation"], axis=(1, 2))
+    terms = {"intensity": slope_terms(plain, state, batch), "coefficients": 2 * far[:, None] * sizes}
+    assert_gradients_close(found, wanted, terms)
+    change, rng = Field(state.box, random_like(state.obj, np.random.default_rng(1))), np.random.default_rng(2)
+    probe_change = random_like(state.probe, rng)
+    wanted, found = (responses(model, state, batch, change, probe_change) for model in (plain, fast))
+    assert_terms_close(found, wanted)
+    wanted, found = (losses_along(m, state, batch, change.values, probe_change, [0.0, 0.1]) for m in (plain, fast))
+    np.testing.assert_allclose(found, wanted, rtol=TOLERANCE)
 
 
 def test_an_empty_share_is_legal():

@@ -67,13 +67,19 @@ def random_like(a, rng):
     return rng.standard_normal(a.shape) + 1j * rng.standard_normal(a.shape)
 
 
-def slope_terms(model, state, batch):
-    """Σ|w P| of each pattern: its slope by the intensity, Σ w P of weights w of either sign, may cancel."""
+def weights_and_powers(model, state, batch):
+    """∂L/∂Î and the power P (n, ky, kx) of the counts Î = c P + b."""
     shown = model.simulate(state, batch.indices)
     ground, factor = state.refined.get("background", 0.0), state.refined.get("intensity", np.ones(5))[:, None, None]
     good = good_pixels(model.detector, batch.patterns, batch.good)
     weight = LOSSES[model.detector.loss].evaluate(shown, batch.patterns.astype(float), good)[1]
-    return np.sum(np.abs(weight * (shown - ground) / factor), axis=(1, 2))
+    return weight, (shown - ground) / factor
+
+
+def slope_terms(model, state, batch):
+    """Σ|w P| of each pattern: its slope by the intensity, Σ w P of weights w of either sign, may cancel."""
+    weight, power = weights_and_powers(model, state, batch)
+    return np.sum(np.abs(weight * power), axis=(1, 2))
 
 
 LOSS_NAMES = ["amplitude", "poisson", "gaussian", "anscombe"]
