@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hpcrec.backend.kernels.waves import answer_amplitudes, carry_back
+from hpcrec.backend.kernels.waves import AMPLITUDE, GAUSSIAN, POISSON, answer_amplitudes, carry_back, weigh
 
 TOLERANCE = 1e-5
 
@@ -65,3 +65,23 @@ def test_waves_are_carried_back(n_modes, to_probe):
     assert_close(light, wanted_light)
     assert_close(waves, wanted_waves)
     assert_close(probe, wanted_probe)
+
+
+@pytest.mark.parametrize("loss", [AMPLITUDE, POISSON, GAUSSIAN])
+def test_errors_keep_their_digits(loss):
+    """Of bright, well fitted counts, dark ones and bad ones; the last two give no not-a-number."""
+    rng = np.random.default_rng(loss)
+    measured = rng.poisson(1e5, 3000).astype(np.float32)
+    counts = (measured + rng.normal(0, 30, measured.size)).astype(np.float32)
+    mask = (rng.random(measured.size) < 0.8).astype(np.uint8)
+    measured[:500] = counts[:300] = 0
+    measured[mask == 0] = 0
+    error = np.sum((np.sqrt(counts.astype(float)) - np.sqrt(measured.astype(float)))[500:] ** 2 * mask[500:])
+    error += np.sum(counts[:500] * mask[:500], dtype=float)
+    for dark in (0, 1):
+        totals, weight = np.zeros(3), np.zeros(measured.size, np.float32)
+        part = slice(0 if dark else 500, None)
+        wanted = error if dark else error - np.sum(counts[:500] * mask[:500], dtype=float)
+        weigh(weight[part], counts[part].copy(), measured[part], mask[part], loss, np.float32(0.01), totals)
+        assert np.isfinite(weight).all()
+        assert totals[1] == pytest.approx(wanted, rel=TOLERANCE)

@@ -209,6 +209,19 @@ def test_intensities_agree(n_slices, n_modes, loss, masked, more):
     assert_close(fast.simulate(state, np.arange(5)), plain.simulate(state, np.arange(5)), "intensities")
 
 
+@pytest.mark.parametrize("loss", ["amplitude", "poisson", "gaussian"])
+@pytest.mark.parametrize(("n_modes", "more"), [(1, ()), (2, ()), (2, ("intensity",))])
+def test_errors_of_bright_patterns_agree(loss, n_modes, more):
+    """Counts of 10⁴ that fit within their noise: Σ(√Î − √I)² is a small part of Σ Î + I."""
+    plain, fast, state, batch = twins(1, n_modes, loss, precision="double", more=more)
+    state.probe = (30 * state.probe).astype(np.complex64).astype(complex)
+    counts = np.random.default_rng(3).poisson(plain.simulate(state, batch.indices)).astype(np.float32)
+    assert counts.max() > 5000
+    wanted, found = (model.gradients(state, replace(batch, patterns=counts)) for model in (plain, fast))
+    assert wanted.error < 0.01 * wanted.counts
+    assert found.error == pytest.approx(wanted.error, rel=TOLERANCE)
+
+
 def test_a_large_window_agrees(monkeypatch):
     """Sums over 65536 pixels in single precision; the window of each pattern is one of many, as in a run."""
     monkeypatch.setattr(test_ptychography, "SHAPE", (256, 256))

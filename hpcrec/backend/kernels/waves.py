@@ -17,6 +17,8 @@ from hpcrec.backend.kernels.rows import row_of
 AMPLITUDE, POISSON, GAUSSIAN = 0, 1, 2
 # Types in which patterns come as they are
 COUNTS = (np.uint8, np.uint16, np.uint32, np.float32)
+# Added to what divides and may be zero
+_LEAST = np.float32(1e-30)
 # Pixels that go through the detector at a time
 _PIECE = 1024
 _compile: Any = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
@@ -230,10 +232,17 @@ def take_pattern(out: Any, raw: Any, kind: int, mask: Any) -> None:
 
 
 @_compile
+def _squared(c: Any, m: Any) -> Any:
+    """Return (√c − √m)² = (c − m)²/(√c + √m)²: of bright, well fitted pixels c + m − 2√(c m) would keep no digit."""
+    off = c - m
+    return off * off / (c + m + np.float32(2) * math.sqrt(c * m) + _LEAST)
+
+
+@_compile
 def weigh(weight: Any, counts: Any, measured: Any, mask: Any, loss: int, floor: Any, totals: Any) -> None:
     """Weight = ∂L/∂Î of the modelled counts Î; add loss, error and counts to ``totals``. May overwrite ``counts``.
 
-    For amplitudes, with r² = (I + ε)/(Î + ε): weight 1 − r and loss (Î + ε)(1 − r)²; Σ(√Î − √I)² = Σ Î + I − 2√(Î I).
+    For amplitudes, with r² = (I + ε)/(Î + ε): weight 1 − r and loss (Î + ε)(1 − r)².
     """
     total, error, sum_counts = np.float32(0), np.float32(0), np.float32(0)
     two = np.float32(2)
@@ -241,7 +250,7 @@ def weigh(weight: Any, counts: Any, measured: Any, mask: Any, loss: int, floor: 
         for k in range(mask.size):
             m, c, good = measured[k], counts[k], np.float32(mask[k])
             ratio = (m + floor) / (c + floor)
-            error += (c + m - two * math.sqrt(c * m)) * good
+            error += _squared(c, m) * good
             sum_counts += m
             total += (c - m + (m + floor) * math.log(ratio)) * good
             weight[k] = (np.float32(1) - ratio) * good
@@ -249,14 +258,14 @@ def weigh(weight: Any, counts: Any, measured: Any, mask: Any, loss: int, floor: 
         for k in range(mask.size):
             m, c, good = measured[k], counts[k], np.float32(mask[k])
             difference = (c - m) * good
-            error += (c + m - two * math.sqrt(c * m)) * good
+            error += _squared(c, m) * good
             sum_counts += m
             weight[k] = two * difference / (m + floor)
             total += difference * difference / (m + floor)
     else:
         for k in range(mask.size):
             m, c, good = measured[k], counts[k], np.float32(mask[k])
-            error += (c + m - two * math.sqrt(c * m)) * good
+            error += _squared(c, m) * good
             sum_counts += m
             off = (np.float32(1) - math.sqrt((m + floor) / (c + floor))) * good
             total += (c + floor) * off * off
@@ -273,7 +282,7 @@ def _answer_alone(wave: Any, measured: Any, mask: Any, floor: Any, unit: Any, to
     for k in range(mask.size):
         re, im, m, good = wave[2 * k], wave[2 * k + 1], measured[k], np.float32(mask[k])
         c = (re * re + im * im) * unit
-        error += (c + m - np.float32(2) * math.sqrt(c * m)) * good
+        error += _squared(c, m) * good
         sum_counts += m
         off = (np.float32(1) - math.sqrt((m + floor) / (c + floor))) * good
         total += (c + floor) * off * off
@@ -289,7 +298,7 @@ def answer_amplitudes(
     waves: Any, n_parts: int, room: Any, measured: Any, mask: Any, floor: Any, unit: Any, totals: Any
 ) -> None:
     """Do what add_power, weigh and scale_wave do with the amplitude loss, in one pass; ``room`` (:data:`_PIECE`,)."""
-    one, two = np.float32(1), np.float32(2)
+    one = np.float32(1)
     if n_parts == 1:
         _answer_alone(waves[0], measured, mask, floor, unit, totals)
         return
@@ -301,7 +310,7 @@ def answer_amplitudes(
             add_power(power, waves[c, 2 * start : 2 * end], unit, end - start, c == 0)
         for k in range(power.size):
             c, m, g = power[k], seen[k], np.float32(good[k])
-            error += (c + m - two * math.sqrt(c * m)) * g
+            error += _squared(c, m) * g
             sum_counts += m
             off = (one - math.sqrt((m + floor) / (c + floor))) * g
             total += (c + floor) * off * off
