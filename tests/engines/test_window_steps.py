@@ -8,7 +8,7 @@ from phantom import SHAPE, Phantom
 
 from hpcrec.backend.kernels import runs, updates
 from hpcrec.backend.threads import Threads
-from hpcrec.engines import compact, engine_class, epie, gradient, lsqml
+from hpcrec.engines import engine_class, epie, gradient, lsqml
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.partial import Field, Total
 from hpcrec.models.windows import WindowSums, kick
@@ -118,7 +118,7 @@ def take_step(engine, state, total, terms):
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_a_step_on_windows_is_that_on_the_box(monkeypatch, name, more, constraint, n_threads):
     """Same gradient, same weight, one step; the way over the box in plain NumPy."""
-    for module in (gradient, lsqml, epie, compact):
+    for module in (gradient, lsqml, epie):
         monkeypatch.setattr(module, "precondition", updates.plain_precondition)
     monkeypatch.setattr(gradient, "step_with_momentum", updates.plain_step_with_momentum)
     engine, state = started(name, constraint, n_threads, more)

@@ -50,6 +50,7 @@ CASES = pytest.mark.parametrize(
         (3, 2, "amplitude", True, {}),
         (2, 2, "gaussian", True, {"more": EVERYTHING, "n_states": 2, "flight": FLIGHT}),
         (3, 1, "anscombe", False, {"more": EVERYTHING[:-2], **DETECTORS["near"]}),
+        (1, 1, "amplitude", False, {"n_states": 2, "flight": FLIGHT, **DETECTORS["near"]}),
         (1, 2, "amplitude", True, {"more": EVERYTHING, **DETECTORS["saturated"]}),
     ],
 )
