@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from hpcrec.backend.kernels.logarithm import excess
 from hpcrec.backend.kernels.rows import row_of
 
 AMPLITUDE, POISSON, GAUSSIAN = 0, 1, 2
@@ -242,18 +243,20 @@ def _squared(c: Any, m: Any) -> Any:
 def weigh(weight: Any, counts: Any, measured: Any, mask: Any, loss: int, floor: Any, totals: Any) -> None:
     """Weight = ∂L/∂Î of the modelled counts Î; add loss, error and counts to ``totals``. May overwrite ``counts``.
 
-    For amplitudes, with r² = (I + ε)/(Î + ε): weight 1 − r and loss (Î + ε)(1 − r)².
+    For amplitudes, with r² = (I + ε)/(Î + ε): weight 1 − r and loss (Î + ε)(1 − r)². For Poisson counts: weight 1 − r²
+    and loss (Î + ε)(r² ln r² − r² + 1).
     """
     total, error, sum_counts = np.float32(0), np.float32(0), np.float32(0)
     two = np.float32(2)
     if loss == POISSON:
         for k in range(mask.size):
             m, c, good = measured[k], counts[k], np.float32(mask[k])
-            ratio = (m + floor) / (c + floor)
+            sharpness = np.float32(1) / (c + floor)
+            off = (m - c) * sharpness * good
             error += _squared(c, m) * good
             sum_counts += m
-            total += (c - m + (m + floor) * math.log(ratio)) * good
-            weight[k] = (np.float32(1) - ratio) * good
+            total += (c + floor) * excess((m + floor) * sharpness, off) * good
+            weight[k] = -off
     elif loss == GAUSSIAN:
         for k in range(mask.size):
             m, c, good = measured[k], counts[k], np.float32(mask[k])
