@@ -322,18 +322,16 @@ def test_windows_hold_the_gradient_and_are_cleared(n_threads):
         assert not windows.illumination.any()
 
 
-OPTIONS = pytest.mark.parametrize("options", [{}, {"band_limit": 0.6}, {"propagation": "exact"}])
-
-
-@OPTIONS
+@pytest.mark.parametrize("options", [{}, {"more": ("thickness",)}, {"band_limit": 0.6}, {"propagation": "exact"}])
 def test_gaps_are_crossed_there_and_back(options):
+    """Of one thickness, and each of its own."""
     plain, fast, state, batch = twins(4, 2, **options)
     wanted, found = (model.gradients(state, batch, ("probe",)) for model in (plain, fast))
     for name in ("obj", "illumination", "probe"):
         assert_close(getattr(found, name), getattr(wanted, name), name)
 
 
-@OPTIONS
+@pytest.mark.parametrize("options", [{}, {"band_limit": 0.6}, {"propagation": "exact"}])
 def test_gaps_have_factors_along_each_axis_where_they_can(options, window):
     """Not where the factor is no product of two, nor where only FFTW knows the size."""
     rate = propagation_rate(test_ptychography.SHAPE, SAMPLING, 0.3, options.get("propagation", "fresnel"))
