@@ -6,6 +6,9 @@ any rank reached is set beside that plan (1: exact; below 1 the plan promised to
 an address space (``ulimit -v``) that leaves a quarter of the patterns' bytes for patterns, so that they come from the
 scratch file; "whole" and "quarter" must find the same object. Patterns a second: the median of the sweeps after the
 first; rounds of all cases repeat, and medians of them are printed.
+
+``--process``: instead, 448² patterns at a third of the step (6 GiB), in memory and by a process that the shell gives
+a quarter of that for all it does (``ulimit -v``), its libraries among it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +50,7 @@ from hpcrec.run.plan import make_plan
 from hpcrec.run.start import common_grid
 
 N, STEP, SWEEPS, SHARE = 128, 3.0, 4, 0.25
+LARGE_SIDE, LARGE_STEP = 448, 1.0
 JOB = f"""
 version = 1
 name = "memory"
@@ -69,20 +74,22 @@ COMPACT: Final = (
 )  # fmt: skip
 TILED: Final = ("parallel.exchange=tiled", "parallel.group_size=2")
 # Ranks, share of the patterns that memory holds, keys
-CASES: Final[dict[str, tuple[int, float, tuple[str, ...]]]] = {
+Cases = dict[str, tuple[int, float, tuple[str, ...]]]
+CASES: Final[Cases] = {
     "ePIE, whole": (1, 1.0, EPIE),
     "ePIE, quarter": (1, SHARE, EPIE),
     "compact LSQ-ML, whole": (1, 1.0, COMPACT),
     "compact LSQ-ML, quarter": (1, SHARE, COMPACT),
     "LSQ-ML, two ranks, tiled": (2, 1.0, ("ptychography.engine=lsqml", *TILED)),
 }
+LARGE_CASES: Final[Cases] = {case: CASES[case] for case in ("ePIE, whole", "ePIE, quarter")}
 THREADS = 2
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def write(path: Path, side: int) -> None:
+def write(path: Path, side: int, step: float) -> None:
     """Simulate side² patterns, a block at a time."""
-    chosen, rng, beam = DataSet(side=side, step=STEP), np.random.default_rng(7), electron_beam(200e3)
+    chosen, rng, beam = DataSet(side=side, step=step), np.random.default_rng(7), electron_beam(200e3)
     positions = scan(chosen, rng)
     grid = object_grid(positions, (N, N), (SAMPLING, SAMPLING))
     state = PtychographyState(
@@ -139,41 +146,51 @@ def child(path: Path, out: Path, share: float, keys: list[str]) -> None:
         (out / "found.json").write_text(json.dumps(found))
 
 
-def measure(case: str, job: Path, out: Path) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the figures of one case in a process of its own (or two), and the object."""
-    ranks, share, keys = CASES[case]
+def measure(
+    chosen: tuple[int, float, tuple[str, ...]], job: Path, out: Path, allowed: int | None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Return the figures of one case in a process of its own (or two), and the object; allowed: bytes for all of it."""
+    ranks, share, keys = chosen
     out.mkdir(parents=True)
-    words = [sys.executable, "-m", "benchmarks.memory", "--child", job, out, str(share), *keys]
+    # A process that is bounded from its start needs no further bound
+    words = [sys.executable, "-m", "benchmarks.memory", "--child", job, out, str(1.0 if allowed else share), *keys]
     words.append(f"parallel.threads={max(THREADS // ranks, 1)}")
     if ranks > 1:
         words = [Path(sys.executable).parent / "mpiexec", "-n", str(ranks), *words]
-    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=ROOT, timeout=900)
+    if allowed:
+        words = ["bash", "-c", f'ulimit -v {allowed // 1024} && exec "$@"', "bounded", *words]
+    started = time.perf_counter()
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=ROOT, timeout=1800)
     if done.returncode:
-        raise RuntimeError(f"{case} failed: {done.stdout[-500:]} {done.stderr[-1500:]}")
-    return json.loads((out / "found.json").read_text()), read_tilt_result(tilt_path(out / "run" / "checkpoints", 0)).obj
+        raise RuntimeError(f"{words} failed: {done.stdout[-500:]} {done.stderr[-1500:]}")
+    figures = {**json.loads((out / "found.json").read_text()), "seconds": time.perf_counter() - started}
+    return figures, read_tilt_result(tilt_path(out / "run" / "checkpoints", 0)).obj
 
 
-def rows(folder: Path, side: int, n_rounds: int) -> list[dict[str, object]]:
-    """Return a row for each case."""
+def rows(folder: Path, side: int, step: float, n_rounds: int, cases: Cases, process: bool) -> list[dict[str, object]]:
+    """Return a row for each case; process: whether a share is of the patterns' bytes for the whole process."""
     data, job = folder / "data.h5", folder / "job.toml"
-    write(data, side)
+    write(data, side, step)
     job.write_text(JOB.replace("PATH", str(data)))
-    found: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
+    whole, made = side**2 * N * N * 2, []
+    found: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
     objects: dict[str, np.ndarray] = {}
     for i in range(n_rounds):
-        for n, case in enumerate(CASES):
-            figures, objects[case] = measure(case, job, folder / f"{i}-{n}")
+        for n, (case, chosen) in enumerate(cases.items()):
+            allowed = int(chosen[1] * whole) if process and chosen[1] < 1 else None
+            figures, objects[case] = measure(chosen, job, folder / f"{i}-{n}", allowed)
             found[case].append(figures)
-    whole, made = side**2 * N * N * 2 / GIB, []
     for case, all_figures in found.items():
-        middle = {k: statistics.median(f[k] for f in all_figures) for k in ("planned", "measured", "rate")}
-        row: dict[str, object] = {"case": case, "patterns GiB": whole / CASES[case][0]}
+        middle = {k: statistics.median(f[k] for f in all_figures) for k in ("planned", "measured", "rate", "seconds")}
+        row: dict[str, object] = {"case": case, "patterns GiB": whole / GIB / cases[case][0]}
+        if process:
+            row["process GiB"] = cases[case][1] * whole / GIB if cases[case][1] < 1 else None
         room = all_figures[0]["room"]
         row["room GiB"] = None if room is None else room / GIB
         row |= {"planned GiB": middle["planned"], "measured GiB": middle["measured"]}
         row["planned / measured"] = middle["planned"] / middle["measured"]
-        row["patterns/s"] = middle["rate"]
-        if CASES[case][1] < 1:
+        row |= {"patterns/s": middle["rate"], "seconds in all": middle["seconds"]}
+        if cases[case][1] < 1:
             other = case.replace("quarter", "whole")
             row["rate / whole"] = statistics.median(a["rate"] / b["rate"] for a, b in zip(all_figures, found[other]))
             difference = np.linalg.norm(objects[case] - objects[other]) / np.linalg.norm(objects[other])
@@ -189,11 +206,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=128, help="patterns along a side of the scan, 128 or more")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--process", action="store_true", help="bound all that a process has, with 6 GiB of patterns")
     add_json_option(parser)
     chosen = parser.parse_args()
     here = machine(priority=True, cores=THREADS)
     with tempfile.TemporaryDirectory() as name:
-        found = rows(Path(name), chosen.side, chosen.rounds)
+        if chosen.process:
+            found = rows(Path(name), LARGE_SIDE, LARGE_STEP, chosen.rounds, LARGE_CASES, True)
+        else:
+            found = rows(Path(name), chosen.side, STEP, chosen.rounds, CASES, False)
     report("memory", here, found, chosen.json)
 
 

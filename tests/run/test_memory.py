@@ -138,8 +138,9 @@ def test_compact_batches_spare_the_copies_of_their_box(options: dict[str, Any]) 
         # Planned is a bound: of the arrays in an update, those of the box are not all told apart
         assert found < 1.03 * max(beside - spared, update - spared)
         assert found < max(beside + 1.5 * threads, update) - 2.5
-    # One thread allocates the same each time, but for some hundred bytes of Python's in 4 MB
-    assert round(measured[1], 3) >= round(beside - spared, 3)
+    # The plan names no array that is not there. What else allocates in this process (once 16 kB, the test's is 4 MB)
+    # falls on either size
+    assert measured[1] > beside - spared - 0.02
 
 
 class Counts:
