@@ -21,7 +21,6 @@ from hpcrec.backend.array import (
     real_dtype,
     to_host,
 )
-from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.backend.threads import Threads
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.geometry.grid import Grid
@@ -31,6 +30,7 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums, Detector, KeptWaves, cleaned, good_pixels, joined, part_of
 from hpcrec.models.placement import Copies, batch_beside, beside
 from hpcrec.models.refined import object_weight, refined_gradients
+from hpcrec.models.spectra import spectra_of, waves_of
 from hpcrec.models.stream import Block, StepRule, stream
 from hpcrec.models.windows import WindowSums
 from hpcrec.objectives.losses import LOSSES
@@ -269,7 +269,7 @@ class PtychographyModel:
     def _entering(self, whole: bool, probe: Array) -> ComplexArray:
         """Return waves of the probe as chains take them: their spectra, or with whole pixels themselves."""
         waves: ComplexArray = array_module(probe).ascontiguousarray(probe, self.dtype)
-        return waves if whole else fft2(waves)
+        return waves if whole else spectra_of(waves)
 
     def _by_state(self, state: PtychographyState, values: Array) -> ComplexArray:
         """Return an object's array (state · slice, y, x) as (state, slice, y, x)."""
@@ -391,7 +391,7 @@ def _flat_states(values: Array, *, empty: bool) -> Array:
 def _probe_gradient(chain: Chain, sums: ChainSums) -> ComplexArray:
     if sums.spectrum is None:
         return np.zeros_like(chain.spectrum)
-    return sums.spectrum if chain.whole else ifft2(sums.spectrum)
+    return sums.spectrum if chain.whole else waves_of(sums.spectrum)
 
 
 def _part(chain: Chain, good: BoolArray | None, share: slice) -> tuple[Chain, BoolArray | None]:

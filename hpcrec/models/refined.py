@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hpcrec.backend.array import Array, FloatArray, array_module, to_host
-from hpcrec.backend.fft import ifft2
 from hpcrec.backend.kernels.windows import add_position_weights, add_window_powers
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import PtychographyState
 from hpcrec.models.chain import Chain, ChainSums
+from hpcrec.models.spectra import waves_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def refined_gradients(
         assert chain.coefficients is not None
         mine["coefficients"] = sums.coefficients
         mine["coefficients_weight"] = scale * coefficient_weight(chain)
-        added["variation"] = sums.variation if chain.whole else ifft2(sums.variation)
+        added["variation"] = sums.variation if chain.whole else waves_of(sums.variation)
         added["variation_weight"] = np.sum(chain.coefficients**2, axis=0)
     if sums.scale is not None:
         mine["intensity"], mine["intensity_weight"] = sums.scale.T
@@ -101,7 +101,7 @@ def coefficient_weight(chain: Chain) -> FloatArray:
     """Return Σ|U O_1|² (n, m) of each pattern and mode of the variation."""
     assert chain.variation is not None
     ny, nx = chain.spectrum.shape[-2:]
-    power = np.abs(chain.variation if chain.whole else ifft2(chain.variation)) ** 2
+    power = np.abs(chain.variation if chain.whole else waves_of(chain.variation)) ** 2
     weight = array_module(power).zeros((len(chain.corners), len(power)))
     for obj in chain.obj[:, 0]:
         for j, (y, x) in enumerate(chain.corners[:, chain.corners.shape[1] // 2]):

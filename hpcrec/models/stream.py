@@ -10,13 +10,14 @@ from typing import Any, Literal
 import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
-from hpcrec.backend.fft import aligned_empty, fft2, ifft2
+from hpcrec.backend.fft import aligned_empty
 from hpcrec.backend.kernels.batches import run_batches
 from hpcrec.backend.kernels.waves import COUNTS
 from hpcrec.backend.threads import run_together
 from hpcrec.models import compiled
 from hpcrec.models.base import PtychographyState
 from hpcrec.models.chain import Chain
+from hpcrec.models.spectra import spectra_of, waves_of
 from hpcrec.models.windows import BOUNDS
 
 
@@ -119,9 +120,9 @@ def stream(
     run_together(run, n_threads)
     state.obj = obj.view(np.complex64).reshape(state.obj.shape)
     if rule.moves_probe:
-        state.probe = spectrum if chain.whole else ifft2(spectrum)
+        state.probe = spectrum if chain.whole else waves_of(spectrum)
         if rule.velocity is not None:
-            state.memory[f"probe_{rule.velocity}"] = momenta[1] if chain.whole else ifft2(momenta[1])
+            state.memory[f"probe_{rule.velocity}"] = momenta[1] if chain.whole else waves_of(momenta[1])
     return totals.sum(axis=0)  # type: ignore[no-any-return]
 
 
@@ -132,7 +133,7 @@ def _momenta(state: PtychographyState, chain: Chain, rule: StepRule) -> tuple[Co
     of_object = np.ascontiguousarray(state.object_memory[rule.velocity], np.complex64)
     state.object_memory[rule.velocity] = of_object
     of_probe = state.memory[f"probe_{rule.velocity}"].astype(np.complex64)
-    return of_object, of_probe if chain.whole else fft2(of_probe)
+    return of_object, of_probe if chain.whole else spectra_of(of_probe)
 
 
 def _ordered_windows(chain: Chain, block: Block) -> IntArray:

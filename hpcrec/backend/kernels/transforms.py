@@ -215,6 +215,7 @@ def _rows(at: int, row: int, axis: int, room: int, back: int) -> None:
         scatter(back, room + 8 * i * NUMBER, row, at + 64 * i)
 
 
+@cache
 def transform_plan(ny: int, nx: int, place: int) -> Plan:
     """Return what :func:`transform` needs for waves (ny, nx): a function of C, and its handles forward and backward.
 
@@ -276,6 +277,7 @@ def known_size(n: int) -> bool:
     return n % LANES == 0 and n <= _LARGEST and _radices(n) is not None
 
 
+@cache
 def _radices(n: int) -> tuple[int, int, int] | None:
     """Return two or three radices, the largest first, that make up a length."""
     pairs = [(a, b, 1) for a, b in product(RADICES, repeat=2) if a * b == n]
