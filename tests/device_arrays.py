@@ -7,7 +7,7 @@ The stand-in says nothing of streams, races, memory or speed.
 """
 
 import functools
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
@@ -43,6 +43,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - the name tha
     real = property(lambda self: ndarray(self._host.real))
     imag = property(lambda self: ndarray(self._host.imag))
     T = property(lambda self: ndarray(self._host.T))
+    # Kernels that the CPU runs take the host's addresses
+    data = property(lambda self: SimpleNamespace(ptr=self._host.ctypes.data))
 
     def __array__(self, *args, **kwargs):
         raise TypeError(IMPLICIT)

@@ -7,22 +7,25 @@ turn, so that threads side by side read numbers side by side in both directions 
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
-from hpcrec.backend.array import Array, BoolArray, ComplexArray, IntArray, array_module
+from hpcrec.backend.array import Array, BoolArray, ComplexArray, IntArray, array_module, to_host
 
 SIZES: Final = (64, 96, 128)
 LOSSES: Final = {"amplitude": "AMPLITUDE", "anscombe": "AMPLITUDE", "poisson": "POISSON"}
 COUNTS: Final = {"uint8": "unsigned char", "uint16": "unsigned short"}
 # What a product of two factors may be off, in single precision, from a propagator that is one
 _SEPARABLE = 1e-6
-_SOURCES = ("lines.cuh", "fused.cuh")
-_SHEET = [(name, np.int32) for name in ("height", "width", "top", "left")]
+_SHARED = ("device.cuh", "lines.cuh", "lanes.cuh", "loss.cuh")
+_SOURCES: Final = {"fused": ("fused.cuh", "entry.cuh"), "stripes": ("stripes.cuh", "stripes_entry.cuh")}
+# The struct Sheet of lanes.cuh
+SHEET: Final = [(name, np.int32) for name in ("height", "width", "top", "left")]
 _ADDRESSES = (
     "probe", "object", "object_gradient", "illumination", "probe_gradient", "saved", "counts", "good", "corners",
     "factors", "factor_of_gap", "twiddles", "totals",
@@ -31,7 +34,7 @@ _NUMBERS = ("n_slices", "n_patterns", "n_factors", "good_step")
 # The struct Arguments of fused.cuh
 ARGUMENTS: Final = np.dtype(
     [(name, np.uint64) for name in _ADDRESSES]
-    + [("of_object", _SHEET), ("of_gradient", _SHEET)]
+    + [("of_object", SHEET), ("of_gradient", SHEET)]
     + [(name, np.int32) for name in _NUMBERS]
     + [("floor", np.float32)],
     align=True,
@@ -58,6 +61,11 @@ class Layout:
     def threads(self) -> int:
         """Threads of a block."""
         return self.n * self.lanes
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a multiprocessor, as the kernel's registers are shared out (``BLOCKS`` of entry.cuh)."""
+        return {64: 4, 96: 2, 128: 1}[self.n]
 
     @property
     def stride(self) -> int:
@@ -93,10 +101,10 @@ class Layout:
         return np.exp(-2j * np.pi * turns).astype(np.complex64)  # type: ignore[no-any-return]
 
 
-def source() -> str:
-    """Return the source of the kernels for NVRTC."""
+def source(kernels: Literal["fused", "stripes"]) -> str:
+    """Return the source of the fused or the striped kernels for NVRTC."""
     folder = files("hpcrec.backend") / "kernels"
-    texts = [(folder / name).read_text(encoding="utf-8") for name in ("device.cuh", *_SOURCES, "entry.cuh")]
+    texts = [(folder / name).read_text(encoding="utf-8") for name in (*_SHARED, *_SOURCES[kernels])]
     # Each file guards itself where a compiler finds it by name; joined they are one
     return "\n".join(text.replace("#pragma once\n", "") for text in texts)
 
@@ -157,6 +165,37 @@ def pack_propagators(propagators: ComplexArray) -> tuple[ComplexArray, IntArray]
     return xp.ascontiguousarray((along[kept] / n).astype(np.complex64)), xp.asarray(of_gap)
 
 
+class Gaps(threading.local):
+    """Propagators as the kernels take them: why they do not, or the different ones' factors, and whose is whose."""
+
+    asked: ComplexArray | None = None
+    fault: str | None = None
+    factors: ComplexArray
+    of_gap: IntArray
+
+
+_last_gaps = Gaps()
+
+
+def gaps_of(propagators: ComplexArray) -> Gaps:
+    """Return what the kernels know of propagators (gap, ky, kx), kept while a thread asks for the same array."""
+    if _last_gaps.asked is not propagators:
+        _last_gaps.fault = propagator_fault(propagators)
+        if _last_gaps.fault is None:
+            _last_gaps.factors, of_gap = pack_propagators(propagators)
+            _last_gaps.of_gap = to_host(of_gap)
+        _last_gaps.asked = propagators
+    return _last_gaps
+
+
+def address(a: Array) -> int:
+    """Return where an array begins, which must be contiguous."""
+    if not a.flags.c_contiguous:
+        raise ValueError("a kernel takes contiguous arrays alone")
+    data: Any = a.ctypes.data if array_module(a) is np else a.data.ptr  # type: ignore[attr-defined]
+    return int(data)
+
+
 def pack_wave(wave: ComplexArray) -> ComplexArray:
     """Return a wave (y, x), by threads."""
     layout, xp = Layout(wave.shape[-1]), array_module(wave)
@@ -202,7 +241,7 @@ def pack_good(good: BoolArray, n_slices: int) -> IntArray:
 
 def sheet(shape: tuple[int, int], origin: tuple[int, int]) -> Array:
     """Return what the kernel knows of an array (slice, y, x) of ``shape`` (y, x) whose first pixel is ``origin``."""
-    return np.array((*shape, *origin), np.dtype(_SHEET))
+    return np.array((*shape, *origin), np.dtype(SHEET))
 
 
 def _transposed(i_slice: int, layout: Layout) -> bool:

@@ -25,7 +25,7 @@ from hpcrec.backend.threads import Threads
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import Box, bounding_box
-from hpcrec.models import compiled, multislice
+from hpcrec.models import compiled, launched, multislice
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums, Detector, KeptWaves, cleaned, good_pixels, joined, part_of
 from hpcrec.models.placement import Copies, batch_beside, beside
@@ -83,9 +83,9 @@ class PtychographyModel:
     propagation : "fresnel" or "exact", between slices
     precision : "single" or "double"
     band_limit : square band limit of the propagator as a fraction of Nyquist; None keeps all frequencies
-    kernel : "compiled" loops; "numpy", their plain twin, which takes arrays of a device too; or "auto": compiled in
-        single precision, where the compiled kernels know the detector (sharp pixels, no binning), and the plain twin
-        for an object on a device
+    kernel : "compiled" loops; "numpy", their plain twin, which takes arrays of a device too; "launched", a device's own
+        kernels; or "auto": compiled loops where they know precision (single) and detector (sharp pixels, no binning),
+        else, and for an object on a device, the plain twin
     threads : of the compiled kernel; each has object sums of its own
 
     The probe stays in real space, centred at n//2; a window's first pixel is round(pixel) − n//2, the rest of the
@@ -94,8 +94,7 @@ class PtychographyModel:
 
     Raises
     ------
-    ConfigError : unknown loss; mask of another shape; slices too thick for the grid; a compiled kernel asked for what
-        it does not know, as an object on a device.
+    ConfigError : unknown loss; mask of another shape; slices too thick; a kernel that does not know what is asked.
     """
 
     def __init__(
@@ -110,17 +109,16 @@ class PtychographyModel:
         propagation: Literal["fresnel", "exact"] = "fresnel",
         precision: Literal["single", "double"] = "single",
         band_limit: float | None = None,
-        kernel: Literal["auto", "numpy", "compiled"] = "auto",
+        kernel: Literal["auto", "numpy", "compiled", "launched"] = "auto",
         threads: int = 1,
     ) -> None:
-        detector = Detector() if detector is None else detector
         fault = propagation_fault(shape, sampling, wavelength, slice_thickness, band_limit)
         if fault:
             raise ConfigError(f"slice_thickness: {fault}")
         self.shape, self.sampling, self.wavelength = shape, sampling, wavelength
         self.slice_thickness = slice_thickness
+        self.detector = detector = Detector() if detector is None else detector
         self.pattern_shape = detector.pattern_shape(shape)
-        self.detector = detector
         self.curvature = LOSSES[detector.loss].curvature
         self.dtype = complex_dtype(precision)
         self.flight = np.zeros((1, 2)) if flight is None else np.asarray(flight, np.float64)
@@ -154,11 +152,13 @@ class PtychographyModel:
 
     def code(self, state: PtychographyState) -> ModuleType:
         """Return the module whose functions take chains of a state, by the kernel and by where the object lives."""
-        if array_module(state.obj) is np:
+        on_host = array_module(state.obj) is np
+        if self._kernel == ("launched" if on_host else "compiled"):
+            where = "on the processor" if on_host else "on a GPU"
+            raise ConfigError(f"kernel: {self._kernel!r} cannot be used where the object lives, {where}; use 'auto'")
+        if on_host:
             return self._on_host
-        if self._kernel == "compiled":
-            raise ConfigError("kernel: 'compiled' loops run on the processor, the object is on a GPU; use 'auto'")
-        return multislice
+        return launched if self._kernel == "launched" else multislice
 
     def gradients(
         self,

@@ -1,5 +1,7 @@
 #include "emulated.h"
 #include "lines.cuh"
+#include "lanes.cuh"
+#include "loss.cuh"
 #include "fused.cuh"
 
 // As the kernel in entry.cuh, with n_blocks blocks one after another

@@ -5,8 +5,7 @@
 // y and one along x: transforms run along lines alone, and of one propagation to the next the lines turn, so that a
 // single transposition through shared memory suffices. In slice s lines run along x for even s, along y for odd s.
 //
-// Orders of a line's N = E T points: in space element i of lane l is point T i + l, in frequency l + T (i/T) + E (i%T).
-// Neither is natural, because nothing asks for that: what meets the wave is laid out by hpcrec/backend/cuda.py.
+// What meets the wave is laid out by hpcrec/backend/cuda.py in the orders of lanes.cuh.
 #pragma once
 
 template <int N_> struct Layout {
@@ -17,13 +16,10 @@ template <int N_> struct Layout {
   // Whether neighbouring lines, not neighbouring points, of a slice lie side by side in memory: neighbouring threads
   // then read neighbouring numbers, eight of them or more
   static constexpr bool LINES_ADJACENT = T < 8;
+  static constexpr bool LINE_IN_WARP = true;
+  static constexpr int WEIGHTS = 1, OTHERS = 1;  // not used
   static_assert(T == 4 || T == 8, "an exchange in a line is laid out for four or eight lanes");
 };
-
-enum Loss { AMPLITUDE, POISSON };
-
-// Where an array (slice, y, x) lies: its size, and its first pixel in the object's numbering
-struct Sheet { int height, width, top, left; };
 
 struct Arguments {
   const float2 *probe;      // by threads: (E/2, thread, 2)
@@ -44,95 +40,13 @@ struct Arguments {
   float floor;              // epsilon of the loss
 };
 
-template <class L> struct Thread { int index, line, lane; float2 v[L::E]; };
+// ---- lines of a whole wave turn
 
-// Shared memory of a block
-struct Room { float2 *exchange; const float2 *twiddles, *factors; };
-
-template <class L> constexpr int room_size(int n_factors) { return L::ROOM + L::E * L::T + n_factors * 2 * L::N; }
-
-// ---- transforms along the lines
-
-template <class L> struct Lines {
-  static constexpr int N = L::N, E = L::E, T = L::T, GROUPS = E / T, THREADS = L::THREADS, STRIDE = L::STRIDE;
+template <class L> struct Square : Lines<L> {
+  using Base = Lines<L>;
   using State = Thread<L>;
+  static constexpr int N = L::N, E = L::E, T = L::T, STRIDE = L::STRIDE;
 
-  // Entry k of lane l stands at k (T + 1) + l of its line: rows by k are written, columns by l read, or the reverse
-  static INLINE float2 *row(const State &t, const Room &room) { return room.exchange + t.line * STRIDE + t.lane; }
-  static INLINE float2 *column(const State &t, const Room &room) {
-    return room.exchange + t.line * STRIDE + t.lane * (T + 1);
-  }
-  static INLINE int column_entry(int i) { return (i / T) * T * (T + 1) + i % T; }
-
-  static INLINE void begin_forward(State &t, const Room &room) {
-    transform<E, FORWARD>(t.v);
-    float2 *to = row(t, room);
-    UNROLL for (int k = 0; k < E; ++k) {
-      to[k * (T + 1)] = k ? t.v[k] * room.twiddles[k * T + t.lane] : t.v[k];
-    }
-  }
-  static INLINE void end_forward(State &t, const Room &room) {
-    const float2 *from = column(t, room);
-    UNROLL for (int i = 0; i < E; ++i) t.v[i] = from[column_entry(i)];
-    transform_groups<FORWARD>(t);
-  }
-  static INLINE void begin_backward(State &t, const Room &room) {
-    transform_groups<BACKWARD>(t);
-    float2 *to = column(t, room);
-    UNROLL for (int i = 0; i < E; ++i) to[column_entry(i)] = t.v[i];
-  }
-  static INLINE void end_backward(State &t, const Room &room) {
-    const float2 *from = row(t, room);
-    UNROLL for (int k = 0; k < E; ++k) {
-      t.v[k] = from[k * (T + 1)];
-      if (k) t.v[k] = times_conjugate(t.v[k], room.twiddles[k * T + t.lane]);
-    }
-    transform<E, BACKWARD>(t.v);
-  }
-  template <int D> static INLINE void transform_groups(State &t) {
-    UNROLL for (int g = 0; g < GROUPS; ++g) {
-      float2 part[T];
-      UNROLL for (int l = 0; l < T; ++l) part[l] = t.v[g * T + l];
-      transform<T, D>(part);
-      UNROLL for (int l = 0; l < T; ++l) t.v[g * T + l] = part[l];
-    }
-  }
-
-  // Space in, frequency out; the exchange stays within lines, and so within warps
-  static INLINE void forward(State *threads, const Room &room) {
-    FOR_EACH_THREAD(t) begin_forward(t, room);
-    warp_barrier();
-    FOR_EACH_THREAD(t) end_forward(t, room);
-    warp_barrier();
-  }
-  static INLINE void backward(State *threads, const Room &room) {
-    FOR_EACH_THREAD(t) begin_backward(t, room);
-    warp_barrier();
-    FOR_EACH_THREAD(t) end_backward(t, room);
-    warp_barrier();
-  }
-  // Multiplies the lines' spectra by a factor (N,), or by its conjugate
-  static INLINE void filter(State *threads, const Room &room, const float2 *factor, bool conjugate) {
-    FOR_EACH_THREAD(t) begin_forward(t, room);
-    warp_barrier();
-    FOR_EACH_THREAD(t) {
-      end_forward(t, room);
-      UNROLL for (int i = 0; i < E; ++i) {
-        float2 h = factor[t.lane + place<true>(i)];
-        if (conjugate) h.y = -h.y;
-        t.v[i] = t.v[i] * h;
-      }
-      begin_backward(t, room);
-    }
-    warp_barrier();
-    FOR_EACH_THREAD(t) end_backward(t, room);
-    warp_barrier();
-  }
-
-  // Places along a line, less the lane; multiples of T, so that a thread's addresses differ by constants
-  template <bool FREQUENCIES> static INLINE int place(int i) {
-    return FREQUENCIES ? T * (i / T) + E * (i % T) : T * i;
-  }
   // With eight lanes the columns of a line trade places within eight, or threads would meet in banks
   static INLINE int permutation(int line) { return T == 8 ? ((line & 2) << 1) | ((line & 4) >> 1) : 0; }
 
@@ -140,12 +54,12 @@ template <class L> struct Lines {
   template <bool IN, bool OUT> static INLINE void transpose(State *threads, const Room &room) {
     FOR_EACH_THREAD(t) {
       float2 *to = room.exchange + t.line * STRIDE + (t.lane ^ permutation(t.line));
-      UNROLL for (int i = 0; i < E; ++i) to[place<IN>(i)] = t.v[i];
+      UNROLL for (int i = 0; i < E; ++i) to[Base::template place<IN>(i)] = t.v[i];
     }
     barrier();
     FOR_EACH_THREAD(t) {
       const float2 *from = room.exchange + t.lane * STRIDE + (t.line ^ permutation(t.lane));
-      UNROLL for (int i = 0; i < E; ++i) t.v[i] = from[place<OUT>(i) * STRIDE];
+      UNROLL for (int i = 0; i < E; ++i) t.v[i] = from[Base::template place<OUT>(i) * STRIDE];
     }
     barrier();
   }
@@ -153,37 +67,18 @@ template <class L> struct Lines {
   static INLINE void propagate(State *threads, const Room &room, const float2 *factors, bool conjugate, int along_y) {
     KEEP_ROLLED for (int half = 0; half < 2; ++half) {
       const int axis = along_y ^ half;
-      filter(threads, room, factors + (axis ? 0 : N), conjugate);
+      Base::filter(threads, room, factors + (axis ? 0 : N), conjugate);
       if (half == 0) transpose<false, false>(threads, room);
     }
   }
 };
-
-// ---- from the far field to the loss and back
-
-struct PatternSums { float loss, error, counts; };
-
-// Returns w = dL/dI of modelled counts I and measured ones M; the formulas of hpcrec/objectives/losses.py
-template <Loss LOSS> INLINE float weigh(float modelled, float measured, bool good, float floor, PatternSums &sums) {
-  if (!good) return 0.0f;
-  sums.error += modelled + measured - 2.0f * sqrtf(modelled * measured);
-  sums.counts += measured;
-  const float ratio = (measured + floor) / (modelled + floor);
-  if (LOSS == POISSON) {
-    sums.loss += modelled - measured + (measured + floor) * logf(ratio);
-    return 1.0f - ratio;
-  }
-  const float off = 1.0f - sqrtf(ratio);
-  sums.loss += (modelled + floor) * off * off;
-  return off;
-}
 
 // ---- one pattern
 
 template <class L, Loss LOSS, class Count> struct Pattern {
   static constexpr int N = L::N, E = L::E, T = L::T, THREADS = L::THREADS;
   static constexpr int PER_WORD = 4 / sizeof(Count);
-  using Along = Lines<L>;
+  using Along = Square<L>;
   using State = Thread<L>;
   struct alignas(16) Pair { float2 a, b; };
 

@@ -1,0 +1,114 @@
+"""Chains, counts and the plain answer that GPU kernels are compared with, and their sources compiled for the CPU."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcrec.backend.fft import fft2
+from hpcrec.models import multislice
+from hpcrec.models.chain import Chain, ChainSums, Detector
+from hpcrec.objectives.losses import AMPLITUDE_FLOOR, ANSCOMBE_FLOOR, POISSON_FLOOR
+from hpcrec.physics.propagation import fresnel_factor, propagation_rate, tilted_factor
+
+# Sums in single precision, of the largest value
+TOLERANCE = 1e-5
+SAMPLING, WAVELENGTH = (0.2, 0.24), 0.0197
+FLOORS = {"amplitude": AMPLITUDE_FLOOR, "anscombe": ANSCOMBE_FLOOR, "poisson": POISSON_FLOOR}
+ORIGIN, N_PATTERNS = (2, 3), 3
+HERE = Path(__file__).parent
+KERNELS = HERE.parents[1] / "hpcrec" / "backend" / "kernels"
+
+
+def compiled(source, kernels, folder):
+    """Return the shared library of a kernel's source and the threads' stand-in."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed: the GPU kernel's source cannot be compiled for the CPU")
+    options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{kernels}"]
+    subprocess.run([compiler, *options, HERE / source, "-o", folder / "kernel.so"], check=True)
+    return ctypes.CDLL(str(folder / "kernel.so"))
+
+
+def object_shape(n):
+    """Shape (y, x) of an object that windows of n pixels move about in; that of its gradient is 4 less."""
+    return n + 22, n + 19
+
+
+def gradient_shape(n):
+    return tuple(side - 4 for side in object_shape(n))
+
+
+def gaps(n, n_slices):
+    """Propagators of gaps, the first two alike, the third tilted, band-limited."""
+    whole = fresnel_factor((n, n), SAMPLING, WAVELENGTH, 12.0, 2 / 3)
+    tilted = tilted_factor(propagation_rate((n, n), SAMPLING, WAVELENGTH), SAMPLING, 9.0, (0.03, -0.02), 2 / 3)
+    chosen = [whole, whole, tilted, whole][: n_slices - 1]
+    return np.array(chosen, np.complex64).reshape(-1, n, n)
+
+
+def make_chain(n, n_slices, loss, seed, *, n_modes=1, shifted=False):
+    """A chain in numbers that single precision holds, of a probe off the window's centre and an object that absorbs."""
+    rng, shape = np.random.default_rng(seed), object_shape(n)
+    y, x = (np.arange(n) - n // 2)[:, None] + 3, np.arange(n) - n // 2 - 5
+    probe = 8 * np.exp(-(y**2 + 1.3 * x**2) / (2 * (n / 8) ** 2) + 0.01j * (y**2 + 0.7 * x**2 + x * y))
+    # Further modes: weaker ones that change sign
+    modes = np.stack([probe * (0.1 * x) ** m / (1 + m) for m in range(n_modes)]).astype(np.complex64).astype(complex)
+    obj = np.exp(0.6j * rng.normal(size=(1, n_slices, *shape))) * rng.uniform(0.8, 1, (1, n_slices, *shape))
+    corners = rng.integers(0, np.array(gradient_shape(n)) - n + 1, (N_PATTERNS, 1, 2)) + ORIGIN
+    shifts = rng.uniform(-0.5, 0.5, (N_PATTERNS, 1, 2)) if shifted else np.zeros((N_PATTERNS, 1, 2))
+    return Chain(
+        obj=obj.astype(np.complex64).astype(complex),
+        corners=corners,
+        shifts=shifts,
+        spectrum=fft2(modes) if shifted else modes,
+        propagators=gaps(n, n_slices).astype(complex),
+        rate=propagation_rate((n, n), SAMPLING, WAVELENGTH),
+        detector=Detector(loss=loss),
+        whole=not shifted,
+    )
+
+
+def make_counts(chain, dtype, seed):
+    """Poisson counts of another object than the chain's; uint16 beyond what a byte holds."""
+    rng = np.random.default_rng(seed)
+    factor = 100.0 if dtype == np.uint16 else 1.0
+    found = multislice.chain_intensities(chain)
+    counts = rng.poisson(factor * found[:, ::-1]) if factor > 1 else rng.poisson(0.7 * found[:, ::-1] + 0.05)
+    assert counts.max() > (255 if dtype == np.uint16 else 1)
+    return np.minimum(counts, np.iinfo(dtype).max).astype(dtype)
+
+
+def make_good(masks, n):
+    return None if masks == 0 else np.random.default_rng(3).random((masks, n, n)) > 0.1
+
+
+def plain(chain, patterns, good):
+    """The answer of the plain chain: gradients of object and probe (in space, modes first), illumination, totals."""
+    shape = (1, chain.obj.shape[1], *gradient_shape(chain.spectrum.shape[-1]))
+    sums = ChainSums(
+        origin=ORIGIN,
+        obj=np.zeros(shape, complex),
+        illumination=np.zeros(shape),
+        totals=np.zeros(3),
+        spectrum=np.zeros_like(chain.spectrum),
+        shifts=None if chain.whole else np.zeros((N_PATTERNS, 1, 2)),
+    )
+    multislice.add_gradients(chain, patterns, good, sums)
+    found = {"obj": sums.obj[0], "illumination": sums.illumination[0], "totals": sums.totals}
+    if chain.whole:
+        return found | {"probe": sums.spectrum}
+    return found | {"probe": np.fft.ifft2(sums.spectrum, norm="ortho"), "shifts": sums.shifts}
+
+
+def errors(wanted, found):
+    """The largest errors of the gradients over their largest values, and those of the totals."""
+    result = dict(zip(("loss", "error", "counts"), np.abs(found["totals"] / wanted["totals"] - 1)))
+    for name in wanted.keys() - {"totals"}:
+        scale = np.abs(wanted[name]).max()
+        assert scale > 0
+        result[name] = np.abs(found[name] - wanted[name]).max() / scale
+    return result

@@ -1,0 +1,233 @@
+"""The striped kernels' source, run on the CPU thread by thread, against the plain chain in double precision."""
+
+import ctypes
+import dataclasses
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from kernel_chains import (
+    KERNELS,
+    N_PATTERNS,
+    ORIGIN,
+    SAMPLING,
+    TOLERANCE,
+    WAVELENGTH,
+    compiled,
+    errors,
+    gradient_shape,
+    make_chain,
+    make_counts,
+    make_good,
+    plain,
+)
+
+from hpcrec.backend import cuda, stripes
+from hpcrec.errors import ConfigError
+from hpcrec.geometry.grid import object_grid
+from hpcrec.geometry.tiles import Box
+from hpcrec.models import launched, striped
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.chain import ChainSums, Detector
+from hpcrec.models.placement import state_on
+from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
+
+pytestmark = pytest.mark.emulation
+
+WHICH = {("forward", None): 0, ("detect", None): 1, ("back", "false"): 2, ("back", "true"): 3}
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    return compiled("stripes_host.cpp", KERNELS, tmp_path_factory.mktemp("stripes"))
+
+
+def launcher(kernel):
+    """What starts kernels of the shared library by their C++ names."""
+
+    def launch(name, blocks, threads, shared, arguments):
+        found = re.fullmatch(
+            r"stripe_(\w+)<(\d+), (true|false)(?:, (true|false))?(?:, (\w+), unsigned (char|short))?>", name
+        )
+        which, n, along_y, slopes, loss, counts = found.groups()
+        layout = stripes.Stripes(int(n))
+        assert blocks[0] == int(n) // stripes.WIDTH
+        assert threads == layout.threads
+        assert shared == layout.shared_bytes(along_y == "true") == kernel.shared_bytes(int(n), along_y == "true")
+        numbers = (
+            WHICH[which, slopes],
+            int(n),
+            along_y == "true",
+            blocks[1],
+            loss == "POISSON",
+            1 if counts == "char" else 2,
+        )
+        assert kernel.run_pass(ctypes.c_void_p(arguments.ctypes.data), *numbers) == 0
+
+    return launch
+
+
+def emulated(kernel, chain, patterns, good):
+    n, n_slices = chain.spectrum.shape[-1], chain.obj.shape[1]
+    single = {name: getattr(chain, name).astype(np.complex64) for name in ("obj", "spectrum", "propagators")}
+    chain, shape = dataclasses.replace(chain, **single), (1, n_slices, *gradient_shape(n))
+    sums = ChainSums(
+        origin=ORIGIN,
+        obj=np.zeros(shape, np.complex64),
+        illumination=np.zeros(shape, np.float32),
+        totals=np.zeros(3),
+        spectrum=np.zeros_like(chain.spectrum),
+        shifts=None if chain.whole else np.zeros((N_PATTERNS, 1, 2)),
+    )
+    assert striped.fault(chain, patterns, sums) is None
+    bytes_of_two = 2 * (n_slices + 1) * len(chain.spectrum) * n * n * 8
+    striped.add_gradients(chain, patterns, good, sums, launcher(kernel), bytes_of_two)
+    probe = sums.spectrum if chain.whole else np.fft.ifft2(sums.spectrum, norm="ortho")
+    found = {"obj": sums.obj[0], "illumination": sums.illumination[0], "probe": probe, "totals": sums.totals}
+    return found if sums.shifts is None else found | {"shifts": sums.shifts}
+
+
+def compare(kernel, n, n_slices, loss, dtype, masks, n_modes, shifted):
+    same = {"n_modes": n_modes, "shifted": shifted}
+    chain = make_chain(n, n_slices, loss, seed=n + n_slices, **same)
+    patterns = make_counts(make_chain(n, n_slices, loss, seed=1, **same), dtype, seed=2)
+    good = make_good(masks, n)
+    return errors(plain(chain, patterns, good), emulated(kernel, chain, patterns, good))
+
+
+@pytest.mark.parametrize("n", stripes.SIZES)
+@pytest.mark.parametrize(
+    ("n_slices", "n_modes", "shifted", "loss", "dtype", "masks"),
+    [
+        (1, 1, False, "amplitude", np.uint8, 0),
+        (1, 2, True, "poisson", np.uint16, 1),
+        (2, 1, True, "amplitude", np.uint16, N_PATTERNS),
+        (2, 3, False, "poisson", np.uint8, 0),
+        (5, 1, False, "anscombe", np.uint8, N_PATTERNS),
+        (4, 2, True, "amplitude", np.uint8, 1),
+    ],
+)
+def test_gradients_agree(kernel, n, n_slices, n_modes, shifted, loss, dtype, masks):
+    found = compare(kernel, n, n_slices, loss, dtype, masks, n_modes, shifted)
+    assert all(value <= TOLERANCE for value in found.values()), found
+
+
+@pytest.mark.parametrize("wanted", [("probe", "positions"), ("probe", "thickness")])
+def test_a_model_on_a_device_takes_what_they_know(cupy, kernel, monkeypatch, wanted):
+    """Two slices, two modes, shifted probes, bad pixels; gradients by thickness are left to array code."""
+    launches, launch, rng = [], launcher(kernel), np.random.default_rng(8)
+    monkeypatch.setattr(launched, "launch", lambda *told: (launches.append(told[0]), launch(*told)))
+    shape, mask = (128, 128), rng.random((128, 128)) > 0.05
+    positions = rng.uniform(0, 2, (4, 2))
+    grid = object_grid(positions, shape, SAMPLING)
+    probe = aberrated_probe(shape, SAMPLING, WAVELENGTH, 0.022, {"C10": -150.0})
+    obj = np.exp(0.3j * rng.normal(size=(2, *grid.shape)))
+    found, detector = {}, Detector(loss="poisson", mask=mask)
+    for kernels, precision in (("numpy", "double"), ("launched", "single")):
+        model = PtychographyModel(
+            shape, SAMPLING, WAVELENGTH, 20.0, detector=detector, precision=precision, kernel=kernels
+        )
+        state = PtychographyState(
+            obj=obj.astype(model.dtype),
+            probe=(100 * orthogonal_start_modes(probe, 2, share=0.2)).astype(model.dtype),
+            positions=positions,
+            grid=grid,
+            box=Box(0, grid.shape[0], 0, grid.shape[1]),
+        )
+        if kernels == "numpy":
+            counts = rng.poisson(model.simulate(state, np.arange(4))[:, ::-1]).clip(0, 255).astype(np.uint8)
+        else:
+            state = state_on(cupy, state)
+        batch = Batch(np.arange(4), counts, step=0, n_global=4)
+        found[kernels] = model.gradients(state, batch, wanted)
+    assert len(launches) == (0 if "thickness" in wanted else len(stripes.passes(2, shifted=True)))
+    host, device = found["numpy"], found["launched"]
+    for name in ("loss", "error", "counts"):
+        assert getattr(device, name) == pytest.approx(getattr(host, name), rel=TOLERANCE)
+    for name in ("obj", "illumination", "probe"):
+        expected = getattr(host, name)
+        assert np.abs(getattr(device, name).get() - expected).max() <= TOLERANCE * np.abs(expected).max(), name
+
+
+def test_kernels_of_a_device_need_one():
+    model = PtychographyModel((32, 32), SAMPLING, WAVELENGTH, kernel="launched")
+    with pytest.raises(ConfigError, match="'launched' cannot be used where the object lives, on the processor"):
+        model.code(SimpleNamespace(obj=np.zeros((1, 40, 40), np.complex64)))
+
+
+def test_a_missing_barrier_shows(tmp_path):
+    """A proof of the stand-in: lines along y, spread over the block, come out wrong without their barriers."""
+    for path in KERNELS.glob("*.cuh"):
+        text = path.read_text(encoding="utf-8")
+        if path.name == "lanes.cuh":
+            assert text.count("    else barrier();\n") == 1
+            text = text.replace("    else barrier();\n", "")
+        (tmp_path / path.name).write_text(text, encoding="utf-8")
+    broken = compiled("stripes_host.cpp", tmp_path, tmp_path)
+    found = compare(broken, 128, 2, "amplitude", np.uint8, 0, 1, False)
+    assert not found["obj"] <= 1e-2
+
+
+def test_arguments_are_laid_out_as_the_kernels_read_them(kernel):
+    assert kernel.size_of_arguments() == stripes.ARGUMENTS.itemsize
+
+
+def test_passes_go_there_and_back():
+    """Each gap is crossed half by half, along x and along y, by passes that follow each other."""
+    for n_slices in (1, 2, 5):
+        for shifted in (False, True):
+            found = stripes.passes(n_slices, shifted=shifted)
+            there = found[: len(found) // 2]
+            assert found[len(there)].kernel == "detect"
+            assert len(found) == 2 * len(there) + 1 == 2 * (n_slices + shifted) + 1
+            for one, following in zip(found, found[1:]):
+                assert one.along_y != following.along_y
+            for one, following in zip(there, there[1:]):
+                assert one.after is not None
+                assert one.after == following.before
+            assert there[0].before is None
+            assert there[-1].after is None
+            assert [one.i_slice for one in found[len(there) + 1 :]] == [one.i_slice for one in reversed(there)]
+
+
+def test_what_the_kernels_do_not_know_is_said():
+    assert stripes.layout_fault((256, 256), np.uint8, "amplitude") is None
+    assert "windows" in stripes.layout_fault((64, 64), np.uint8, "amplitude")
+    assert "windows" in stripes.layout_fault((256, 192), np.uint8, "amplitude")
+    assert "float32" in stripes.layout_fault((256, 256), np.float32, "amplitude")
+    assert "gaussian" in stripes.layout_fault((256, 256), np.uint8, "gaussian")
+
+
+def test_what_chains_the_kernels_do_not_know_is_said():
+    chain = make_chain(128, 2, "amplitude", 1)
+    single = {name: getattr(chain, name).astype(np.complex64) for name in ("obj", "spectrum", "propagators")}
+    known = dataclasses.replace(chain, **single)
+    sums = ChainSums(origin=(0, 0), obj=known.obj, illumination=known.obj.real, totals=np.zeros(3))
+    counts = np.zeros((3, 128, 128), np.uint8)
+    assert striped.fault(known, counts, sums) is None
+    assert "double" in striped.fault(chain, counts, sums)
+    whole = dataclasses.replace(sums, shifts=np.zeros((3, 1, 2)))
+    assert "positions" in striped.fault(known, counts, whole)
+    changes = {
+        "intensities": {"scale": np.ones(3)},
+        "states": {"obj": np.repeat(known.obj, 2, axis=0)},
+        "near": {"detector": Detector(propagator=known.propagators[0])},
+        "gap 0": {"propagators": known.propagators * np.tri(128, dtype=np.complex64)},
+    }
+    for word, change in changes.items():
+        assert word in striped.fault(dataclasses.replace(known, **change), counts, sums)
+
+
+def test_the_source_holds_all_variants():
+    text = cuda.source("stripes")
+    assert "#include" not in text
+    chosen = stripes.passes(2, shifted=False)
+    names = [stripes.kernel_name(192, one, "poisson", "uint8") for one in chosen]
+    assert names == [
+        "stripe_forward<192, false>", "stripe_forward<192, true>", "stripe_detect<192, false, POISSON, unsigned char>",
+        "stripe_back<192, true, false>", "stripe_back<192, false, false>",
+    ]  # fmt: skip
+    for name in names:
+        assert f"{name.partition('<')[0]}(const __grid_constant__" in text
