@@ -15,6 +15,7 @@ from task import Task
 from hpcrec.io.base import open_series
 from hpcrec.parallel import mpi
 from hpcrec.run.config import load_job
+from hpcrec.run.means import Means
 from hpcrec.run.runner import TiltRun
 from hpcrec.run.start import common_grid
 
@@ -69,7 +70,7 @@ def main() -> None:
         job, _ = load_job(path)
         with open_series(job.data) as series:
             where = (common_grid(job, series), 0, world, Path(folder), lambda event: None)
-            run = TiltRun(job, series, *where, threads=threads)
+            run = TiltRun(job, series, *where, means=Means(threads=threads))
             origin = run.setup.grid.to_pixels(np.zeros(2))
             world.barrier()
             task.start()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -28,6 +30,12 @@ class Device:
     number: int | None = None
     pool_bytes: int = 0
 
+    def __str__(self) -> str:
+        return "the processor" if self.kind == "cpu" else f"GPU {self.number}"
+
+
+PROCESSOR: Final = Device("cpu", np)
+
 
 def use_device(
     name: DeviceName, local_rank: int = 0, n_local: int = 1, *, memory_share: float = 0.9, memory_bytes: int = 0
@@ -44,12 +52,12 @@ def use_device(
     DeviceError : "gpu" is asked for, and CuPy or a GPU is missing; or the GPU that is there cannot be used.
     """
     if name == "cpu":
-        return Device("cpu", np)
+        return PROCESSOR
     found, fault = _find()
     if found is None:
         if name == "gpu":
             raise DeviceError(f"device 'gpu': {fault}; or choose 'cpu'")
-        return Device("cpu", np)
+        return PROCESSOR
     cupy, n_devices = found
     number = local_rank % n_devices
     try:
@@ -60,6 +68,39 @@ def use_device(
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise DeviceError(f"GPU {number} of {n_devices} cannot be used: {error}; free it or choose 'cpu'") from error
     return Device("gpu", cupy, number, limit)
+
+
+def visible() -> tuple[str, ...]:
+    """Return names of the GPUs that this process sees, as no other GPU of its host has them; none without CuPy.
+
+    A part of a GPU (MIG) is named by CUDA_VISIBLE_DEVICES, which then shows each process its own.
+    """
+    found, _ = _find()
+    if found is None:
+        return ()
+    cupy, n_devices = found
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return (shown, *(str(cupy.cuda.runtime.deviceGetPCIBusId(number)) for number in range(n_devices)))
+
+
+def out_of_memory() -> tuple[type[Exception], ...]:
+    """Return what CuPy raises when a GPU's memory, or the limit of its pool, is used up; nothing without CuPy."""
+    cupy = sys.modules.get("cupy")
+    return () if cupy is None else (cupy.cuda.memory.OutOfMemoryError,)
+
+
+def settle() -> None:
+    """Wait until the current stream of the current GPU has done its work; nothing without CuPy."""
+    cupy = sys.modules.get("cupy")
+    if cupy is not None:
+        cupy.cuda.get_current_stream().synchronize()
+
+
+def free_unused() -> None:
+    """Give blocks of CuPy's pool that no array uses back to the GPU."""
+    cupy = sys.modules.get("cupy")
+    if cupy is not None:
+        cupy.get_default_memory_pool().free_all_blocks()
 
 
 def describe() -> str:

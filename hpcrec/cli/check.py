@@ -71,6 +71,7 @@ def plan_table(plan: Plan) -> Table:
         ("patterns", f"{plan.n_positions} of {ny} × {nx} pixels"),
         ("object", f"{oy} × {ox} pixels, up to {plan.max_slices} slices"),
         ("ranks", _ranks(plan)),
+        ("device", _device(plan)),
         ("memory a rank", f"{plan.memory_gib_per_rank:.2f} GiB of {plan.memory_limit_gib:.1f} GiB"),
         ("speed", f"{plan.patterns_per_s:.0f} patterns/s {'a tilt' if plan.crew > 1 else 'a rank'}, measured just now"),
         ("ptychography", duration(plan.ptychography_seconds)),
@@ -85,6 +86,13 @@ def _ranks(plan: Plan) -> str:
     if plan.crew > 1:
         return f"{some}; {plan.crew} work on a tilt as {plan.threads} threads of one of them"
     return f"{some}, {plan.threads} threads each, {plan.group_size} a tilt"
+
+
+def _device(plan: Plan) -> str:
+    if plan.device_limit_gib == 0:
+        return plan.device
+    patterns = "all patterns of a tilt stay there" if plan.resident else "patterns come batch by batch"
+    return f"{plan.device}, at least {plan.device_gib:.2f} GiB of {plan.device_limit_gib:.1f} GiB a rank; {patterns}"
 
 
 def advice_table(advice: Sequence[Advice]) -> Table:

@@ -7,6 +7,7 @@ works on its share of every batch.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -102,9 +103,8 @@ class BatchReader:
         self._share = np.unique(np.asarray(share, np.int64))
         self._read_ahead = read_ahead
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hpcrec-read")
-        pattern_bytes = int(np.prod(source.pattern_shape)) * source.dtype.itemsize
-        self.in_memory = len(self._share) * pattern_bytes <= memory_limit
-        self.per_block = max(BLOCK_BYTES // pattern_bytes, 1)
+        self.in_memory = self.nbytes(len(self._share)) <= memory_limit
+        self.per_block = max(BLOCK_BYTES // self.nbytes(1), 1)
         self._scratch = scratch
         self._kept: Array | None = None
         self._spool: Spool | None = None
@@ -154,6 +154,14 @@ class BatchReader:
             if self._kept is None:
                 self._kept = self._load()
             yield self._kept, rows
+
+    def nbytes(self, n: int) -> int:
+        """Return the bytes of ``n`` patterns."""
+        return n * math.prod(self._source.pattern_shape) * self._source.dtype.itemsize
+
+    def source_blocks(self, blocks: Iterable[IntArray]) -> Iterator[Array]:
+        """Yield the patterns of ``blocks`` straight from the source, kept nowhere: for whoever keeps them himself."""
+        return (self._source.read(block) for block in blocks)
 
     def close(self) -> None:
         """Stop the thread and give memory and file back."""

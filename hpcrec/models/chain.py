@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
 from hpcrec.errors import ConfigError
+from hpcrec.models.room import DEFAULT_BYTES
 from hpcrec.objectives.losses import LOSSES
 
 _ON_OBJECT: Final = ("obj", "illumination")
@@ -63,6 +64,7 @@ class Chain:
     tangents : (n, 2) or (1, 2) tan θ of the sample's tilt at each pattern; None: not tilted
     tilts : (n, slice − 1, 2) pixels by which a pattern's own tilt moves waves in a gap; None: what H holds is all
     scale : (n,) factor c of each pattern's intensity; background : (ky, kx) b; None: 1 and 0
+    room : bytes of waves that a device may have at a time
     """
 
     obj: ComplexArray
@@ -78,6 +80,7 @@ class Chain:
     tilts: FloatArray | None = None
     scale: FloatArray | None = None
     background: FloatArray | None = None
+    room: int = DEFAULT_BYTES
     whole: bool = False
 
     @property

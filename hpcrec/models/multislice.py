@@ -24,6 +24,8 @@ from hpcrec.operators.propagate import shift_ramps
 _CHUNK_BYTES = 1 << 17
 # On a device: large against the launch of a kernel, small against the memory; estimated, not measured
 _DEVICE_CHUNK_BYTES = 1 << 27
+# Of each pattern on a device, beside two in each slice: at the detector, ramps, and on the way of an expression
+WAVES_BESIDE = 6
 
 
 def chain_intensities(chain: Chain) -> FloatArray:
@@ -96,7 +98,9 @@ class _Waves:
 
 
 def _chunks(chain: Chain) -> Iterator[slice]:
-    size = _CHUNK_BYTES if array_module(chain.obj) is np else _DEVICE_CHUNK_BYTES
+    size = _CHUNK_BYTES
+    if array_module(chain.obj) is not np:
+        size = min(_DEVICE_CHUNK_BYTES, chain.room // (2 * chain.obj.shape[1] + WAVES_BESIDE))
     step = max(1, size // (chain.spectrum[0].nbytes * chain.n_parts))
     for start in range(0, len(chain.corners), step):
         yield slice(start, min(start + step, len(chain.corners)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import ModuleType
 from typing import Literal
@@ -30,6 +30,7 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums, Detector, KeptWaves, cleaned, good_pixels, joined, part_of
 from hpcrec.models.placement import Copies, batch_beside, beside
 from hpcrec.models.refined import object_weight, refined_gradients
+from hpcrec.models.room import DEFAULT_BYTES, Room
 from hpcrec.models.spectra import spectra_of, waves_of
 from hpcrec.models.stream import Block, StepRule, stream
 from hpcrec.models.windows import WindowSums
@@ -87,6 +88,7 @@ class PtychographyModel:
         kernels; or "auto": compiled loops where they know precision (single) and detector (sharp pixels, no binning),
         else, and for an object on a device, the plain twin
     threads : of the compiled kernel; each has object sums of its own
+    wave_bytes : of waves that a device may have at a time, 0: two gibibytes; halved where its memory does not suffice
 
     The probe stays in real space, centred at n//2; a window's first pixel is round(pixel) − n//2, the rest of the
     position is an exact Fourier shift of the probe. ``state.refined`` may hold what departs from these parameters,
@@ -111,6 +113,7 @@ class PtychographyModel:
         band_limit: float | None = None,
         kernel: Literal["auto", "numpy", "compiled", "launched"] = "auto",
         threads: int = 1,
+        wave_bytes: int = 0,
     ) -> None:
         fault = propagation_fault(shape, sampling, wavelength, slice_thickness, band_limit)
         if fault:
@@ -132,7 +135,7 @@ class PtychographyModel:
         self._kernel = kernel
         self._on_host = multislice if kernel == "numpy" or fault else compiled
         self.streams = self._on_host is compiled
-        self._copies = Copies()
+        self._copies, self._waves = Copies(), Room(wave_bytes or DEFAULT_BYTES)
         self.threads = Threads(threads)
         self._lent = np.zeros((0, 0, 0, 0), self.dtype), np.zeros((0, 0, 0, 0), real_dtype(self.dtype))
 
@@ -148,7 +151,8 @@ class PtychographyModel:
 
     def simulate(self, state: PtychographyState, indices: IntArray) -> FloatArray:
         """Return the modelled counts (n, ky, kx) of the positions ``indices`` (n,), zero frequency at [0, 0]."""
-        return self.code(state).chain_intensities(self._chain(state, indices)[0])  # type: ignore[no-any-return]
+        chain, code = self._chain(state, indices)[0], self.code(state)
+        return self._waves.use(lambda room: code.chain_intensities(replace(chain, room=room)))
 
     def code(self, state: PtychographyState) -> ModuleType:
         """Return the module whose functions take chains of a state, by the kernel and by where the object lives."""
@@ -178,7 +182,9 @@ class PtychographyModel:
         """
         chain, box = self._chain(state, batch.indices, shifted="positions" in wanted)
         lent = self._lend(state) if windowed and self.code(state) is compiled else None
-        sums = self._summed(state, chain, box, batch, wanted, lent, kept, revision)
+        sums = self._waves.use(
+            lambda room: self._summed(state, replace(chain, room=room), box, batch, wanted, lent, kept, revision)
+        )
         windows = None
         if lent is not None:
             corners = chain.corners.reshape(-1, 2)
@@ -310,6 +316,7 @@ class PtychographyModel:
             tilts=self._tilts(state, indices),
             scale=refined["intensity"][indices] if "intensity" in refined else None,
             background=None if background is None else background.astype(real_dtype(self.dtype)),
+            room=self._waves.nbytes,
             whole=whole,
         )
         return chain, box

@@ -48,7 +48,8 @@ class Communicator(Protocol):
     def swap(self, outgoing: dict[int, Array], incoming: dict[int, Array]) -> None:
         """Send ``outgoing[r]`` to each neighbour r and fill the buffers ``incoming[r]`` from them; no deadlock.
 
-        Needs only the ranks that exchange something. Buffers are contiguous host arrays of the sender's shape and type.
+        Needs only the ranks that exchange something. Buffers are contiguous arrays, on the host or a GPU, of the
+        sender's shape and type.
         """
 
     def send(self, obj: Any, dest: int, tag: int = 0) -> None:

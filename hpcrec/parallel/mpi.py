@@ -5,6 +5,7 @@ The only home of mpi4py, which is imported on first use: a process that no launc
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
 import logging
@@ -23,11 +24,13 @@ import numpy as np
 from hpcrec.backend.array import Array, array_module, to_host
 from hpcrec.errors import HpcrecError, ParallelError
 from hpcrec.parallel.communicator import Communicator, SerialCommunicator
+from hpcrec.parallel.routes import Nccl, Route, settled
 
 logger = logging.getLogger(__name__)
 
 _RANK_COUNTS: Final = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANKS: Final = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+_CUDA: Final = 0  # MPIX_GPU_SUPPORT_CUDA
 _SWAP_TAG: Final = 1001  # one beyond the tags of messages, see Communicator
 _POLL_S: Final = 0.01
 _ASK: Final = """
@@ -97,12 +100,13 @@ def world() -> Communicator:
 class MpiCommunicator:
     """A communicator over mpi4py. Arrays travel as buffers in blocks of at most ``block_bytes``, objects as pickles.
 
-    Arrays on a GPU are copied to the host, reduced there and copied back.
+    ``route`` : of arrays on a GPU: "host" copies them there and back, "mpi" gives them to an MPI that knows of GPUs,
+        "nccl" adds them by NCCL, and copies what NCCL is not asked for; the same on all ranks
     """
 
     block_bytes = 2**30  # counts of older MPIs are 32-bit: stay well below 2^31 bytes a message
 
-    def __init__(self, comm: Any) -> None:
+    def __init__(self, comm: Any, route: Route = "host") -> None:
         from mpi4py.util import pkl5
 
         self._mpi = _load()
@@ -111,6 +115,12 @@ class MpiCommunicator:
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         self.concurrent: bool = self._mpi.Query_thread() == self._mpi.THREAD_MULTIPLE
+        self.route: Route = route
+        self._nccl = Nccl(self) if route == "nccl" else None
+
+    def routed(self, route: Route) -> MpiCommunicator:
+        """Return the same group with another route of arrays on GPUs; its parts take it too; collective."""
+        return MpiCommunicator(self._comm.Dup(), route)
 
     def _blocks(self, a: Array) -> Iterator[Array]:
         """Yield views of the contiguous array ``a``, each at most ``block_bytes`` long."""
@@ -120,15 +130,20 @@ class MpiCommunicator:
             yield flat[start : start + step]
 
     def _reduce(self, a: Array, operation: Any) -> Array:
-        result = np.array(to_host(a), order="C", ndmin=1)
+        xp = array_module(a)
+        direct = xp is not np and self.route == "mpi"
+        result = xp.ascontiguousarray(a).reshape(-1).copy() if direct else np.array(to_host(a), order="C", ndmin=1)
+        settled(result)
         for block in self._blocks(result):
             self._comm.Allreduce(self._mpi.IN_PLACE, block, op=operation)
-        return cast(Array, array_module(a).asarray(result.reshape(a.shape)))
+        return cast(Array, xp.asarray(result.reshape(a.shape)))
 
     def sum(self, a: Array) -> Array:
         """Return the sum of numbers ``a`` over all ranks, the same on each."""
         if a.dtype.kind not in "iufc":
             raise TypeError(f"cannot add arrays of type {a.dtype} over ranks")
+        if self._nccl is not None and self._nccl.takes(a):
+            return self._nccl.sum(a)
         return self._reduce(a, self._mpi.SUM)
 
     def max(self, a: Array) -> Array:
@@ -153,17 +168,25 @@ class MpiCommunicator:
 
     def swap(self, outgoing: dict[int, Array], incoming: dict[int, Array]) -> None:
         """Exchange arrays with neighbours by non-blocking messages."""
+        sent, received = outgoing, incoming
+        if self.route != "mpi":
+            sent = {rank: to_host(a) for rank, a in outgoing.items()}
+            received = {r: a if array_module(a) is np else np.empty(a.shape, a.dtype) for r, a in incoming.items()}
+        settled(*sent.values(), *received.values())
         requests = [
             self._comm.Irecv(block, source, _SWAP_TAG)
-            for source, buffer in sorted(incoming.items())
+            for source, buffer in sorted(received.items())
             for block in self._blocks(buffer)
         ]
         requests += [
             self._comm.Isend(block, dest, _SWAP_TAG)
-            for dest, array in sorted(outgoing.items())
+            for dest, array in sorted(sent.items())
             for block in self._blocks(array)
         ]
         self._mpi.Request.Waitall(requests)
+        for rank, buffer in incoming.items():
+            if received[rank] is not buffer:
+                buffer.set(received[rank])  # type: ignore[attr-defined]
 
     def send(self, obj: Any, dest: int, tag: int = 0) -> None:
         """Send a (picklable) object to one rank."""
@@ -193,11 +216,27 @@ class MpiCommunicator:
 
     def split(self, colour: int) -> MpiCommunicator:
         """Return the sub-group of the ranks that gave the same colour, in rank order."""
-        return MpiCommunicator(self._comm.Split(colour, self.rank))
+        return MpiCommunicator(self._comm.Split(colour, self.rank), self.route)
 
     def duplicate(self) -> MpiCommunicator:
         """Return the same group with a message space of its own; collective."""
-        return MpiCommunicator(self._comm.Dup())
+        return MpiCommunicator(self._comm.Dup(), self.route)
+
+
+def knows_gpus() -> bool:
+    """Whether the MPI in use takes arrays on NVIDIA GPUs, by its own word; False before MPI is in use.
+
+    Asks MPIX_GPU_query_support (MPICH 4 and its kin) and MPIX_Query_cuda_support (Open MPI, older MPICH).
+    """
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is None or not mpi.Is_initialized():
+        return False
+    library = ctypes.CDLL(mpi.__file__)
+    support = ctypes.c_int(0)
+    if hasattr(library, "MPIX_GPU_query_support"):
+        failed = library.MPIX_GPU_query_support(_CUDA, ctypes.byref(support))
+        return not failed and bool(support.value)
+    return hasattr(library, "MPIX_Query_cuda_support") and bool(library.MPIX_Query_cuda_support())
 
 
 def abort(code: int) -> None:

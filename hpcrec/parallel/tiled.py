@@ -143,12 +143,10 @@ class Tiled:
     ) -> dict[int, list[Field]]:
         """Exchange one message of bytes a neighbour; ``expected`` gives (a field of that form, its box) in order.
 
-        Values on a GPU pass through the host.
+        Messages are where the fields are; how those of a GPU travel is the communicator's business.
         """
         messages = {rank: _pack(arrays) for rank, arrays in outgoing.items()}
-        buffers = {
-            rank: np.empty(sum(_size(like, box) for like, box in forms), np.uint8) for rank, forms in expected.items()
-        }
+        buffers = {rank: _buffer(forms) for rank, forms in expected.items()}
         self.communicator.swap(
             {rank: message for rank, message in messages.items() if message.size},
             {rank: buffer for rank, buffer in buffers.items() if buffer.size},
@@ -158,7 +156,7 @@ class Tiled:
     def whole(self, values: Array) -> Array | None:
         """Gather the cores of ``values`` (…, y, x) to the whole grid on rank 0 (host memory); None elsewhere."""
         rank, cores = self.communicator.rank, self.layout.cores
-        own = _cut(Field(self.held, values), self.core)
+        own = to_host(_cut(Field(self.held, values), self.core))
         if rank:
             self.communicator.swap({0: own} if own.size else {}, {})
             return None
@@ -223,8 +221,8 @@ def _crop(part: Field, box: Box) -> Field:
 
 
 def _cut(part: Field, box: Box) -> Array:
-    """Return the values of ``part`` on ``box`` inside it, contiguous in host memory."""
-    return np.ascontiguousarray(to_host(_crop(part, box).values))
+    """Return the values of ``part`` on ``box`` inside it, contiguous."""
+    return cast(Array, array_module(part.values).ascontiguousarray(_crop(part, box).values))
 
 
 def _add(total: Field, part: Field) -> None:
@@ -238,17 +236,24 @@ def _size(like: Field, box: Box) -> int:
 
 
 def _pack(arrays: list[Array]) -> Array:
-    return np.concatenate([a.reshape(-1).view(np.uint8) for a in arrays]) if arrays else np.empty(0, np.uint8)
+    if not arrays:
+        return np.empty(0, np.uint8)
+    return cast(Array, array_module(*arrays).concatenate([a.reshape(-1).view(np.uint8) for a in arrays]))
+
+
+def _buffer(forms: list[tuple[Field, Box]]) -> Array:
+    """Return room for a message of fields."""
+    n_bytes = sum(_size(like, box) for like, box in forms)
+    return cast(Array, array_module(*(like.values for like, _ in forms)).empty(n_bytes, np.uint8))
 
 
 def _unpack(message: Array, forms: list[tuple[Field, Box]]) -> list[Field]:
-    """Split a message into fields; the moves to a GPU happen here."""
+    """Split a message into fields."""
     fields, start = [], 0
     for like, box in forms:
         stop = start + _size(like, box)
         # a copy, because a later type may need an alignment that its place in the message lacks
-        values = np.frombuffer(message[start:stop].tobytes(), like.values.dtype)
-        values = values.reshape(like.values.shape[:-2] + box.shape)
-        fields.append(Field(box, array_module(like.values).asarray(values)))
+        values = message[start:stop].copy().view(like.values.dtype)
+        fields.append(Field(box, values.reshape(like.values.shape[:-2] + box.shape)))
         start = stop
     return fields

@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 
 from hpcrec.analysis.patterns import COLUMNS, PatternQuality, pattern_figures, pattern_quality
-from hpcrec.backend.array import Array, FloatArray, IntArray
+from hpcrec.backend.array import Array, FloatArray, IntArray, to_host
 from hpcrec.backend.threads import Threads
-from hpcrec.data.batches import BatchReader
 from hpcrec.data.dataset import TiltScan
+from hpcrec.data.resident import PatternReader
 from hpcrec.errors import DataError
 from hpcrec.geometry.scan import held_out_positions
 from hpcrec.models.base import PtychographyState
@@ -27,10 +27,13 @@ CHUNK_PIXELS: Final = 1 << 20
 
 
 class Assessor:
-    """Measures how well a state explains patterns; each rank looks at its own, in the order in which they lie."""
+    """Measures how well a state explains patterns; each rank looks at its own, in the order in which they lie.
+
+    What a GPU models comes to the host, where figures are taken.
+    """
 
     def __init__(
-        self, model: PtychographyModel, scan: TiltScan, reader: BatchReader, exchange: Exchange, threads: int = 1
+        self, model: PtychographyModel, scan: TiltScan, reader: PatternReader, exchange: Exchange, threads: int = 1
     ) -> None:
         self._model, self._scan, self._reader, self._exchange = model, scan, reader, exchange
         self._threads = Threads(threads)
@@ -48,8 +51,9 @@ class Assessor:
         return self._exchange.communicator.sum(table)  # type: ignore[no-any-return]
 
     def _figures(self, state: PtychographyState, indices: IntArray, patterns: Array) -> FloatArray:
-        good = good_pixels(self._model.detector, patterns, self._scan.read_good(indices))
-        return pattern_figures(self._model.simulate(state, indices), patterns, good)
+        measured = to_host(patterns)
+        good = good_pixels(self._model.detector, measured, self._scan.read_good(indices))
+        return pattern_figures(to_host(self._model.simulate(state, indices)), measured, good)
 
     def quality(self, state: PtychographyState, indices: IntArray) -> PatternQuality:
         """Return the figures of the patterns at ``indices`` together; collective."""

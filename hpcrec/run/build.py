@@ -16,6 +16,7 @@ from hpcrec.physics.propagation import propagation_rate, tilted_factor
 from hpcrec.refine import refinement_class
 from hpcrec.refine.base import Refinement
 from hpcrec.run.job import Job
+from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.optics import slice_thickness
 
 
@@ -25,7 +26,7 @@ def build_model(
     sampling: tuple[float, float],
     wavelength: float,
     mask: BoolArray | None = None,
-    threads: int = 1,
+    means: Means = PLAIN,
 ) -> PtychographyModel:
     """Return the forward model; ``window`` is that of the probe, ``mask`` (ky, kx) that of the patterns."""
     chosen, section = job.detector, job.ptychography
@@ -47,7 +48,8 @@ def build_model(
         propagation=section.propagation,
         precision=section.precision,
         kernel=section.kernel,
-        threads=threads,
+        threads=means.threads,
+        wave_bytes=means.wave_bytes,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import field
 from typing import Any, Literal
 
 from hpcrec.analysis.atoms import AtomOptions
+from hpcrec.backend.device import DeviceName
 from hpcrec.engines.cg import CgOptions
 from hpcrec.engines.difference_map import DifferenceMapOptions
 from hpcrec.engines.epie import EpieOptions
@@ -272,6 +273,10 @@ class ConstraintSection:
 class ParallelSection:
     """How ranks and workers share the work; changes no result beyond round-off.
 
+    device : of the ranks: "cpu", "gpu" (the GPUs of a host are given to its ranks in turn), or "auto": GPUs where CuPy
+        sees some
+    gpu_messages : how sums of GPUs pass between ranks: through "host" memory, by an "mpi" that takes arrays on GPUs, by
+        "nccl" (a GPU for each rank); "auto" takes "mpi" where the MPI says that it can, else "host"
     exchange : "replicated" keeps the whole object on each rank of a group, "tiled" a part with its halo
     group_size : ranks that share one tilt, by messages; "auto" is 1 unless memory asks for more or tilts are fewer than
         ranks, and then those on one host work as threads of the first, unless an exchange is chosen
@@ -285,6 +290,8 @@ class ParallelSection:
         empty starts local workers
     """
 
+    device: DeviceName = "auto"
+    gpu_messages: Literal["auto", "host", "mpi", "nccl"] = "auto"
     exchange: Literal["auto", "replicated", "tiled"] = "auto"
     group_size: int | Literal["auto"] = "auto"
     halo_margin_angstrom: float = 2.0

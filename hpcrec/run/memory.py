@@ -23,6 +23,7 @@ from hpcrec.engines import engine_class
 from hpcrec.geometry.grid import Grid
 from hpcrec.models.chain import Detector
 from hpcrec.models.compiled import fault
+from hpcrec.models.multislice import WAVES_BESIDE
 from hpcrec.models.responses import KEPT_BYTES
 from hpcrec.run.assess import CHUNK_PIXELS
 from hpcrec.run.constrain import whole_copies
@@ -112,13 +113,15 @@ def rank_memory(
     *,
     base: float = 0.0,
     limit: float = float("inf"),
+    resident: bool = False,
 ) -> float:
     """Return the GiB that a rank of a group of ``size`` needs, on top of ``base``, see :func:`base_memory`.
 
-    Patterns that would exceed ``limit`` (GiB) wait in a scratch file; then a few batches are in memory.
+    Patterns that would exceed ``limit`` (GiB) wait in a scratch file; then a few batches are in memory, and so where
+    patterns are ``resident`` on a GPU.
     """
     work, share = _work_bytes(job, series, grid, size, threads), _share_bytes(job, series, size)
-    if share > _room(limit, base, work):
+    if resident or share > _room(limit, base, work):
         share = _streamed_bytes(job, series, size, threads)
     later = 0.0 if "matplotlib" in sys.modules else _STAGES_GIB
     return base + max((work + share) / GIB, later)
@@ -136,23 +139,25 @@ def _room(limit: float, base: float, work: float) -> int:
 
 def _share_bytes(job: Job, series: TiltSeries, size: int) -> float:
     """Return the bytes of a rank's patterns, in their own type."""
-    return _pattern_bytes(series) * _n_positions(series) / size
+    return pattern_bytes(series) * n_positions(series) / size
 
 
-def _pattern_bytes(series: TiltSeries) -> int:
+def pattern_bytes(series: TiltSeries) -> int:
+    """Return the bytes of a pattern in its own type."""
     return math.prod(series.pattern_shape) * np.dtype(series.facts.dtype).itemsize
 
 
-def _n_positions(series: TiltSeries) -> int:
+def n_positions(series: TiltSeries) -> int:
+    """Return the positions of the longest tilt."""
     return max(len(p) for p in series.facts.positions)
 
 
 def _streamed_bytes(job: Job, series: TiltSeries, size: int, threads: int) -> float:
     """Return the bytes of patterns on their way from the scratch file: batches, or chunks of the assessment."""
     chunk = CHUNK_PIXELS // math.prod(series.pattern_shape) * threads
-    block = max(BLOCK_BYTES // _pattern_bytes(series), 1)
-    largest = max(batch_size(job, _n_positions(series)) / size, chunk, block)
-    return (READ_AHEAD + 1) * largest * _pattern_bytes(series)
+    block = max(BLOCK_BYTES // pattern_bytes(series), 1)
+    largest = max(batch_size(job, n_positions(series)) / size, chunk, block)
+    return (READ_AHEAD + 1) * largest * pattern_bytes(series)
 
 
 def _work_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, threads: int) -> float:
@@ -161,9 +166,9 @@ def _work_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, threads: in
     Engines that take all patterns at once hold them a second time. What constraints need on the first rank is counted
     for all; so are exit waves, which are there twice, and once more where a group's checkpoints are gathered.
     """
-    held, most = _object_bytes(job, series, grid, size, threads)
-    engine, n = engine_class(job.ptychography.engine), _n_positions(series)
-    batch = 2 * batch_size(job, n) * _pattern_bytes(series) / size
+    held, most = object_bytes(job, series, grid, size, threads, compiled=compiled_kernel(job))
+    engine, n = engine_class(job.ptychography.engine), n_positions(series)
+    batch = 2 * batch_size(job, n) * pattern_bytes(series) / size
     of_positions = n * _POSITION_BYTES + 2 * n / batch_size(job, n) * _ARRAY_BYTES
     waves = 0.0
     if engine.full_batch:
@@ -181,13 +186,18 @@ def _kept_bytes(job: Job, series: TiltSeries, size: int) -> float:
     if not engine_class(job.ptychography.engine).keeps_batch or not compiled_kernel(job):
         return 0.0
     slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
-    n = _n_positions(series)
+    n = n_positions(series)
     kept = waves_bytes(job, series) * batch_size(job, n) / n * (slices + 1) / size
     return kept if kept <= KEPT_BYTES else 0.0
 
 
-def _object_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, threads: int) -> tuple[float, float]:
-    """Return the bytes of arrays of the object's size: what stays from batch to batch, and the most in an update."""
+def object_bytes(
+    job: Job, series: TiltSeries, grid: Grid, size: int, threads: int = 1, *, compiled: bool
+) -> tuple[float, float]:
+    """Return the bytes of arrays of the object's size: what stays from batch to batch, and the most in an update.
+
+    ``compiled`` : whether the work is done by compiled loops, in several threads.
+    """
     section = job.ptychography
     slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
     one = slices * section.object_states * complex_dtype(section.precision).itemsize
@@ -198,7 +208,6 @@ def _object_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, threads: 
         halo = 2 * (min(window) / 2 + job.parallel.halo_margin_angstrom / min(series.sampling))
         side = np.sqrt(pixels / size) + halo
         pixels = int(min(pixels, side * side))
-    compiled = compiled_kernel(job)
     kind, options, alone = engine_class(section.engine), getattr(section, section.engine), compiled and size == 1
     beside, update = kind.copies(options, alone)
     of_box = kind.box_copies(options, alone)
@@ -214,7 +223,7 @@ def _box_share(job: Job, series: TiltSeries, grid: Grid) -> float:
     """Return the largest share of the object that the box of one batch covers: 1 unless batches are compact."""
     if job.ptychography.batch_kind != "compact":
         return 1.0
-    n, window = _n_positions(series), probe_window(job, series)
+    n, window = n_positions(series), probe_window(job, series)
     reach = math.sqrt(_CURVE_REACH * batch_size(job, n) / n) * max(grid.shape)
     sides = [min(reach + part, whole) / whole for whole, part in zip(grid.shape, window)]
     return sides[0] * sides[1]
@@ -241,9 +250,15 @@ def _room_bytes(job: Job, series: TiltSeries) -> int:
     return (rooms + gaps + 8 * modes) * math.prod(window) * complex_dtype(job.ptychography.precision).itemsize
 
 
+def wave_bytes(job: Job, series: TiltSeries) -> int:
+    """Return the bytes of the waves of one pattern on a device: twice in each slice, and some beside these."""
+    slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
+    return waves_bytes(job, series) // n_positions(series) * (2 * slices + WAVES_BESIDE)
+
+
 def waves_bytes(job: Job, series: TiltSeries) -> int:
     """Return the bytes of the exit waves of a whole tilt, all its incoherent parts."""
     window, section = probe_window(job, series), job.ptychography
     parts = job.detector.flight_points * section.object_states * mode_count(job)
     itemsize = complex_dtype(section.precision).itemsize
-    return _n_positions(series) * parts * window[0] * window[1] * itemsize
+    return n_positions(series) * parts * window[0] * window[1] * itemsize

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from hpcrec.backend.array import to_host
 from hpcrec.errors import DivergedError
 from hpcrec.geometry.scan import scan_step
 from hpcrec.models.base import PtychographyState
@@ -125,16 +126,16 @@ class Monitor:
 
     def _figures(self, state: PtychographyState) -> tuple[list[str], dict[str, float]]:
         """Return what is not finite, and figures of what looks odd, over all ranks."""
-        setup = self._setup
+        setup, probe = self._setup, to_host(state.probe)
         modulus = np.abs(state.obj)
         largest = float(modulus.max()) if modulus.size else 0.0
-        arrays = {"positions": state.positions, "probe": state.probe, **state.refined}
+        arrays = {"positions": state.positions, "probe": probe, **state.refined}
         sound = [np.isfinite(largest), *(np.isfinite(a).all() for a in arrays.values())]
         found = self._group.max(np.array([not s for s in sound] + [largest if sound[0] else 0.0], np.float64))
         broken = [name for name, bad in zip(["object", *arrays], found) if bad]
         if broken:
             return broken, {}
-        power = np.asarray(np.sum(np.abs(state.probe) ** 2, axis=0, dtype=np.float64))
+        power = np.asarray(np.sum(np.abs(probe) ** 2, axis=0, dtype=np.float64))
         by, bx = (max(n // 8, 1) for n in power.shape)
         moves = state.positions - setup.positions
         return [], {

@@ -26,8 +26,9 @@ from hpcrec.io.checkpoint import latest_good, remove_checkpoints
 from hpcrec.operators.resample import double_object
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.run.job import Job
+from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.observers import Observer
-from hpcrec.run.runner import UNBOUNDED, Start, TiltOutcome, TiltRun, checkpoint_prefix
+from hpcrec.run.runner import Start, TiltOutcome, TiltRun, checkpoint_prefix
 from hpcrec.run.start import common_grid
 
 MAIN: Final = "sweeps"
@@ -40,7 +41,7 @@ _OF_PIXELS: Final = ("variation", "coefficients", "background")
 class TiltTask:
     """One tilt for one group of ranks: the job, the series with its common grid, where checkpoints lie.
 
-    A rank has ``threads`` and room for ``pattern_bytes`` of patterns.
+    ``means`` : what the rank may use
     """
 
     job: Job
@@ -50,8 +51,7 @@ class TiltTask:
     group: Communicator
     checkpoints: Path
     report: Observer
-    threads: int = 1
-    pattern_bytes: int = UNBOUNDED
+    means: Means = PLAIN
 
     @property
     def number(self) -> int:
@@ -117,7 +117,7 @@ def _begun(task: TiltTask, name: str) -> bool:
 def _sweep(task: TiltTask, name: str, start: Start | None = None) -> TiltOutcome | None:
     report = task.report if name == MAIN else _aside(name, task.report)
     where = (task.grid, task.i_tilt, task.group, task.checkpoints)
-    with closing(TiltRun(task.job, task.series, *where, report, name, start, task.threads, task.pattern_bytes)) as run:
+    with closing(TiltRun(task.job, task.series, *where, report, name, start, task.means)) as run:
         outcome = run.run()
         if name != MAIN:
             run.save()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcrec.analysis.patterns import pattern_figures
+from hpcrec.backend.array import to_host
+from hpcrec.backend.device import PROCESSOR, Device, settle, use_device, visible
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.views import half_resolution
 from hpcrec.engines.base import StreamingEngine, visit
@@ -18,13 +20,16 @@ from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.pose import Pose
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch
+from hpcrec.models.placement import beside, state_on
 from hpcrec.models.stream import Block
 from hpcrec.operators.projection import Projector
 from hpcrec.parallel.communicator import Communicator, SerialCommunicator
 from hpcrec.parallel.exchange import make_exchange
 from hpcrec.run.build import build_engine, build_model
+from hpcrec.run.device_memory import device_rooms
 from hpcrec.run.job import Job
-from hpcrec.run.memory import base_memory, memory_limit, rank_memory
+from hpcrec.run.means import PLAIN, Means
+from hpcrec.run.memory import GIB, base_memory, memory_limit, rank_memory
 from hpcrec.run.optics import slice_count
 from hpcrec.run.runner import batch_size
 from hpcrec.run.start import TiltSetup, common_grid, start_state, starting_probe, tilt_setup
@@ -34,7 +39,11 @@ TIMED_ROWS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a job will take on ``n_ranks`` ranks of this machine; ``crew`` of them work as threads of one."""
+    """What a job will take on ``n_ranks`` ranks of this machine; ``crew`` of them work as threads of one.
+
+    device : of the ranks; of a GPU's memory each needs ``device_gib`` at least and may take ``device_limit_gib``
+    resident : whether a GPU keeps all patterns of its tilt
+    """
 
     n_ranks: int
     threads: int
@@ -50,6 +59,10 @@ class Plan:
     patterns_per_s: float
     ptychography_seconds: float
     tomography_seconds: float
+    device: str
+    device_gib: float = 0.0
+    device_limit_gib: float = 0.0
+    resident: bool = False
 
     def sentence(self, n_todo: int) -> str:
         """Return the plan of the ``n_todo`` tilts left in a line."""
@@ -88,12 +101,14 @@ def rank_threads(job: Job, world: Communicator) -> int:
     return max(1, available_cores() // everywhere.count(here)) if chosen == "auto" else chosen
 
 
-def joins_ranks(job: Job) -> bool:
+def joins_ranks(job: Job, device: Device = PROCESSOR) -> bool:
     """Whether ranks that share a tilt on one host may work as threads of one of them."""
-    return job.parallel.group_size == "auto" and job.parallel.exchange == "auto"
+    return device.kind == "cpu" and job.parallel.group_size == "auto" and job.parallel.exchange == "auto"
 
 
-def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int, threads: int = 1) -> int:
+def group_size(
+    job: Job, series: TiltSeries, grid: Grid, n_ranks: int, threads: int = 1, device: Device = PROCESSOR
+) -> int:
     """Return the ranks that share one tilt: the job's number, else the smallest that fits memory and idles no rank.
 
     Raises
@@ -106,7 +121,15 @@ def group_size(job: Job, series: TiltSeries, grid: Grid, n_ranks: int, threads: 
     limit, base = memory_limit(job, n_ranks), base_memory(n_ranks)
     smallest = max(1, n_ranks // max(series.n_tilts, 1))
     for size in range(smallest, n_ranks + 1):
-        if rank_memory(job, series, grid, size, threads, base=base, limit=limit) <= limit:
+        resident = False
+        if device.kind == "gpu":
+            try:
+                resident = device_rooms(job, series, grid, size, device).resident
+            except DeviceError:
+                if size < n_ranks:
+                    continue
+                raise
+        if rank_memory(job, series, grid, size, threads, base=base, limit=limit, resident=resident) <= limit:
             return size
     need = rank_memory(job, series, grid, n_ranks, threads, base=base)
     raise DeviceError(
@@ -120,15 +143,16 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     grid = common_grid(job, series)
     middle = int(np.argmin(np.abs(series.tilt_angles)))
     setup = tilt_setup(job, series, middle, grid)
-    chosen = job.parallel.threads
+    chosen, device = job.parallel.threads, use_device(job.parallel.device, 0, n_ranks)
     threads = max(1, available_cores() // n_ranks) if chosen == "auto" else chosen
     # Speed first: what a rank takes before any data is measured when all is loaded
-    speed, limit = measure_speed(job, series, setup, threads), memory_limit(job, n_ranks)
-    size = group_size(job, series, grid, n_ranks, threads)
-    crew = size if joins_ranks(job) else 1
+    speed, limit = measure_speed(job, series, setup, Means(threads=threads, device=device)), memory_limit(job, n_ranks)
+    size = group_size(job, series, grid, n_ranks, threads, device)
+    rooms = device_rooms(job, series, grid, size, device) if device.kind == "gpu" else None
+    crew = size if joins_ranks(job, device) else 1
     if crew > 1:
         threads *= crew
-        speed = measure_speed(job, series, setup, threads)
+        speed = measure_speed(job, series, setup, Means(threads=threads))
     counts = [len(p) for p in series.facts.positions]
     slices = [slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles)]
     work = sum(n * s for n, s in zip(counts, slices)) / setup.n_slices * job.ptychography.iterations
@@ -137,7 +161,8 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
         work *= 1 + job.ptychography.coarse_iterations / (4 * job.ptychography.iterations)
     work *= 2 if job.quality.frc else 1
     workers = max(n_ranks // size, 1) * size // crew
-    busy = min(workers, max(available_cores() // threads, 1))
+    # Ranks that share a GPU gain nothing of each other; those of other GPUs do
+    busy = min(workers, len(visible()) - 1 if rooms else max(available_cores() // threads, 1))
     return Plan(
         n_ranks=n_ranks,
         group_size=size,
@@ -149,12 +174,23 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
         object_shape=grid.shape,
         threads=threads,
         memory_gib_per_rank=rank_memory(
-            job, series, grid, size // crew, threads, base=base_memory(n_ranks), limit=limit * crew
+            job,
+            series,
+            grid,
+            size // crew,
+            threads,
+            base=base_memory(n_ranks),
+            limit=limit * crew,
+            resident=rooms is not None and rooms.resident,
         ),
         memory_limit_gib=limit * crew,
         patterns_per_s=speed,
         ptychography_seconds=work / speed / busy,
         tomography_seconds=tomography_seconds(job, series, grid) / n_workers(job, n_ranks),
+        device=str(device),
+        device_gib=rooms.needed / GIB if rooms else 0.0,
+        device_limit_gib=device.pool_bytes / GIB,
+        resident=rooms is not None and rooms.resident,
     )
 
 
@@ -188,35 +224,39 @@ def tomography_seconds(job: Job, series: TiltSeries, grid: Grid) -> float:
     return float(one * series.n_tilts * (steps + aligning))
 
 
-def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, threads: int = 1, seconds: float = 0.6) -> float:
+def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, means: Means = PLAIN, seconds: float = 0.6) -> float:
     """Return the patterns per second of one rank for this job, measured on real patterns of one tilt.
 
     All that a run needs is loaded then, so that :func:`hpcrec.run.memory.base_memory` can be measured.
     """
-    model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask, threads)
+    model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask, means)
     engine = build_engine(job, model)
     state = start_state(job, setup, Box(0, setup.grid.shape[0], 0, setup.grid.shape[1]))
+    if means.device.kind == "gpu":
+        state = state_on(means.device.module, state)
     scan = series.tilt(setup.i_tilt)
     indices = np.arange(min(32, scan.n_positions))
     state.own, state.windowed = indices, True
     # The last sweep does all that is due
     state.iteration = job.ptychography.iterations - 1
     engine.prepare(state)
-    batch = Batch(indices=indices, patterns=scan.read(indices), n_global=len(indices))
+    patterns = scan.read(indices)
+    batch = Batch(indices=indices, patterns=beside(state.obj, patterns), n_global=len(indices))
     exchange = make_exchange("replicated", SerialCommunicator(), setup.positions, setup.grid, setup.window)
     rule = engine.step_rule(state) if model.streams and isinstance(engine, StreamingEngine) else None
     edges = np.append(np.arange(0, len(indices), batch_size(job, scan.n_positions)), len(indices))
-    block = Block(indices=indices, edges=edges, patterns=batch.patterns, rows=indices)
+    block = Block(indices=indices, edges=edges, patterns=patterns, rows=indices)
 
     def update() -> None:
         if rule is None:
             visit(engine, state, batch, exchange.total)
         else:
             model.stream(state, block, rule)
+        settle()
 
     update()
     # The assessment's loops, too, are loaded (the first time compiled) before the process is measured
-    pattern_figures(model.simulate(state, indices[:1]), batch.patterns[:1], None)
+    pattern_figures(to_host(model.simulate(state, indices[:1])), patterns[:1], None)
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         update()

@@ -5,21 +5,24 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray, to_host
+from hpcrec.backend.device import out_of_memory
 from hpcrec.data.batches import BatchReader, global_batches
 from hpcrec.data.dataset import TiltSeries
+from hpcrec.data.resident import DeviceReader, PatternReader
 from hpcrec.engines import engine_class
 from hpcrec.engines.base import StreamingEngine, visit
-from hpcrec.errors import DivergedError
+from hpcrec.errors import DeviceError, DivergedError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.scan import hilbert_order
 from hpcrec.geometry.tiles import Box, window_corners
 from hpcrec.io.checkpoint import latest_good, save_checkpoint
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.placement import state_on
 from hpcrec.models.stream import Block, StepRule, blocks_of
 from hpcrec.operators.resample import probe_like
 from hpcrec.parallel.communicator import Communicator
@@ -29,11 +32,10 @@ from hpcrec.run.assess import Assessor, held_out
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.constrain import Constraints
 from hpcrec.run.job import Job
+from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.monitor import Monitor
 from hpcrec.run.observers import Observer
 from hpcrec.run.start import TiltSetup, moving_margin, start_state, tilt_setup
-
-UNBOUNDED: Final = 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +102,13 @@ class TiltRun:
         report: Observer,
         part: str = "sweeps",
         start: Start | None = None,
-        threads: int = 1,
-        pattern_bytes: int = UNBOUNDED,
+        means: Means = PLAIN,
     ) -> None:
         self.job, self.group, self.report, self.checkpoints = job, group, report, checkpoints
         self.prefix = checkpoint_prefix(part, int(series.tilt_numbers[i_tilt]))
         self.setup: TiltSetup = group.broadcast(tilt_setup(job, series, i_tilt, grid) if group.rank == 0 else None)
         setup = self.setup
-        self.model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask, threads)
+        self.model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask, means)
         self.engine = build_engine(job, self.model)
         self.constraints = Constraints(job, self.model, float(np.sum(abs(setup.probe) ** 2, dtype=np.float64)))
         kind = "replicated" if job.parallel.exchange == "auto" or group.size == 1 else job.parallel.exchange
@@ -117,14 +118,18 @@ class TiltRun:
         self.n_positions = scan.n_positions
         mine = self.exchange.share(np.arange(scan.n_positions))
         scratch = Path(job.parallel.scratch or checkpoints)
-        self.reader = BatchReader(scan, mine, memory_limit=pattern_bytes, scratch=scratch)
+        self.device, on_host = means.device, BatchReader(scan, mine, memory_limit=means.pattern_bytes, scratch=scratch)
+        self.on_host = on_host
+        self.reader: PatternReader = on_host
+        if self.device.kind == "gpu":
+            self.reader = DeviceReader(on_host, mine, self.device, means.device_pattern_bytes)
         self.held_out = held_out(job.quality, setup)
         self.used = np.setdiff1d(np.arange(scan.n_positions), self.held_out)
         self.own = np.intersect1d(mine, self.used)
         # Arrays of single patterns go by their places among the used ones
         self.places = np.searchsorted(self.used, self.own)
         self.monitor = Monitor(job, setup, group)
-        self.assessor = Assessor(self.model, scan, self.reader, self.exchange, threads)
+        self.assessor = Assessor(self.model, scan, self.reader, self.exchange, means.threads)
         self.loss: list[float] = []
         self.data_error: list[float] = []
         self.held_out_error: list[float] = []
@@ -146,6 +151,8 @@ class TiltRun:
             for name in names:
                 values = hand_out_patterns(self.group, self.places, waves.get(name))
                 state.pattern_memory[name.removeprefix("patterns:")] = values
+        if self.device.kind == "gpu":
+            state = state_on(self.device.module, state)
         state.own, state.core, state.visited = self.own, self.exchange.core, len(self.used)
         state.windowed = self.group.size == 1
         self.engine.prepare(state)
@@ -193,10 +200,20 @@ class TiltRun:
             arrays |= {f"memory:{k}": v for k, v in state.memory.items()}
             arrays |= {f"refined:{k}": v for k, v in state.refined.items()}
             path = self.checkpoints / f"{self.prefix}_{state.iteration:06d}.h5"
-            save_checkpoint(path, {k: np.asarray(v) for k, v in arrays.items()}, {"iteration": state.iteration})
+            save_checkpoint(path, {k: to_host(v) for k, v in arrays.items()}, {"iteration": state.iteration})
 
     def sweep(self) -> None:
-        """Visit every pattern once."""
+        """Visit every pattern once; raises DeviceError where the memory of a GPU does not suffice."""
+        try:
+            self._sweep()
+        except out_of_memory() as fault:
+            raise DeviceError(
+                f"tilt {self.setup.number}: {self.device} has no memory left ({fault}): take a smaller "
+                "ptychography.batch_size, or more ranks with GPUs of their own for each tilt (parallel.group_size, "
+                "parallel.exchange = 'tiled')"
+            ) from None
+
+    def _sweep(self) -> None:
         job = self.job.ptychography
         self.state.whole_pixels = self.state.iteration < job.whole_pixel_iterations
         batches = global_batches(
@@ -245,10 +262,10 @@ class TiltRun:
         """Do the same by a rule, many batches in a call."""
         sums = np.zeros(3)
         most = self.model.block_patterns(self.state)
-        most = most if self.reader.in_memory else min(most, self.reader.per_block)
+        most = most if self.on_host.in_memory else min(most, self.on_host.per_block)
         blocks = list(blocks_of([self.exchange.share(indices) for indices in batches], most))
         indices = [np.concatenate(block) for block in blocks]
-        for block, own, (patterns, rows) in zip(blocks, indices, self.reader.iterate_rows(indices)):
+        for block, own, (patterns, rows) in zip(blocks, indices, self.on_host.iterate_rows(indices)):
             edges = np.cumsum([0, *(len(batch) for batch in block)])
             good = self.scan.read_good(own)
             sums += self.model.stream(
@@ -314,13 +331,14 @@ class TiltRun:
                 "peak_memory_gib": max(memory),
             }
         )
+        probe = to_host(self.state.probe)
         return TiltOutcome(
             setup=self.setup,
             obj=obj,
-            probe=self.state.probe,
+            probe=probe,
             positions=self.state.positions,
-            illumination=illumination(self.state.probe, self.state.positions, self.setup.grid),
-            refined=dict(self.state.refined),
+            illumination=illumination(probe, self.state.positions, self.setup.grid),
+            refined={name: to_host(values) for name, values in self.state.refined.items()},
             loss=np.array(self.loss),
             data_error=np.array(self.data_error),
             held_out=self.held_out,

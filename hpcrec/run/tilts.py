@@ -6,21 +6,27 @@ import logging
 import math
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 from hpcrec.analysis.resolution import ShellCorrelation
+from hpcrec.backend.device import Device
 from hpcrec.backend.fft import plan_wisdom, use_wisdom
 from hpcrec.backend.kernels.transforms import known_size
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.views import half_resolution
 from hpcrec.errors import DataError, StorageError
+from hpcrec.geometry.grid import Grid
 from hpcrec.io.atomic import write_bytes
 from hpcrec.io.results import TiltResult, read_tilt_result, tilt_path, write_tilt_result
 from hpcrec.parallel.communicator import Communicator
-from hpcrec.parallel.crew import alone, muster
+from hpcrec.parallel.crew import Crew, alone, muster
 from hpcrec.parallel.queue import Master
+from hpcrec.run.device_memory import device_rooms
+from hpcrec.run.devices import rank_device, routed
 from hpcrec.run.job import Job
-from hpcrec.run.memory import pattern_room
+from hpcrec.run.means import Means
+from hpcrec.run.memory import GIB, pattern_room
 from hpcrec.run.observers import Observer
 from hpcrec.run.parts import TiltTask, reconstruct_tilt, remove_parts
 from hpcrec.run.plan import group_size, joins_ranks, rank_threads
@@ -37,17 +43,19 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     ``observer`` hears the events of all groups, on rank 0. Results are ``checkpoints/tilt_0017.h5``, numbered as in
     the input file.
     """
-    _same_plans(job, probe_window(job, series), world, checkpoints, "fftw_wisdom")
-    if job.ptychography.coarse_iterations:
-        _same_plans(job, probe_window(job, half_resolution(series)), world, checkpoints, "fftw_wisdom_coarse")
+    device = rank_device(job.parallel.device, world)
+    if device.kind == "cpu":
+        _same_plans(job, probe_window(job, series), world, checkpoints, "fftw_wisdom")
+        if job.ptychography.coarse_iterations:
+            _same_plans(job, probe_window(job, half_resolution(series)), world, checkpoints, "fftw_wisdom_coarse")
     grid, threads = common_grid(job, series), rank_threads(job, world)
-    size = world.broadcast(group_size(job, series, grid, world.size, threads) if world.rank == 0 else None)
-    group = world.split(min(world.rank // size, max(world.size // size, 1) - 1))
-    crew = muster(group, threads) if size > 1 and joins_ranks(job) else alone(group, threads)
-    room = pattern_room(job, series, grid, crew.group.size, world.size, crew.threads, crew.size)
-    if world.rank == 0 and crew.size > 1:
-        text = f"{crew.size} ranks work on each tilt as {crew.threads} threads of one of them"
-        observer({"event": "note", "text": text})
+    size = world.broadcast(group_size(job, series, grid, world.size, threads, device) if world.rank == 0 else None)
+    group = routed(job, device, world.split(min(world.rank // size, max(world.size // size, 1) - 1)))
+    crew = muster(group, threads) if size > 1 and joins_ranks(job, device) else alone(group, threads)
+    means = _means(job, series, grid, crew, world.size, device)
+    if world.rank == 0:
+        for text in _arrangement(crew, device):
+            observer({"event": "note", "text": text})
     todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []
     hardest_first = sorted(todo, key=lambda i: -abs(series.tilt_angles[i]))
     with Master(world, hardest_first, observer, crew.group) as master:
@@ -61,8 +69,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
                     group=crew.group,
                     checkpoints=checkpoints,
                     report=master.report,
-                    threads=crew.threads,
-                    pattern_bytes=room,
+                    means=means,
                 )
             )
             if outcome is not None:
@@ -70,6 +77,28 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
                 write_quality_record(quality_path(checkpoints, number), quality_record(outcome, frc))
                 write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number, frc))
                 remove_parts(checkpoints, number)
+
+
+def _means(job: Job, series: TiltSeries, grid: Grid, crew: Crew, n_ranks: int, device: Device) -> Means:
+    """Return what this rank may use for each tilt."""
+    room = pattern_room(job, series, grid, crew.group.size, n_ranks, crew.threads, crew.size)
+    means = Means(threads=crew.threads, pattern_bytes=room)
+    if device.kind == "cpu":
+        return means
+    rooms = device_rooms(job, series, grid, crew.group.size, device)
+    return replace(means, device=device, device_pattern_bytes=rooms.patterns, wave_bytes=rooms.waves)
+
+
+def _arrangement(crew: Crew, device: Device) -> list[str]:
+    """Say how the ranks work, where that is not the usual way."""
+    if device.kind == "gpu":
+        way = {"host": "through host memory", "mpi": "by MPI from GPU to GPU", "nccl": "by NCCL"}
+        route = getattr(crew.group, "route", "")
+        sums = f"; sums of {crew.group.size} ranks pass {way[route]}" if route and crew.group.size > 1 else ""
+        return [f"on GPUs, rank 0 on {device} with {device.pool_bytes / GIB:.3g} GiB of its memory{sums}"]
+    if crew.size > 1:
+        return [f"{crew.size} ranks work on each tilt as {crew.threads} threads of one of them"]
+    return []
 
 
 def _same_plans(job: Job, window: tuple[int, int], world: Communicator, checkpoints: Path, name: str) -> None:

@@ -191,7 +191,7 @@ def test_the_plan_of_the_tiny_series(tiny_job: Path, series: TiltSeries, monkeyp
 def test_ranks_that_join_are_planned_as_threads(tiny_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One tilt on four cores: four threads at the speed that is measured with four, or four ranks."""
     monkeypatch.setattr(plan, "available_cores", lambda: 4)
-    monkeypatch.setattr(plan, "measure_speed", lambda job, series, setup, threads: 50.0 * threads)
+    monkeypatch.setattr(plan, "measure_speed", lambda job, series, setup, means: 50.0 * means.threads)
     one, many = "data.tilts=[1]", "parallel.group_size=4"
     found = []
     for changes in ((one,), (one, many), (one, "parallel.exchange=tiled")):

@@ -17,6 +17,7 @@ from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_r
 from hpcrec.refine import REFINEMENTS
 from hpcrec.run.config import load_job
 from hpcrec.run.job import Job
+from hpcrec.run.means import Means
 from hpcrec.run.runner import TiltRun
 from hpcrec.run.start import common_grid
 from hpcrec.run.tilts import reconstruct_tilts, unfinished_tilts
@@ -249,7 +250,7 @@ def test_threads_and_whole_pixels_reach_the_sweeps(tiny_job: Path, tmp_path: Pat
             folder = tmp_path / str(threads)
             folder.mkdir()
             grid = common_grid(job, series)
-            run = TiltRun(job, series, grid, 1, SerialCommunicator(), folder, silent, threads=threads)
+            run = TiltRun(job, series, grid, 1, SerialCommunicator(), folder, silent, means=Means(threads=threads))
             sweep = run.sweep
 
             def spied(run: TiltRun = run, sweep: Any = sweep) -> None:
