@@ -25,6 +25,7 @@ os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / f"hpcrec-tests-
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import device_arrays
+import device_runtime
 from numba.core.caching import IndexDataCacheFile
 
 from hpcrec.backend import fft
@@ -108,6 +109,14 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The stand-in for CuPy, for the time of a test."""
     monkeypatch.setitem(sys.modules, "cupy", device_arrays.MODULE)
     return device_arrays.MODULE
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The stand-in for CuPy with two GPUs, streams and memory; ``used`` are the GPUs made current."""
+    module = device_runtime.with_runtime()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - the name tha
     ndim = property(lambda self: self._host.ndim)
     size = property(lambda self: self._host.size)
     nbytes = property(lambda self: self._host.nbytes)
+    itemsize = property(lambda self: self._host.itemsize)
     flags = property(lambda self: self._host.flags)
     real = property(lambda self: ndarray(self._host.real))
     imag = property(lambda self: ndarray(self._host.imag))
@@ -95,8 +96,11 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - the name tha
         """Copy to the host."""
         return self._host.copy()
 
-    def set(self, values):
-        """Copy from the host; the same type and shape only."""
+    def set(self, values, stream=None):
+        """Copy from the host, when the stream comes to it; the same type and shape only."""
+        if stream is not None:
+            stream.add(lambda: self.set(values))
+            return
         if not isinstance(values, np.ndarray):
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if values.dtype != self.dtype:

@@ -99,18 +99,20 @@ class Ownership:
 
 
 def sum_all(communicator: Communicator, sums: dict[str, Array]) -> dict[str, Array]:
-    """Return the sums over all ranks of arrays by name, with one reduction for each type of number."""
+    """Return the sums over all ranks of arrays by name, with one reduction for each type of number and library."""
     if communicator.size == 1 or not sums:
         return dict(sums)
     totals: dict[str, Array] = {}
     names = sorted(sums)
-    for dtype in sorted({sums[name].dtype.str for name in names}):
-        group = [name for name in names if sums[name].dtype.str == dtype]
-        xp = array_module(*(sums[name] for name in group))
-        flat = communicator.sum(xp.concatenate([sums[name].reshape(-1) for name in group]))
-        ends = np.cumsum([sums[name].size for name in group])[:-1]
-        for name, part in zip(group, xp.split(flat, ends.tolist()), strict=True):
-            totals[name] = part.reshape(sums[name].shape)
+    kinds = {name: (array_module(sums[name]).__name__, sums[name].dtype.str) for name in names}
+    for kind in sorted(set(kinds.values())):
+        group = [name for name in names if kinds[name] == kind]
+        xp = array_module(sums[group[0]])
+        flat, start = communicator.sum(xp.concatenate([sums[name].reshape(-1) for name in group])), 0
+        for name in group:
+            stop = start + sums[name].size
+            totals[name] = flat[start:stop].reshape(sums[name].shape)
+            start = stop
     return totals
 
 

@@ -223,15 +223,20 @@ class MpiCommunicator:
         return MpiCommunicator(self._comm.Dup(), self.route)
 
 
+def in_use() -> bool:
+    """Whether MPI has been initialised in this process."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    return mpi is not None and bool(mpi.Is_initialized())
+
+
 def knows_gpus() -> bool:
     """Whether the MPI in use takes arrays on NVIDIA GPUs, by its own word; False before MPI is in use.
 
     Asks MPIX_GPU_query_support (MPICH 4 and its kin) and MPIX_Query_cuda_support (Open MPI, older MPICH).
     """
-    mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is None or not mpi.Is_initialized():
+    if not in_use():
         return False
-    library = ctypes.CDLL(mpi.__file__)
+    library = ctypes.CDLL(sys.modules["mpi4py.MPI"].__file__)
     support = ctypes.c_int(0)
     if hasattr(library, "MPIX_GPU_query_support"):
         failed = library.MPIX_GPU_query_support(_CUDA, ctypes.byref(support))

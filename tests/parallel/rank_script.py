@@ -31,6 +31,8 @@ def checks(comm):
         results = comm.gather(test_queue.work(comm, group_size, lambda comm: 0.002))
         if results is not None:
             test_queue.check(results, group_size)
+    test_communicator.everything(comm.routed("host"))
+    assert not mpi.knows_gpus()  # MPICH as PyPI has it
     if comm.rank == 0:
         print("checked", comm.size)
 
