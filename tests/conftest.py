@@ -108,6 +108,7 @@ def first_plan() -> Iterator[None]:
 def cupy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The stand-in for CuPy, for the time of a test."""
     monkeypatch.setitem(sys.modules, "cupy", device_arrays.MODULE)
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.fft", device_arrays.TRANSFORMS)
     return device_arrays.MODULE
 
 
@@ -116,6 +117,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The stand-in for CuPy with two GPUs, streams and memory; ``used`` are the GPUs made current."""
     module = device_runtime.with_runtime()
     monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.fft", device_arrays.TRANSFORMS)
     return module
 
 

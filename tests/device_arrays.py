@@ -40,6 +40,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - the name tha
     size = property(lambda self: self._host.size)
     nbytes = property(lambda self: self._host.nbytes)
     itemsize = property(lambda self: self._host.itemsize)
+    strides = property(lambda self: self._host.strides)
     flags = property(lambda self: self._host.flags)
     real = property(lambda self: ndarray(self._host.real))
     imag = property(lambda self: ndarray(self._host.imag))
@@ -214,4 +215,20 @@ def _make_module():
     return module
 
 
-MODULE = _make_module()
+def _make_transforms():
+    """Return what stands for ``cupyx.scipy.fft``: it may overwrite what it takes."""
+    module = ModuleType("cupyx.scipy.fft")
+
+    def transform(function, x, s=None, axes=None, norm=None, overwrite_x=False, *, plan=None):
+        found = _call(function, x, s=s, axes=axes, norm=norm).astype(x.dtype, copy=False)
+        if not overwrite_x:
+            return found
+        x[...] = found
+        return x
+
+    for name in ("fftn", "ifftn"):
+        setattr(module, name, functools.partial(transform, getattr(np.fft, name)))
+    return module
+
+
+MODULE, TRANSFORMS = _make_module(), _make_transforms()

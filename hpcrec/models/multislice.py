@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray, array_module, to_host
-from hpcrec.backend.fft import empty_beside, fft2, fft2_inplace, ifft2_inplace
+from hpcrec.backend.fft import empty_beside, fft2, fft2_inplace, filter_inplace, ifft2_inplace
 from hpcrec.models.chain import Chain, ChainSums, cleaned
+from hpcrec.models.cuts import Cuts, add_products, cuts_of
 from hpcrec.models.detector import detected, weigh
 from hpcrec.objectives.losses import LOSSES
-from hpcrec.operators.patches import add_patches, cut_patches
 from hpcrec.operators.propagate import shift_ramps
 
 # Bytes of the waves of one chunk in one slice: with the slices of a chain they stay in a second-level cache
@@ -87,13 +87,13 @@ def add_responses(
 class _Waves:
     """Waves (position, part, y, x) of one chunk, parts = (flight, state, mode).
 
-    ``ramps`` (position, flight, y, x) of the shifts; ``incoming`` in front of each slice; ``patches`` (position,
-    flight, state, 1, y, x) of each slice; ``far`` at the detector.
+    ``ramps`` (position, flight, y, x) of the shifts; ``incoming`` in front of each slice; ``cuts`` the windows of the
+    object; ``far`` at the detector.
     """
 
     ramps: ComplexArray
     incoming: list[ComplexArray]
-    patches: list[ComplexArray]
+    cuts: Cuts
     far: ComplexArray
 
 
@@ -113,17 +113,17 @@ def _good(good: BoolArray | None, part: slice) -> BoolArray | None:
 def _forward(chain: Chain, part: slice) -> _Waves:
     n_states, n_slices = chain.obj.shape[:2]
     ramps = _ramps(chain, part)
-    patches = _patches(chain, chain.obj, chain.corners[part])
+    cuts = _cuts(chain, chain.obj, chain.corners[part])
     entering = ramps[:, :, None, None] * _spectra(chain, part)[:, None, None]
     shape = (len(ramps), ramps.shape[1], n_states, *entering.shape[3:])
     wave = empty_beside(entering, shape)
     wave[...] = entering
     incoming = [wave if chain.whole else ifft2_inplace(wave)]
     for s in range(n_slices - 1):
-        wave = np.multiply(incoming[-1], patches[s], out=empty_beside(wave, shape))
+        wave = cuts.times(s, incoming[-1], empty_beside(wave, shape))
         incoming.append(_propagate(wave, _gap(chain, part, s)))
-    wave = np.multiply(incoming[-1], patches[-1], out=empty_beside(wave, shape))
-    return _Waves(ramps, incoming, patches, _joined(_to_detector(chain, ramps, wave)))
+    wave = cuts.times(n_slices - 1, incoming[-1], empty_beside(wave, shape))
+    return _Waves(ramps, incoming, cuts, _joined(_to_detector(chain, ramps, wave)))
 
 
 def _ramps(chain: Chain, part: slice) -> ComplexArray:
@@ -146,13 +146,10 @@ def _spectra(chain: Chain, part: slice) -> ComplexArray:
     return spectra * spectra.real.dtype.type(chain.share)  # type: ignore[no-any-return]
 
 
-def _patches(chain: Chain, obj: ComplexArray, corners: IntArray) -> list[ComplexArray]:
-    """Return the windows (position, flight, state, 1, y, x) of each slice."""
-    n_states, n_slices = obj.shape[:2]
+def _cuts(chain: Chain, obj: ComplexArray, corners: IntArray) -> Cuts:
+    """Return the windows (position, flight) at ``corners`` of an object (state, slice, y, x)."""
     ny, nx = chain.spectrum.shape[-2:]
-    cut = cut_patches(obj.reshape(-1, *obj.shape[2:]), corners.reshape(-1, 2), (ny, nx))
-    cut = cut.reshape(n_states, n_slices, *corners.shape[:2], ny, nx)
-    return [np.moveaxis(cut[:, s], 0, 2)[:, :, :, None] for s in range(n_slices)]
+    return cuts_of(obj, corners, (ny, nx))
 
 
 def _gap(chain: Chain, part: slice, gap: int) -> ComplexArray:
@@ -165,9 +162,7 @@ def _gap(chain: Chain, part: slice, gap: int) -> ComplexArray:
 
 
 def _propagate(wave: ComplexArray, factor: ComplexArray) -> ComplexArray:
-    fft2_inplace(wave)
-    wave *= factor
-    return ifft2_inplace(wave)
+    return filter_inplace(wave, factor)
 
 
 def _to_detector(chain: Chain, ramps: ComplexArray, wave: ComplexArray) -> ComplexArray:
@@ -206,30 +201,19 @@ def _backward(chain: Chain, part: slice, waves: _Waves, sums: ChainSums) -> None
     """Add object gradients, illumination and moments; where needed leave F of the gradient by the entering wave."""
     n_slices = chain.obj.shape[1]
     g = _from_detector(chain, waves.ramps, waves.far.reshape(waves.incoming[0].shape))
-    corners = (chain.corners[part] - sums.origin).reshape(-1, 2)
+    corners = chain.corners[part] - sums.origin
     for s in reversed(range(n_slices)):
         wave = waves.incoming[s]
-        _add_products(sums.obj[:, s], sums.illumination[:, s], wave, g, corners)
+        add_products(sums.obj[:, s], sums.illumination[:, s], wave, g, corners)
         if s or sums.entry:
-            g *= waves.patches[s].conj()
+            waves.cuts.times(s, g, g, conjugate=True)
         if s:
-            fft2_inplace(g)
             if sums.moments is not None:
-                sums.moments[part, s - 1] += _moments(chain, g, wave)
-            g *= _gap(chain, part, s - 1).conj()
-            ifft2_inplace(g)
+                sums.moments[part, s - 1] += _moments(chain, fft2(g), wave)
+            _propagate(g, _gap(chain, part, s - 1).conj())
     if sums.entry and not chain.whole:
         fft2_inplace(g)
     waves.far = _joined(g)
-
-
-def _add_products(obj: ComplexArray, light: FloatArray, wave: ComplexArray, g: ComplexArray, corners: IntArray) -> None:
-    """Add Σ ψ* g to ``obj`` and Σ|ψ|² to ``light`` (state, y, x), of (position, flight, state, mode, y, x)."""
-    for state in range(len(obj)):
-        parts = wave[:, :, state]
-        for out, values in ((obj, parts.conj() * g[:, :, state]), (light, np.abs(parts) ** 2)):
-            windows = np.sum(values, axis=2)
-            add_patches(out[state : state + 1], windows.reshape(1, -1, *windows.shape[-2:]), corners)
 
 
 def _moments(chain: Chain, g: ComplexArray, wave: ComplexArray) -> FloatArray:
@@ -284,7 +268,7 @@ def _tangents(
     chain: Chain, part: slice, waves: _Waves, obj: ComplexArray, origin: tuple[int, int], spectrum: ComplexArray
 ) -> tuple[ComplexArray, ComplexArray]:
     """Return the changes of the waves at the detector along the object's and along the probe's direction."""
-    changes = _patches(chain, obj, chain.corners[part] - origin)
+    changes = _cuts(chain, obj, chain.corners[part] - origin)
     shape = waves.incoming[0].shape
     a, b = empty_beside(waves.far, shape), empty_beside(waves.far, shape)
     share = waves.ramps.real.dtype.type(chain.share)
@@ -296,7 +280,7 @@ def _tangents(
         if s:
             _propagate(a, _gap(chain, part, s - 1))
             _propagate(b, _gap(chain, part, s - 1))
-        a *= waves.patches[s]
-        a += changes[s] * wave
-        b *= waves.patches[s]
+        waves.cuts.times(s, a, a)
+        a += changes.times(s, wave, empty_beside(wave, shape))
+        waves.cuts.times(s, b, b)
     return _joined(_to_detector(chain, waves.ramps, a)), _joined(_to_detector(chain, waves.ramps, b))

@@ -12,6 +12,7 @@ from hpcrec.backend.fft import fft2_inplace, ifft2, ifft2_inplace
 from hpcrec.models import compiled, multislice
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums
+from hpcrec.models.cuts import add_products
 from hpcrec.models.detector import weigh
 from hpcrec.models.placement import batch_beside
 from hpcrec.models.ptychography import Gradients, PtychographyModel, Wanted
@@ -72,13 +73,13 @@ def _carry_back(
     chain: Chain, part: slice, waves: multislice._Waves, sums: ChainSums, step: float, regularity: float
 ) -> None:
     g = multislice._from_detector(chain, waves.ramps, waves.far.reshape(waves.incoming[0].shape))
-    corners = (chain.corners[part] - sums.origin).reshape(-1, 2)
+    corners = chain.corners[part] - sums.origin
     for s in reversed(range(len(waves.incoming))):
-        wave, patch = waves.incoming[s], waves.patches[s]
-        multislice._add_products(sums.obj[:, s], sums.illumination[:, s], wave, g, corners)
-        g *= patch.conj()
+        wave = waves.incoming[s]
+        add_products(sums.obj[:, s], sums.illumination[:, s], wave, g, corners)
+        waves.cuts.times(s, g, g, conjugate=True)
         if s:
-            g *= _weight(patch, step, regularity)
+            g *= _weight(waves.cuts.seen(s), step, regularity)
             fft2_inplace(g)
             g *= multislice._gap(chain, part, s - 1).conj()
             ifft2_inplace(g)

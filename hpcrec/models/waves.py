@@ -17,6 +17,7 @@ from hpcrec.backend.fft import aligned_empty, fft2, ifft2, ifft2_inplace
 from hpcrec.models import compiled, exits, multislice
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums, good_pixels
+from hpcrec.models.cuts import add_products
 from hpcrec.models.detector import detected, weigh
 from hpcrec.models.partial import Field
 from hpcrec.models.ptychography import PtychographyModel
@@ -101,8 +102,7 @@ def overlap_object(
         return Field(box, found), Field(box, weight)
     for part, _, incoming, patches in _entering(chain):
         left = incoming * patches - waves[part].reshape(incoming.shape)
-        corners = (chain.corners[part] - origin).reshape(-1, 2)
-        multislice._add_products(found, weight, incoming, left, corners)
+        add_products(found, weight, incoming, left, chain.corners[part] - origin)
     return Field(box, found), Field(box, weight)
 
 
@@ -129,7 +129,7 @@ def _entering(chain: Chain) -> Iterator[tuple[slice, ComplexArray, ComplexArray,
     """Yield chunks: ramps (n, flight, y, x), incoming waves (n, flight, state, mode, y, x), windows (…, 1, y, x)."""
     for part in multislice._chunks(chain):
         ramps = multislice._ramps(chain, part)
-        patches = multislice._patches(chain, chain.obj, chain.corners[part])[0]
+        patches = multislice._cuts(chain, chain.obj, chain.corners[part]).seen(0)
         shape = (*patches.shape[:3], *chain.spectrum.shape)
         wave = aligned_empty(shape, chain.spectrum.dtype)
         wave[...] = ramps[:, :, None, None] * multislice._spectra(chain, part)[:, None, None]

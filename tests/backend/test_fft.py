@@ -84,3 +84,18 @@ def test_no_large_array_is_kept() -> None:
 
 def test_what_is_no_wisdom_is_refused() -> None:
     assert not fft.use_wisdom(b"(nonsense")
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+def test_a_filter_in_place_is_two_transforms(cupy, dtype):
+    """On a device in place too, with its norm in the factor; rounding to single or double precision."""
+    rng = np.random.default_rng(6)
+    a, factor = ((rng.normal(size=(3, 8, 12)) + 1j * rng.normal(size=(3, 8, 12))).astype(dtype) for _ in range(2))
+    wanted = np.fft.ifft2(factor[0] * np.fft.fft2(a))
+    host = fft.aligned_empty(a.shape, dtype)
+    host[...] = a
+    there = cupy.asarray(a)
+    for found in (fft.filter_inplace(host, factor[0]), fft.filter_inplace(there, cupy.asarray(factor[0])).get()):
+        assert found.dtype == dtype
+        assert np.abs(found - wanted).max() <= 20 * np.finfo(dtype).eps * np.abs(wanted).max()
+    assert np.abs(there.get() - wanted).max() <= 20 * np.finfo(dtype).eps * np.abs(wanted).max()
