@@ -1,24 +1,25 @@
 """What each variant of the fused and the striped GPU kernels takes of a multiprocessor; no GPU is needed.
 
-``python -m benchmarks.gpu_budget [--sizes 64 256] [--architectures sm_90]`` compiles them and prints registers and
-spills as nvcc's assembler reports them, shared memory, and the blocks of a multiprocessor for which these leave room,
-by the limits of the CUDA C++ Programming Guide's table of compute capabilities. Beside them how often a warp's exchange
-goes to shared memory, 2 being least for 32 numbers of 8 bytes in 32 banks of 4.
+``python -m benchmarks.gpu_budget [--sizes 64 256] [--architectures sm_90] [--compiler nvcc]`` compiles them, by NVRTC
+as CuPy does (``pip install hpcrec[nvrtc]``) or else by nvcc, and prints registers and spills as the assembler reports
+them, shared memory, and the blocks of a multiprocessor for which these leave room, by the limits of the CUDA C++
+Programming Guide's table of compute capabilities. Beside them how often a warp's exchange goes to shared memory, 2
+being least for 32 numbers of 8 bytes in 32 banks of 4, and the seconds of the compiler.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
+from itertools import product
+from typing import Literal, NamedTuple, get_args
 
+from benchmarks.gpu_compilers import CompilerError, CompilerName, assembler_report, fault, version
 from benchmarks.limits import machine
 from benchmarks.table import add_json_option, report
 from hpcrec.backend import cuda, stripes
@@ -31,14 +32,13 @@ LIMITS = {
 }
 # Shared memory that the system keeps of each block
 RESERVED = 1024
-OPTIONS = {"-default-device": "--expt-relaxed-constexpr"}
 WARP, BANKS = 32, 16  # banks of pairs
 
 
 class Variant(NamedTuple):
     """A kernel, its C++ name, argument, threads and bytes of shared memory of a block, and its exchange."""
 
-    kernels: str
+    kernels: Literal["fused", "stripes"]
     n: int
     name: str
     argument: str
@@ -70,37 +70,54 @@ def exchange(elements: int, lanes: int, stride: int, along_y: bool = False) -> f
     return statistics.mean(wavefronts(addresses) for addresses in of_rows + of_columns)
 
 
+def detectors() -> Iterator[tuple[str, str]]:
+    """Return each loss that is compiled for itself, with each type of counts."""
+    losses = {compiled: loss for loss, compiled in reversed(cuda.LOSSES.items())}
+    yield from product(losses.values(), cuda.COUNTS)
+
+
+def flags(kernel_name: Callable[..., str]) -> Iterator[dict[str, bool]]:
+    """Return each choice of the flags by which a kernel has variants: the keywords of what names it."""
+    names = [name for name, one in signature(kernel_name).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    for chosen in product((False, True), repeat=len(names)):
+        yield dict(zip(names, chosen))
+
+
 def variants(sizes: Sequence[int]) -> Iterator[Variant]:
     """Return the variants of both kernels for windows of ``sizes``."""
     for n in sizes:
         if n in cuda.SIZES:
             fused = cuda.Layout(n)
-            met = exchange(fused.elements, fused.lanes, fused.stride)
-            for loss in ("amplitude", "poisson"):
-                name = cuda.kernel_name(n, loss, "uint8")
-                yield Variant("fused", n, name, "Arguments", fused.threads, fused.shared_bytes(n_factors=1), met)
+            met, shared = exchange(fused.elements, fused.lanes, fused.stride), fused.shared_bytes(n_factors=1)
+            for (loss, counts), chosen in product(detectors(), flags(cuda.kernel_name)):
+                name = cuda.kernel_name(n, loss, counts, **chosen)
+                yield Variant("fused", n, name, "Arguments", fused.threads, shared, met)
         if n in stripes.SIZES:
-            layout = stripes.Stripes(n)
-            chosen = {
-                (one.kernel, one.along_y): one for count in (1, 2) for one in stripes.passes(count, shifted=False)
-            }
-            for one in chosen.values():
-                met = exchange(layout.elements, layout.lanes, layout.stride(one.along_y), one.along_y)
-                name, shared = stripes.kernel_name(n, one, "amplitude", "uint8"), layout.shared_bytes(one.along_y)
-                yield Variant("stripes", n, name, "StripeArguments", layout.threads, shared, met)
+            yield from striped_variants(n)
 
 
-def assembler_report(nvcc: str, variant: Variant, architecture: str, folder: Path) -> str:
-    """Compile one variant and return what the assembler says of it."""
-    source = cuda.source("fused" if variant.kernels == "fused" else "stripes")
-    text = f"{source}\ntemplate __global__ void {variant.name}(const __grid_constant__ {variant.argument});\n"
-    (folder / "variant.cu").write_text(text, encoding="utf-8")
-    options = [OPTIONS.get(option, option) for option in cuda.compile_options()]
-    command = [nvcc, *options, f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-o", "variant.cubin", "variant.cu"]
-    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"nvcc cannot compile {variant.name} for {architecture}:\n{done.stderr}")
-    return done.stderr
+def striped_variants(n: int) -> Iterator[Variant]:
+    """Return the variants of the striped kernels for windows of ``n`` pixels, each once."""
+    layout = stripes.Stripes(n)
+    passes = [
+        one
+        for count, shifted in product((1, 2), (False, True))
+        for one in stripes.passes(count, shifted=shifted, slopes=shifted)
+    ]
+    named = {
+        stripes.kernel_name(n, one, loss, counts, **chosen): one.along_y
+        for one in passes
+        for (loss, counts), chosen in product(detectors(), flags(stripes.kernel_name))
+    }
+    for name, along_y in named.items():
+        met = exchange(layout.elements, layout.lanes, layout.stride(along_y), along_y)
+        yield Variant("stripes", n, name, "StripeArguments", layout.threads, layout.shared_bytes(along_y), met)
+
+
+def compiled(compiler: CompilerName, variant: Variant, architecture: str) -> str:
+    """Compile one variant as CuPy would and return what the assembler says of it."""
+    source, options = cuda.source(variant.kernels), cuda.compile_options()
+    return assembler_report(compiler, source, options, variant.name, variant.argument, architecture)
 
 
 def budget(report_text: str) -> tuple[int, int, int]:
@@ -123,35 +140,44 @@ def blocks(architecture: str, registers: int, shared: int, threads: int) -> int:
     return min(all_registers // of_block, all_shared // (shared + RESERVED), all_threads // threads)
 
 
+def row(compiler: CompilerName, variant: Variant, architecture: str) -> dict[str, object]:
+    """Compile one variant and return its figures."""
+    start = time.perf_counter()
+    registers, stores, loads = budget(compiled(compiler, variant, architecture))
+    held = blocks(architecture, registers, variant.shared, variant.threads)
+    return {
+        "kernel": variant.name,
+        "architecture": architecture,
+        "registers": registers,
+        "spill st/ld B": f"{stores}/{loads}",
+        "shared KiB": variant.shared / 1024,
+        "exchange": variant.exchange,
+        "blocks": held,
+        "warps": held * variant.threads // WARP,
+        "seconds": time.perf_counter() - start,
+    }
+
+
 def main() -> None:
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        sys.exit("nvcc is not on the path: it compiles the kernels whose budget is asked for")
     every = sorted({*cuda.SIZES, *stripes.SIZES})
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=every, choices=every)
     parser.add_argument("--architectures", nargs="+", default=list(LIMITS), choices=list(LIMITS))
+    parser.add_argument("--compiler", choices=get_args(CompilerName), help="NVRTC where it is found, else nvcc")
     add_json_option(parser)
     chosen, rows = parser.parse_args(), []
-    with tempfile.TemporaryDirectory() as folder:
+    faults = {name: fault(name) for name in ([chosen.compiler] if chosen.compiler else get_args(CompilerName))}
+    compiler = next((name for name, why in faults.items() if why is None), None)
+    if compiler is None:
+        sys.exit(f"no compiler for the kernels: {'; '.join(map(str, faults.values()))}")
+    try:
         for variant in variants(chosen.sizes):
             for architecture in chosen.architectures:
-                registers, stores, loads = budget(assembler_report(nvcc, variant, architecture, Path(folder)))
-                held = blocks(architecture, registers, variant.shared, variant.threads)
-                rows.append(
-                    {
-                        "kernel": variant.name,
-                        "architecture": architecture,
-                        "registers": registers,
-                        "spill st/ld B": f"{stores}/{loads}",
-                        "shared KiB": variant.shared / 1024,
-                        "exchange": variant.exchange,
-                        "blocks": held,
-                        "warps": held * variant.threads // WARP,
-                    }
-                )
-                print(f"{variant.name} {architecture}: {registers} registers", file=sys.stderr, flush=True)
-    report("gpu_budget", machine(), rows, chosen.json)
+                rows.append(row(compiler, variant, architecture))
+                print("{kernel} {architecture}: {registers} registers".format(**rows[-1]), file=sys.stderr, flush=True)
+    except CompilerError as error:
+        sys.exit(str(error))
+    report("gpu_budget", machine() | {"compiler": version(compiler)}, rows, chosen.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 IMPLICIT = (
     "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly."
 )
-# All of them are in CuPy; of keyword arguments the stand-in knows less than that: it takes what NumPy takes
+# All of them are in CuPy, as test_real_cupy.py sees where that is installed
 NAMES = """
 abs absolute add all any arange argmax ascontiguousarray bitwise_and bitwise_or clip concatenate conj conjugate copy
 cos diff divide equal exp full greater greater_equal hypot invert isfinite less less_equal log logical_and logical_not
@@ -23,6 +23,9 @@ reshape roll sign sin sqrt square stack subtract sum take tensordot transpose tr
 """
 KNOWN = NAMES.split()
 UFUNCS = {name for name in KNOWN if isinstance(getattr(np, name), np.ufunc)}
+# Keyword arguments that CuPy's element-wise functions take, and those that its other functions lack of NumPy's
+OF_UFUNCS = {"out", "dtype", "casting"}
+OF_NUMPY_ALONE = {"where", "initial", "subok", "signature", "like", "device", "mode", "min", "max"}
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - the name that CuPy has
@@ -171,6 +174,10 @@ def _unwrapped(value):
 
 
 def _call(function, *args, **kwargs):
+    lacking = OF_NUMPY_ALONE | ({"out"} if getattr(function, "__module__", "") == "numpy.fft" else set())
+    unknown = kwargs.keys() - OF_UFUNCS if isinstance(function, np.ufunc) else kwargs.keys() & lacking
+    if unknown:
+        raise TypeError(f"{function.__name__}() got unexpected keyword arguments: {', '.join(sorted(unknown))}")
     out = kwargs.get("out")
     if out is not None and not isinstance(out, ndarray):
         raise TypeError(f"return arrays must be of this module, not {type(out)}")

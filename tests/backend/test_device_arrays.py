@@ -37,6 +37,11 @@ def test_arrays_of_both_kinds_do_not_mix(cupy, operation):
         lambda a: np.tensordot(HOST, a, axes=2),
         lambda a: a.__setitem__(slice(None), HOST),
         lambda a: a.max(initial=0),
+        lambda a: np.sum(a, where=HOST > 0),
+        lambda a: np.add(a, a, order="C"),
+        lambda a: np.clip(a, min=0),
+        lambda a: a.all(where=True),
+        lambda a: np.fft.fft2(a, out=a),
     ],
 )
 def test_nothing_is_converted_in_silence(cupy, call):
