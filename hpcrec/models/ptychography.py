@@ -115,8 +115,7 @@ class PtychographyModel:
         fault = propagation_fault(shape, sampling, wavelength, slice_thickness, band_limit)
         if fault:
             raise ConfigError(f"slice_thickness: {fault}")
-        self.shape, self.sampling, self.wavelength = shape, sampling, wavelength
-        self.slice_thickness = slice_thickness
+        self.shape, self.sampling, self.wavelength, self.slice_thickness = shape, sampling, wavelength, slice_thickness
         self.detector = detector = Detector() if detector is None else detector
         self.pattern_shape = detector.pattern_shape(shape)
         self.curvature = LOSSES[detector.loss].curvature
@@ -131,9 +130,7 @@ class PtychographyModel:
             raise ConfigError(f"kernel: {fault}; use 'numpy' or 'auto'")
         self._kernel = kernel
         self._on_host = multislice if kernel == "numpy" or fault else compiled
-        self.streams = self._on_host is compiled
-        self._copies = Copies()
-        self.threads = Threads(threads)
+        self._copies, self.threads = Copies(), Threads(threads)
         self._lent = np.zeros((0, 0, 0, 0), self.dtype), np.zeros((0, 0, 0, 0), real_dtype(self.dtype))
 
     def windows(self, positions: FloatArray, grid: Grid) -> tuple[IntArray, FloatArray]:
@@ -156,9 +153,12 @@ class PtychographyModel:
         if self._kernel == ("launched" if on_host else "compiled"):
             where = "on the processor" if on_host else "on a GPU"
             raise ConfigError(f"kernel: {self._kernel!r} cannot be used where the object lives, {where}; use 'auto'")
-        if on_host:
-            return self._on_host
-        return launched if self._kernel == "launched" else multislice
+        on_device = launched if self._kernel == "launched" else multislice
+        return self._on_host if on_host else on_device
+
+    def streams_on(self, state: PtychographyState) -> bool:
+        """Whether :meth:`stream` takes steps of this state: by the compiled kernel, with the object on the host."""
+        return self.code(state) is compiled
 
     def gradients(
         self,

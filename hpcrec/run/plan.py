@@ -204,7 +204,7 @@ def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, threads: int =
     engine.prepare(state)
     batch = Batch(indices=indices, patterns=scan.read(indices), n_global=len(indices))
     exchange = make_exchange("replicated", SerialCommunicator(), setup.positions, setup.grid, setup.window)
-    rule = engine.step_rule(state) if model.streams and isinstance(engine, StreamingEngine) else None
+    rule = engine.step_rule(state) if model.streams_on(state) and isinstance(engine, StreamingEngine) else None
     edges = np.append(np.arange(0, len(indices), batch_size(job, scan.n_positions)), len(indices))
     block = Block(indices=indices, edges=edges, patterns=batch.patterns, rows=indices)
 

@@ -225,7 +225,7 @@ class TiltRun:
 
     def _rule(self) -> StepRule | None:
         """Return the engine's rule for compiled sweeps, where this rank has all patterns and the model knows how."""
-        if self.group.size > 1 or not self.model.streams or not isinstance(self.engine, StreamingEngine):
+        if self.group.size > 1 or not self.model.streams_on(self.state) or not isinstance(self.engine, StreamingEngine):
             return None
         return self.engine.step_rule(self.state)
 
