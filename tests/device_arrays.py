@@ -16,10 +16,11 @@ IMPLICIT = (
 )
 # All of them are in CuPy, as test_real_cupy.py sees where that is installed
 NAMES = """
-abs absolute add all any arange argmax ascontiguousarray bitwise_and bitwise_or clip concatenate conj conjugate copy
-cos diff divide equal exp full greater greater_equal hypot invert isfinite less less_equal log logical_and logical_not
-matmul max maximum mean min minimum moveaxis multiply negative not_equal ones ones_like positive power prod repeat
-reshape roll sign sin sqrt square stack subtract sum take tensordot transpose true_divide vdot zeros zeros_like
+abs absolute add all angle any arange arctan argmax ascontiguousarray bitwise_and bitwise_or clip concatenate conj
+conjugate copy cos diff divide equal exp flip full greater greater_equal hypot invert isfinite less less_equal log
+logical_and logical_not matmul max maximum mean min minimum moveaxis multiply negative not_equal ones ones_like positive
+power prod repeat reshape roll sign sin sqrt square stack subtract sum take tensordot transpose true_divide vdot zeros
+zeros_like
 """
 KNOWN = NAMES.split()
 UFUNCS = {name for name in KNOWN if isinstance(getattr(np, name), np.ufunc)}
@@ -202,6 +203,11 @@ def where(condition, x, y):
     return _call(np.where, condition, x, y)
 
 
+def empty_like(prototype, dtype=None):
+    """Return the same of the shape of another array."""
+    return empty(prototype.shape, prototype.dtype if dtype is None else dtype)
+
+
 def empty(shape, dtype=float):
     """Return not-a-numbers, the largest integer, or True."""
     made = np.empty(shape, dtype)
@@ -211,7 +217,8 @@ def empty(shape, dtype=float):
 
 def _make_module():
     module = ModuleType("cupy")
-    module.ndarray, module.asarray, module.where, module.empty = ndarray, asarray, where, empty
+    module.ndarray, module.asarray, module.where = ndarray, asarray, where
+    module.empty, module.empty_like = empty, empty_like
     for name in KNOWN:
         setattr(module, name, functools.partial(_call, getattr(np, name)))
     module.fft, module.linalg = ModuleType("cupy.fft"), ModuleType("cupy.linalg")

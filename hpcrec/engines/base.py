@@ -8,6 +8,7 @@ from typing import Any
 
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Partial, Total
+from hpcrec.models.placement import batch_beside
 from hpcrec.models.stream import StepRule
 
 DONE = "done"
@@ -90,9 +91,10 @@ def visit(
 ) -> Total:
     """Run the passes of one batch, this rank's share of it; return the last total that tells the loss.
 
-    ``exchange(partial, peaks)`` adds the partials of all ranks.
+    ``exchange(partial, peaks)`` adds the partials of all ranks. The patterns move to where the object lives, once for
+    all passes.
     """
-    name, told = engine.passes[0], Total({}, {})
+    name, told, batch = engine.passes[0], Total({}, {}), batch_beside(state.obj, batch)
     while name != DONE:
         total = exchange(engine.accumulate(name, state, batch), engine.peaks.get(name, ()))
         told = total if "loss" in total.sums else told

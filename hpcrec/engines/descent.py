@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, array_module, to_host
 from hpcrec.backend.kernels.updates import precondition
 from hpcrec.engines.base import DONE, Engine
 from hpcrec.engines.sweeps import (
@@ -119,7 +119,7 @@ class DescentEngine(Engine):
             return gradient_partial(self._model, state, batch, self._options, self._refinements)
         if name == "products":
             found = [self._product(state, *pair) for pair in self.wanted_products(state)]
-            return Partial({}, {"products": np.array(found, np.float64)})
+            return Partial({}, {"products": numbers(found)})
         return Partial({}, {"along": losses_along(self._model, state, batch, *self._direction, self._steps)})
 
     def apply(self, name: str, state: PtychographyState, total: Total) -> str | None:
@@ -156,19 +156,23 @@ class DescentEngine(Engine):
     def vector(self, state: PtychographyState, name: str) -> tuple[ComplexArray, ComplexArray]:
         """Return the parts on object and probe of a vector."""
         bare = name.removeprefix(SCALED)
-        obj, probe = state.object_memory[bare], state.memory[f"probe_{bare}"]
-        return (
-            (obj, probe) if bare == name else (np.multiply(obj, self._metric[0]), np.multiply(probe, self._metric[1]))
-        )
+        obj = state.object_memory[bare]
+        return obj if bare == name else np.multiply(obj, self._metric[0]), self._on_probe(state, name)
+
+    def _on_probe(self, state: PtychographyState, name: str) -> ComplexArray:
+        bare = name.removeprefix(SCALED)
+        probe = state.memory[f"probe_{bare}"]
+        return probe if bare == name else np.multiply(probe, self._metric[1])
 
     def _keep(self, state: PtychographyState, total: Total) -> None:
         field, weight = total.fields["object_gradient"], total.fields["illumination"].values
         index = (slice(None), *field.box.slices(state.box))
         floor = self._options.weight_floor
         scale = 1 / (self._model.curvature * state.n_slices)
-        one = np.ones(weight.shape, state.obj.dtype)
+        xp = array_module(state.obj)
+        one = xp.ones(weight.shape, state.obj.dtype)
         inverse = precondition(one, weight, 1 - floor, floor * total.peaks["illumination"], scale, quadratic=True).real
-        metric, gradient = np.zeros(state.obj.shape, inverse.dtype), np.zeros_like(state.obj)
+        metric, gradient = xp.zeros(state.obj.shape, inverse.dtype), xp.zeros_like(state.obj)
         metric[index], gradient[index] = inverse, field.values
         probe, size = np.zeros_like(state.probe), 0.0
         if "probe_gradient" in total.sums:
@@ -179,8 +183,8 @@ class DescentEngine(Engine):
         self._total, self._metric = total, (metric, 1 / size if size else 0.0)
         self.take_gradient(state, (gradient, probe))
 
-    def _product(self, state: PtychographyState, first: str, second: str) -> float:
-        """Return Re⟨u, v⟩ over the object pixels of this rank's core."""
+    def _product(self, state: PtychographyState, first: str, second: str) -> Array:
+        """Return Re⟨u, v⟩ over the object pixels of this rank's core, a number where the object lives."""
         index = (slice(None), *(state.box if state.core is None else state.core).slices(state.box))
         u, v = (state.object_memory[name.removeprefix(SCALED)][index] for name in (first, second))
         if second.startswith(SCALED):
@@ -188,10 +192,9 @@ class DescentEngine(Engine):
         return real_product(u, v)
 
     def _choose(self, state: PtychographyState, on_object: Array) -> None:
-        products: Products = {}
-        for (first, second), found in zip(self.wanted_products(state), on_object.tolist()):
-            probes = (self.vector(state, name)[1] for name in (first, second))
-            products[first, second] = found + real_product(*probes)
+        pairs = self.wanted_products(state)
+        on_probe = numbers([real_product(*(self._on_probe(state, name) for name in pair)) for pair in pairs])
+        products: Products = dict(zip(pairs, (on_object + on_probe).tolist()))
         factors = self.direction(state, products)
         obj, probe = np.zeros_like(state.obj), np.zeros_like(state.probe)
         for name, factor in factors.items():
@@ -214,6 +217,14 @@ class DescentEngine(Engine):
         self.moved(state, step, (state.obj - before[0], state.probe - before[1]))
 
 
-def real_product(u: ComplexArray, v: ComplexArray) -> float:
-    """Return Re Σ u* v, summed in float64."""
-    return float(np.sum(u.real * v.real + u.imag * v.imag, dtype=np.float64))
+def real_product(u: ComplexArray, v: ComplexArray) -> Array:
+    """Return Re Σ u* v, summed in float64: a number where the vectors live."""
+    found: Array = array_module(u).sum(u.real * v.real + u.imag * v.imag, dtype=np.float64)
+    return found
+
+
+def numbers(found: Sequence[Array]) -> FloatArray:
+    """Return numbers (n,) float64 on the host, from a device in one copy."""
+    if not found:
+        return np.zeros(0)
+    return to_host(array_module(*found).stack(found))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from hpcrec.backend.array import array_module
 from hpcrec.engines.base import Engine, bounded
 from hpcrec.engines.epie import EpieOptions, step_object, step_probe
 from hpcrec.engines.sweeps import change_refined, finish_sweep, gradient_partial, prepare_state
@@ -82,7 +83,7 @@ class Mpie(Engine):
     def _kick(self, state: PtychographyState) -> None:
         chosen, threads = self._options, self._model.threads
         memory, small = state.object_memory, state.memory
-        state.probe = np.ascontiguousarray(state.probe)
+        state.probe = array_module(state.probe).ascontiguousarray(state.probe)
         for arrays, bound in (
             ((state.obj, memory["velocity"], memory["before"]), chosen.object_constraint),
             ((state.probe, small["probe_velocity"], small["probe_before"]), "none"),

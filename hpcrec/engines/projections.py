@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray
+from hpcrec.backend.array import ComplexArray, FloatArray, IntArray, array_module
 from hpcrec.engines.base import Engine
 from hpcrec.engines.sweeps import (
     NEVER,
@@ -28,7 +29,8 @@ from hpcrec.options import options
 from hpcrec.refine.base import Refinement
 from hpcrec.refine.modes import orthogonal_rotation
 
-_CHUNK = 32
+# Patterns at a time: on a device large against the launch of a kernel; estimated, not measured
+_CHUNK, _DEVICE_CHUNK = 32, 256
 
 
 @options
@@ -55,8 +57,8 @@ class ProjectionEngine(Engine):
     Qψ = P O is the projection on the overlap: O = (ΣP*ψ + κ O)/(Σ|P|² + κ) and P = (ΣO*ψ + κ P)/(Σ|O|² + κ) in turns
     (Thibault et al., Ultramicroscopy 109, 338 (2009)). A scales far fields to the measured moduli, all modes by one
     factor; see :func:`hpcrec.models.waves.with_measured_moduli`. The exit waves of a rank's own patterns stand in
-    ``state.pattern_memory["waves"]`` and begin as PO, so that the first sweep moves them alone. Every sweep is one step
-    over all patterns, for objects of one slice.
+    ``state.pattern_memory["waves"]``, where the object lives: all of them on a device too. They begin as PO, so that
+    the first sweep moves them alone. Every sweep is one step over all patterns, for objects of one slice.
     """
 
     Options: type[ProjectionOptions] = ProjectionOptions
@@ -87,14 +89,13 @@ class ProjectionEngine(Engine):
 
     def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
         """Return numerators (as residuals, Σ P*(PO − ψ)) and weights, or the sums of loss and refinements."""
-        rows = state.rows(batch.indices)
         if name == "object":
-            left, weight = overlap_object(self._model, state, batch.indices, state.pattern_memory["waves"][rows])
+            left, weight = overlap_object(self._model, state, batch.indices, self._waves(state, batch.indices))
             return Partial({"object": left, "weight": weight})
         if name == "probe":
-            found, light = overlap_probe(self._model, state, batch.indices, state.pattern_memory["waves"][rows])
+            found, light = overlap_probe(self._model, state, batch.indices, self._waves(state, batch.indices))
             return Partial({}, {"probe": found, "object_weight": light})
-        self._pending += [(state.rows(b.indices), self._stepped(state, b)) for b in _chunks(batch)]
+        self._pending += [(b.indices, self._stepped(state, b)) for b in _chunks(batch, _chunk_size(state))]
         # The probe's gradient is not needed
         told = replace(self._options, probe_start=NEVER)
         return Partial({}, gradient_partial(self._model, state, batch, told, self._refinements).sums)
@@ -112,8 +113,8 @@ class ProjectionEngine(Engine):
             ):
                 return "object"
             return None
-        for rows, waves in self._pending:
-            state.pattern_memory["waves"][rows] = waves
+        for indices, waves in self._pending:
+            state.pattern_memory["waves"][_places(state, indices)] = waves
         self._turns, self._pending = 0, []
         before = state.positions.copy()
         change_refined(state, total, self._refinements)
@@ -124,10 +125,10 @@ class ProjectionEngine(Engine):
         """Orthogonalise the modes, of probe and waves alike; fix scale and drift, which waves follow."""
         if self._options.probe_due(state) and len(state.probe) > 1:
             waves = state.pattern_memory["waves"]
-            rotation = orthogonal_rotation(state.probe).astype(waves.dtype)
-            by_mode = waves.reshape(-1, len(rotation), *waves.shape[2:])
-            for part in range(0, len(by_mode), _CHUNK):
-                by_mode[part : part + _CHUNK] = np.einsum("kl,nlyx->nkyx", rotation, by_mode[part : part + _CHUNK])
+            rotation = array_module(waves).asarray(orthogonal_rotation(state.probe).astype(waves.dtype))
+            by_mode, chunk = waves.reshape(-1, len(rotation), math.prod(waves.shape[2:])), _chunk_size(state)
+            for part in range(0, len(by_mode), chunk):
+                by_mode[part : part + chunk] = rotation @ by_mode[part : part + chunk]
         before = state.positions.copy()
         finish_sweep(state, self._options, self._refinements)
         self._follow(state, before)
@@ -135,16 +136,20 @@ class ProjectionEngine(Engine):
     def _follow(self, state: PtychographyState, before: FloatArray) -> None:
         """Let waves go along with windows that refinements have moved from the positions ``before``."""
         after, waves, own = state.positions, state.pattern_memory["waves"], state.own_positions
-        moved = np.flatnonzero((after != before)[own].any(axis=1))
-        for start in range(0, len(moved), _CHUNK):
-            rows = moved[start : start + _CHUNK]
+        moved, chunk = own[(after != before)[own].any(axis=1)], _chunk_size(state)
+        for start in range(0, len(moved), chunk):
+            indices = moved[start : start + chunk]
             state.positions = before
-            old = exit_waves(self._model, state, own[rows])
+            old = exit_waves(self._model, state, indices)
             state.positions = after
-            waves[rows] += exit_waves(self._model, state, own[rows]) - old
+            waves[_places(state, indices)] += exit_waves(self._model, state, indices) - old
+
+    def _waves(self, state: PtychographyState, indices: IntArray) -> ComplexArray:
+        """Return a copy of the waves of the positions ``indices``."""
+        return state.pattern_memory["waves"][_places(state, indices)]
 
     def _stepped(self, state: PtychographyState, batch: Batch) -> ComplexArray:
-        old: Array = state.pattern_memory["waves"][state.rows(batch.indices)]
+        old = self._waves(state, batch.indices)
         return stepped_waves(self._model, state, batch, old, self.numbers(), self._options.noise_share)
 
     def _fit_object(self, state: PtychographyState, total: Total) -> None:
@@ -163,9 +168,18 @@ class ProjectionEngine(Engine):
         return float(np.sqrt(np.sum(np.abs(change) ** 2, dtype=float) / power)) if power > 0 else 0.0
 
 
-def _chunks(batch: Batch) -> Iterator[Batch]:
-    for start in range(0, len(batch.indices), _CHUNK):
-        part = slice(start, start + _CHUNK)
+def _chunk_size(state: PtychographyState) -> int:
+    return _CHUNK if array_module(state.obj) is np else _DEVICE_CHUNK
+
+
+def _places(state: PtychographyState, indices: IntArray) -> IntArray:
+    """Return where the waves of the positions ``indices`` stand: an index that lives where they do."""
+    return array_module(state.obj).asarray(state.rows(indices))  # type: ignore[no-any-return]
+
+
+def _chunks(batch: Batch, size: int) -> Iterator[Batch]:
+    for start in range(0, len(batch.indices), size):
+        part = slice(start, start + size)
         good = None if batch.good is None else batch.good[part]
         yield replace(batch, indices=batch.indices[part], patterns=batch.patterns[part], good=good)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hpcrec.backend.array import ComplexArray, FloatArray
+from hpcrec.backend.array import ComplexArray, FloatArray, array_module
 from hpcrec.engines.base import Engine
 from hpcrec.engines.epie import EpieOptions, step_object, step_probe
 from hpcrec.engines.sweeps import change_refined, constrain_object, finish_sweep, gradient_partial, prepare_state
@@ -100,10 +100,10 @@ class Wasp(Engine):
 
     def _begin_sweep(self, state: PtychographyState) -> None:
         self._keep_start(state)
-        memory, small = state.object_memory, state.memory
-        memory["waves"], memory["weight"] = np.zeros_like(state.obj), np.zeros(state.obj.shape, state.obj.real.dtype)
-        small["probe_waves"] = np.zeros_like(state.probe)
-        small["probe_weight"] = np.zeros(state.probe.shape[1:], state.probe.real.dtype)
+        memory, small, xp = state.object_memory, state.memory, array_module(state.obj)
+        memory["waves"], memory["weight"] = xp.zeros_like(state.obj), xp.zeros(state.obj.shape, state.obj.real.dtype)
+        small["probe_waves"] = xp.zeros_like(state.probe)
+        small["probe_weight"] = xp.zeros(state.probe.shape[1:], state.probe.real.dtype)
         small["patterns_seen"], small["peaks"] = np.zeros(1), np.zeros(1)
 
     def _keep_start(self, state: PtychographyState) -> None:

@@ -27,12 +27,14 @@ class PtychographyState:
         "intensity" (position,) factor of each pattern; "background" (ky, kx) counts
     object_memory : arrays (slice, y, x) on ``box`` that an engine keeps between updates (momenta)
     memory : small arrays an engine keeps between updates; the same on all ranks
-    pattern_memory : arrays (own position, …) that an engine keeps for each pattern of this rank
+    pattern_memory : arrays (own position, …) of waves that an engine keeps for each pattern of this rank
     core : the pixels of ``box`` that this rank adds to sums over the object; None: all
     visited : patterns of a sweep, where some positions are left out; None: all
     own : (n,) positions whose patterns this rank has, ascending; None: all
     whole_pixels : positions count as if they were on whole pixels; half of the transforms of one slice are saved
     windowed : this rank has all patterns, so that gradients may stay on the windows of a batch
+
+    On a device lie waves and images, see :func:`hpcrec.models.placement.state_on`; the rest stays on the host.
     """
 
     obj: ComplexArray

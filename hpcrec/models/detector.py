@@ -14,7 +14,7 @@ def detected(chain: Chain, part: slice, power: FloatArray) -> FloatArray:
     """Return the counts Î = B(c P) + b (n, ky, kx) of powers P = Σ|Ψ|² (n, ky, kx) of the patterns ``part``."""
     counts = _spread(chain.detector, power)
     if chain.scale is not None:
-        counts = counts * _factors(chain.scale[part], power)
+        counts = counts * pattern_factors(chain.scale[part], power)
     return counts if chain.background is None else counts + chain.background
 
 
@@ -37,10 +37,10 @@ def weigh(
         seen = counts if good is None else counts * good
         sums.scale[part, 1] += to_host(np.sum(seen, axis=(1, 2), dtype=np.float64))
     back = _gather(detector, weight)
-    return back if chain.scale is None else back * _factors(chain.scale[part], power)
+    return back if chain.scale is None else back * pattern_factors(chain.scale[part], power)
 
 
-def _factors(scale: FloatArray, power: FloatArray) -> FloatArray:
+def pattern_factors(scale: FloatArray, power: FloatArray) -> FloatArray:
     """Return factors (n,) of the host beside powers (n, ky, kx), to be multiplied with them."""
     factors: FloatArray = array_module(power).asarray(scale.astype(power.dtype))
     return factors[:, None, None]

@@ -1,4 +1,4 @@
-"""Exit waves through the compiled kernels: the same as the plain functions of :mod:`hpcrec.models.waves`."""
+"""Exit waves on the host, by the compiled kernels: the same as the plain functions of :mod:`hpcrec.models.waves`."""
 
 from __future__ import annotations
 

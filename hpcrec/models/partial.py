@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hpcrec.backend.array import Array
+from hpcrec.backend.array import Array, array_module
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.windows import WindowSums
 
@@ -33,7 +33,8 @@ class Field:
         if other.box.empty:
             return self
         box = self.box.union(other.box)
-        values = np.zeros(self.values.shape[:-2] + box.shape, np.result_type(self.values, other.values))
+        dtype = np.result_type(self.values.dtype, other.values.dtype)
+        values = array_module(self.values).zeros(self.values.shape[:-2] + box.shape, dtype)
         for part in (self, other):
             values[(..., *part.box.slices(box))] += part.values
         return Field(box, values)

@@ -33,16 +33,20 @@ def batch_beside(like: Array, batch: Batch) -> Batch:
 
 
 def state_on(xp: ModuleType, state: PtychographyState) -> PtychographyState:
-    """Return a state whose object, probe and what has their pixels are arrays of ``xp``: CuPy, or NumPy for the host.
+    """Return a state whose waves and images are arrays of ``xp``: CuPy, or NumPy for the host.
 
-    Positions and all else with a number a pattern stay on the host.
+    Those are object and probe; "variation" and "background"; all of ``object_memory``; what in ``memory`` has the
+    pixels of the probe's window or of the background; and all of ``pattern_memory``: the exit waves of all patterns,
+    which are the largest, but would else cross the bus in every step. Positions and other numbers of patterns, and
+    small sums, stay on the host. What engines and refinements make by themselves they put into the same places.
     """
+    images = {a.shape[-2:] for a in (state.probe, state.refined.get("background")) if a is not None}
 
     def moved(values: Array) -> Array:
         return to_host(values) if xp is np else xp.asarray(values)
 
-    def of_probe(name: str, values: Array) -> bool:
-        return name in _LARGE or values.shape == state.probe.shape
+    def of_pixels(values: Array) -> bool:
+        return values.ndim > 1 and values.shape[-2:] in images
 
     return replace(
         state,
@@ -50,7 +54,8 @@ def state_on(xp: ModuleType, state: PtychographyState) -> PtychographyState:
         probe=moved(state.probe),
         refined={name: moved(a) if name in _LARGE else a for name, a in state.refined.items()},
         object_memory={name: moved(a) for name, a in state.object_memory.items()},
-        memory={name: moved(a) if of_probe(name, a) else a for name, a in state.memory.items()},
+        memory={name: moved(a) if of_pixels(a) else a for name, a in state.memory.items()},
+        pattern_memory={name: moved(a) for name, a in state.pattern_memory.items()},
     )
 
 

@@ -6,16 +6,18 @@ follow; the loss's own factor (:data:`hpcrec.objectives.losses.LOSSES`) is left 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from hpcrec.backend.array import Array, FloatArray, array_module, to_host
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray, array_module, to_host
 from hpcrec.backend.kernels.windows import add_position_weights, add_window_powers
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import PtychographyState
 from hpcrec.models.chain import Chain, ChainSums
 from hpcrec.models.spectra import waves_of
+from hpcrec.operators.patches import cut_patches, window_chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +89,11 @@ def object_weight(chain: Chain) -> FloatArray:
 
 def plain_object_weight(chain: Chain) -> FloatArray:
     """Return the same as :func:`object_weight`."""
-    ny, nx = chain.spectrum.shape[-2:]
-    weight: FloatArray = array_module(chain.obj).zeros((ny, nx), chain.rate.dtype)
+    window, corners = chain.spectrum.shape[-2:], chain.corners.reshape(-1, 2)
+    weight: FloatArray = array_module(chain.obj).zeros(window, chain.rate.dtype)
     for obj in chain.obj[:, 0]:
-        for y, x in chain.corners.reshape(-1, 2):
-            patch = obj[y : y + ny, x : x + nx]
-            weight += patch.real**2 + patch.imag**2
+        for _, powers in _window_powers(obj, corners, window):
+            weight += powers.sum(axis=0)
     weight *= weight.dtype.type(chain.share**2)
     return weight
 
@@ -100,14 +101,20 @@ def plain_object_weight(chain: Chain) -> FloatArray:
 def coefficient_weight(chain: Chain) -> FloatArray:
     """Return Σ|U O_1|² (n, m) of each pattern and mode of the variation."""
     assert chain.variation is not None
-    ny, nx = chain.spectrum.shape[-2:]
     power = np.abs(chain.variation if chain.whole else waves_of(chain.variation)) ** 2
-    weight = array_module(power).zeros((len(chain.corners), len(power)))
+    corners = chain.corners[:, chain.corners.shape[1] // 2]
+    weight = array_module(power).zeros((len(corners), len(power)))
     for obj in chain.obj[:, 0]:
-        for j, (y, x) in enumerate(chain.corners[:, chain.corners.shape[1] // 2]):
-            patch = obj[y : y + ny, x : x + nx]
-            weight[j] += np.tensordot(power, patch.real**2 + patch.imag**2, axes=2)
+        for part, powers in _window_powers(obj, corners, power.shape[1:]):
+            weight[part] += np.tensordot(powers, power, axes=((1, 2), (1, 2)))
     return to_host(weight) / len(chain.obj)
+
+
+def _window_powers(obj: ComplexArray, corners: IntArray, window: tuple[int, int]) -> Iterator[tuple[slice, FloatArray]]:
+    """Yield which of the windows of ``obj`` (y, x) at ``corners`` (n, 2), and their |O|² (n, y, x)."""
+    for part in window_chunks(obj, len(corners), window):
+        patches = cut_patches(obj[None], corners[part], window)[0]
+        yield part, patches.real**2 + patches.imag**2
 
 
 def position_weight(state: PtychographyState, chain: Chain, box: Box, sampling: tuple[float, float]) -> FloatArray:
@@ -132,15 +139,23 @@ def plain_position_weight(
     """Return the same as :func:`position_weight`."""
     power = np.sum(np.abs(state.probe) ** 2, axis=0)
     corners = chain.corners + (state.box.y0 - box.y0, state.box.x0 - box.x0)
-    weight = np.zeros((len(corners), 2))
+    found = []
     for slices in chain.obj:
         product = np.prod(slices[(slice(None), *box.slices(state.box))], axis=0)
         for axis in range(2):
             squared = np.abs(np.diff(product, axis=axis) / sampling[axis]) ** 2
             between = np.moveaxis(power, axis, 0)
             between = np.moveaxis(0.5 * (between[1:] + between[:-1]), 0, axis)
-            ny, nx = between.shape
-            for j, points in enumerate(corners):
-                found = [float(np.vdot(squared[y : y + ny, x : x + nx], between)) for y, x in points]
-                weight[j, axis] += float(np.mean(found))
-    return weight / len(chain.obj)
+            found.append(_weighted(squared, between, corners.reshape(-1, 2)))
+    weights = to_host(array_module(power).stack(found)).reshape(len(chain.obj), 2, *corners.shape[:2])
+    return weights.mean(axis=(0, 3)).T  # type: ignore[no-any-return]
+
+
+def _weighted(values: FloatArray, weights: FloatArray, corners: IntArray) -> FloatArray:
+    """Return Σ v(r_j + r) w(r) (n,) float64 of the windows of ``values`` (y, x) at ``corners`` (n, 2)."""
+    found: FloatArray = array_module(values).zeros(len(corners))
+    weights = weights.astype(values.dtype, copy=False)
+    for part in window_chunks(values, len(corners), weights.shape):
+        patches = cut_patches(values[None], corners[part], weights.shape)[0]
+        found[part] = np.tensordot(patches, weights, axes=2)
+    return found

@@ -1,8 +1,8 @@
 """Exit waves of single patterns: what projections need beside gradients. Objects of one slice.
 
-Waves are arrays (n, part, y, x), parts = (flight, object state, probe mode), in front of the detector's propagation.
-A model with the compiled kernel runs that of :mod:`hpcrec.models.exits`; else, and as what defines it, plain NumPy with
-the chunks of patterns of :mod:`hpcrec.models.multislice`.
+Waves are arrays (n, part, y, x), parts = (flight, object state, probe mode), in front of the detector's propagation;
+they live where the object does. A model with the compiled kernel runs that of :mod:`hpcrec.models.exits` on the host;
+else, and as what defines it, plain array code with the chunks of patterns of :mod:`hpcrec.models.multislice`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray, real_dtype
-from hpcrec.backend.fft import aligned_empty, fft2, ifft2, ifft2_inplace
+from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray, array_module, real_dtype
+from hpcrec.backend.fft import empty_beside, fft2, ifft2, ifft2_inplace
 from hpcrec.models import compiled, exits, multislice
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums, good_pixels
 from hpcrec.models.cuts import add_products
-from hpcrec.models.detector import detected, weigh
+from hpcrec.models.detector import detected, pattern_factors, weigh
 from hpcrec.models.partial import Field
+from hpcrec.models.placement import batch_beside
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.models.refined import object_weight
 
@@ -29,7 +30,7 @@ def exit_waves(model: PtychographyModel, state: PtychographyState, indices: IntA
     chain, _ = model._chain(state, indices, shifted=True)
     if model.code(state) is compiled:
         return exits.exit_waves(chain, model.threads)
-    out = np.empty((len(indices), chain.n_parts, *model.shape), model.dtype)
+    out: ComplexArray = array_module(chain.obj).empty((len(indices), chain.n_parts, *model.shape), model.dtype)
     for part, _, incoming, patches in _entering(chain):
         out[part] = multislice._joined(incoming * patches)
     return out
@@ -46,6 +47,7 @@ def with_measured_moduli(
     """
     chain, _ = model._chain(state, batch.indices, shifted=True)
     chain = replace(chain, detector=replace(chain.detector, loss="amplitude"))
+    batch = batch_beside(state.obj, batch)
     good, patterns = good_pixels(chain.detector, batch.patterns, batch.good), model.clean(batch)
     unused = ChainSums(origin=(0, 0), obj=waves[:0], illumination=waves[:0].real, totals=np.zeros(3))
     out = np.empty_like(waves)
@@ -57,7 +59,7 @@ def with_measured_moduli(
         of_part = multislice._good(good, part)
         weight = weigh(chain, part, power, patterns[part], of_part, unused)
         if chain.scale is not None:
-            weight /= chain.scale[part, None, None].astype(weight.dtype)  # ∂L/∂Î, the scaling of moduli
+            weight /= pattern_factors(chain.scale[part], weight)  # ∂L/∂Î, the scaling of moduli
         if noise_share > 0:
             modelled = detected(chain, part, power)
             weight *= _share_of_way(modelled, patterns[part], of_part, noise_share)[:, None, None]
@@ -96,7 +98,8 @@ def overlap_object(
     """Return Σ P_j* (P_j O − ψ_j) and Σ|P_j|² on object pixels (state, y, x), for the waves ψ of ``indices``."""
     chain, box = model._chain(state, indices, shifted=True)
     shape, origin = (len(chain.obj), *box.shape), (box.y0 - state.box.y0, box.x0 - state.box.x0)
-    found, weight = np.zeros(shape, model.dtype), np.zeros(shape, real_dtype(model.dtype))
+    xp = array_module(chain.obj)
+    found, weight = xp.zeros(shape, model.dtype), xp.zeros(shape, real_dtype(model.dtype))
     if model.code(state) is compiled:
         exits.overlap_object(chain, waves, origin, found[:, None], weight[:, None])
         return Field(box, found), Field(box, weight)
@@ -115,7 +118,7 @@ def overlap_probe(
     if model.code(state) is compiled:
         exits.overlap_probe(chain, waves, found)
         return ifft2(found), object_weight(chain)
-    weight = np.zeros(model.shape, real_dtype(model.dtype))
+    weight: FloatArray = array_module(chain.obj).zeros(model.shape, real_dtype(model.dtype))
     share = weight.dtype.type(chain.share)
     for part, ramps, incoming, patches in _entering(chain):
         left = incoming * patches - waves[part].reshape(incoming.shape)
@@ -131,20 +134,20 @@ def _entering(chain: Chain) -> Iterator[tuple[slice, ComplexArray, ComplexArray,
         ramps = multislice._ramps(chain, part)
         patches = multislice._cuts(chain, chain.obj, chain.corners[part]).seen(0)
         shape = (*patches.shape[:3], *chain.spectrum.shape)
-        wave = aligned_empty(shape, chain.spectrum.dtype)
+        wave = empty_beside(chain.spectrum, shape)
         wave[...] = ramps[:, :, None, None] * multislice._spectra(chain, part)[:, None, None]
         yield part, ramps, ifft2_inplace(wave), patches
 
 
 def _aligned(waves: ComplexArray) -> ComplexArray:
-    copy = aligned_empty(waves.shape, waves.dtype)
+    copy = empty_beside(waves, waves.shape)
     copy[...] = waves
     return copy
 
 
 def _share_of_way(modelled: FloatArray, patterns: Array, good: BoolArray | None, noise_share: float) -> FloatArray:
     """Return 1 − √(p/e) of each pattern (n,), 0 where e ≤ p."""
-    measured = np.asarray(patterns, modelled.dtype)
+    measured = patterns.astype(modelled.dtype, copy=False)
     squares, noise = (np.sqrt(modelled) - np.sqrt(measured)) ** 2, np.minimum(measured, 0.25)
     error, bound = (np.sum(v if good is None else v * good, axis=(1, 2), dtype=np.float64) for v in (squares, noise))
     ratio = noise_share * bound / np.maximum(error, 1e-30)

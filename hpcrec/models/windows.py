@@ -8,10 +8,11 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray, real_dtype
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray, array_module, real_dtype
 from hpcrec.backend.kernels import runs
 from hpcrec.backend.kernels.windows import peak_of_windows, step_windows
 from hpcrec.backend.threads import Threads
+from hpcrec.objectives.constraints import CONSTRAINTS
 
 Bound = Literal["none", "amplitude_bound", "phase_only"]
 BOUNDS: Final[dict[str, int]] = {"none": 0, "amplitude_bound": 1, "phase_only": 2}
@@ -148,7 +149,13 @@ def kick(
     bound: Bound,
     threads: Threads,
 ) -> None:
-    """Let contiguous arrays of one shape follow v ← momentum · v + O − B, O ← O + share · v, B ← O, all in place."""
+    """Let contiguous arrays of one shape follow v ← momentum · v + O − B, O ← O + share · v, B ← O, all in place.
+
+    The constraint ``bound`` acts where v is not zero. Compiled on the host, plain on a device.
+    """
+    if array_module(obj) is not np:
+        plain_kick(obj, velocity, before, momentum=momentum, share=share, bound=bound)
+        return
     if not all(a.flags.c_contiguous for a in (obj, velocity, before)):
         raise ValueError("a kick needs contiguous arrays, row by row: it would change copies of these")
     real = real_dtype(obj.dtype)
@@ -156,3 +163,15 @@ def kick(
     numbers = real.type(momentum), real.type(share), BOUNDS[bound]
     parts = [slice(2 * s.start, 2 * s.stop) for s in threads.shares(obj.size)]
     threads.run([partial(runs.kick, *(a[part] for a in flat), *numbers) for part in parts])
+
+
+def plain_kick(
+    obj: ComplexArray, velocity: ComplexArray, before: ComplexArray, *, momentum: float, share: float, bound: Bound
+) -> None:
+    """Do the same as :func:`kick`, in one thread; arrays may live on a device."""
+    velocity *= momentum
+    velocity += obj - before
+    obj += share * velocity
+    if bound != "none":
+        obj[...] = array_module(obj).where(velocity != 0, CONSTRAINTS[bound](obj), obj)
+    before[...] = obj

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
 import numpy as np
 
 from hpcrec.backend.array import Array, IntArray, array_module
 from hpcrec.operators.base import LinearOperator
 
+_CHUNK_BYTES: Final = 1 << 17
+# Estimated, not measured: large against the launch of a kernel
+_DEVICE_CHUNK_BYTES: Final = 1 << 27
+
 
 def cut_patches(obj: Array, corners: IntArray, window: tuple[int, int]) -> Array:
-    """Return the windows (slice, position, y, x) of ``obj`` (slice, y, x) whose first pixels are ``corners`` (n, 2)."""
+    """Return the windows (slice, position, y, x) of ``obj`` (slice, y, x) whose first pixels are ``corners`` (n, 2).
+
+    ``corners`` are on the host; on a device all windows are gathered at once.
+    """
     xp = array_module(obj)
-    patches = xp.empty((obj.shape[0], len(corners), *window), obj.dtype)
+    if xp is not np:
+        first = xp.asarray(corners)
+        rows = first[:, 0, None, None] + xp.arange(window[0])[:, None]
+        return obj[:, rows, first[:, 1, None, None] + xp.arange(window[1])]
+    patches = np.empty((obj.shape[0], len(corners), *window), obj.dtype)
     for j, (y, x) in enumerate(corners):
         patches[:, j] = obj[:, y : y + window[0], x : x + window[1]]
-    return patches  # type: ignore[no-any-return]
+    return patches
+
+
+def window_chunks(obj: Array, n: int, window: tuple[int, int]) -> Iterator[slice]:
+    """Yield parts of n windows of ``obj`` (y, x): as many at a time as fit the caches, or a small share of a device."""
+    size = _CHUNK_BYTES if array_module(obj) is np else _DEVICE_CHUNK_BYTES
+    step = max(1, size // (obj.dtype.itemsize * window[0] * window[1]))
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
 
 
 def add_patches(obj: Array, patches: Array, corners: IntArray) -> None:

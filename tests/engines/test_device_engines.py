@@ -1,56 +1,166 @@
 """Engines on arrays of a device, by the stand-in for CuPy, against the same on NumPy's; no GPU has run them."""
 
 import copy
+from dataclasses import fields
 
 import numpy as np
 import pytest
-from phantom import Phantom
+from phantom import Phantom, refinements, size_for
 
-from hpcrec.engines import engine_class
+from hpcrec.engines import ENGINES, engine_class
 from hpcrec.engines.base import visit
-from hpcrec.models.partial import Total
+from hpcrec.engines.descent import DescentEngine
 from hpcrec.models.placement import state_on
+from hpcrec.parallel.communicator import SerialCommunicator
+from hpcrec.parallel.exchange import make_exchange
 
-
-def total_of(partial, peaks=()):
-    """The total of one rank, whose maxima CuPy can take."""
-    found = {name: float(partial.fields[name].values.max()) for name in peaks}
-    return Total(partial.fields, partial.sums, found)
-
-
-@pytest.mark.parametrize("constraint", ["none", "amplitude_bound"])
-@pytest.mark.parametrize(
-    ("name", "loss", "more"),
-    [
-        ("epie", "amplitude", {"object_regularity": 0.5}),
-        ("gradient", "poisson", {}),
-        ("gradient", "amplitude", {"method": "adam"}),
-        ("lsqml", "amplitude", {}),
-        ("lsqml", "poisson", {"momentum": 0.5, "poisson_step": "fixed_point"}),
-        ("lsqml", "amplitude", {"momentum": 0.5, "object_update": "sweep"}),
+# What else an engine can do than by its defaults, of the table's engines that have a choice
+OPTIONS = {
+    "epie": [{"object_regularity": 0.5, "probe_regularity": 0.5}, {"object_constraint": "phase_only"}],
+    "mpie": [{"patterns_per_kick": 16}, {"patterns_per_kick": 16, "object_constraint": "amplitude_bound"}],
+    "three_pie": [{"wave_step": 0.8, "wave_regularity": 0.7}],
+    "wasp": [{"groups": 2}],
+    "dm": [{"relaxation": 0.8, "noise_share": 0.0}],
+    "raar": [{"loss": "poisson"}],
+    "gradient": [
+        {"loss": "poisson"},
+        {"loss": "poisson", "object_constraint": "amplitude_bound"},
+        {"method": "adam"},
+        {"method": "adam", "object_constraint": "amplitude_bound"},
     ],
-)
-def test_a_sweep_is_that_of_the_host(cupy, name, loss, more, constraint):
-    """Two sweeps in double precision, of two slices and two modes: round-off grows to some 1e-13."""
-    phantom, cls = Phantom(2, 2, precision="double", loss=loss), engine_class(name)
-    options = cls.Options(loss=loss, probe_start=0, object_constraint=constraint, **more)
-    # Few scattered patterns move an object that waits for the sweep's end so badly that 1e-13 grows to 1e-7
-    n_patterns = 32 if "object_update" in more else 16
-    ends = []
-    for start in (copy.deepcopy(phantom.start), state_on(cupy, phantom.start)):
-        engine = cls(phantom.model, options)
-        engine.prepare(start)
-        told = 0.0
-        for seed in range(2):
-            for batch in phantom.batches(n_patterns, seed):
-                told += float(visit(engine, start, batch, total_of).sums["error"][0])
-            engine.finish_iteration(start)
-        ends.append((start, told))
-    (host, wanted), (device, found) = ends
+    "lsqml": [
+        {"loss": "poisson", "momentum": 0.5, "poisson_step": "fixed_point"},
+        {"loss": "poisson", "momentum": 0.5, "poisson_step": "fixed_point", "object_constraint": "amplitude_bound"},
+        {"momentum": 0.5, "object_update": "sweep"},
+        {"momentum": 0.5, "object_update": "sweep", "object_constraint": "amplitude_bound"},
+    ],
+    "cg": [{"loss": "gaussian"}],
+    "lbfgs": [{"history": 2, "loss": "poisson"}],
+}
+
+
+def cases():
+    """Every engine of the table, with one slice and where it may with two; these with all options."""
+    for name in ENGINES:
+        alone = engine_class(name).one_slice_only
+        choices = [{}, {"object_constraint": "amplitude_bound"}, *OPTIONS.get(name, [])]
+        for n_slices, more in [*([] if alone else [(1, {})]), *((1 if alone else 2, m) for m in choices)]:
+            yield pytest.param(name, n_slices, more, id="-".join([name, str(n_slices), *map(str, more.values())]))
+
+
+def pair(cupy, n_slices=2, loss="amplitude"):
+    """A phantom of two modes in double precision, its start on the host and on the device."""
+    phantom = Phantom(n_slices, 2, precision="double", loss=loss)
+    phantom.start.windowed = True
+    return phantom, copy.deepcopy(phantom.start), state_on(cupy, phantom.start)
+
+
+def run(phantom, start, name, n_sweeps=2, refine=None, **options):
+    """Sweep from a start; return the engine and Σ(√I − √I₀)² of each sweep."""
+    cls = engine_class(name)
+    engine = cls(phantom.model, cls.Options(**{"probe_start": 0} | options), refinements(phantom.model, refine or {}))
+    engine.prepare(start)
+    # Few scattered patterns move an object that waits for the sweep's end so badly that round-off grows to 1e-7
+    size, told = size_for(name, 32 if "object_update" in options else 16), []
+    exchange = make_exchange("replicated", SerialCommunicator(), start.positions, start.grid, phantom.model.shape)
+    for seed in range(n_sweeps):
+        batches = phantom.batches(size, seed)
+        told.append(sum(float(visit(engine, start, b, exchange.total).sums["error"][0]) for b in batches))
+        engine.finish_iteration(start)
+    return engine, told
+
+
+def arrays(state):
+    """All arrays of a state by name."""
+    found = {"obj": state.obj, "probe": state.probe, "positions": state.positions}
+    for group in ("refined", "object_memory", "memory", "pattern_memory"):
+        found |= {f"{group}: {name}": values for name, values in getattr(state, group).items()}
+    return found
+
+
+def assert_same(cupy, device, host, tolerance, unlike=()):
+    """Relative to the largest value of each array but those ``unlike``; each stands where it would go to."""
+    back = arrays(state_on(cupy, state_on(np, device)))
+    wanted = arrays(host)
+    assert arrays(device).keys() == wanted.keys()
+    for name, values in arrays(device).items():
+        assert type(values) is type(back[name]), f"{name} is not where a state is moved to"
+        assert values.dtype == wanted[name].dtype, name
+        found = values.get() if isinstance(values, cupy.ndarray) else values
+        if name not in unlike:
+            # Infinite where nothing was found yet
+            differ, size = found != wanted[name], np.abs(wanted[name]).max(initial=0)
+            off = np.abs(found[differ] - wanted[name][differ]).max(initial=0)
+            assert off <= tolerance * size, (name, off, size)
+
+
+@pytest.mark.parametrize(("name", "n_slices", "more"), list(cases()))
+def test_a_sweep_is_that_of_the_host(cupy, name, n_slices, more):
+    """Two sweeps in double precision, two modes: transforms' and sums' round-off grows to some 1e-13."""
+    phantom, host, device = pair(cupy, n_slices, more.get("loss", "amplitude"))
+    (engine, wanted), (_, found) = run(phantom, host, name, **more), run(phantom, device, name, **more)
     assert found == pytest.approx(wanted, rel=1e-10)
-    for one in ("obj", "probe"):
+    for one in ("obj", "probe") if engine.moves_probe else ("obj",):
         before, after = getattr(phantom.start, one), getattr(host, one)
         assert isinstance(getattr(device, one), cupy.ndarray)
         change = np.abs(after - before).max()
         assert change > 1e-3 * np.abs(before).max(), one
         assert np.abs(getattr(device, one).get() - after).max() <= 1e-9 * change, one
+    assert_same(cupy, device, host, 1e-8)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_table_of_options_names_what_engines_have(name):
+    known = {f.name for f in fields(engine_class(name).Options)}
+    assert all(more.keys() <= known for more in OPTIONS[name])
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_waves_follow_refined_positions(cupy, name):
+    """Positions move in the second sweep; where exit waves are kept, they move along."""
+    phantom, host, device = pair(cupy, 1)
+    refine = {"positions": {"start_iteration": 1}}
+    for start in (host, device):
+        run(phantom, start, name, 2, refine)
+    assert np.abs(host.positions - phantom.start.positions).max() > 1e-3
+    assert isinstance(device.positions, np.ndarray)
+    assert_same(cupy, device, host, 1e-8)
+
+
+def test_only_arrays_of_the_host_stream(cupy):
+    phantom = Phantom()
+    assert phantom.model.streams_on(phantom.start)
+    assert not phantom.model.streams_on(state_on(cupy, phantom.start))
+    assert not Phantom(precision="double").model.streams_on(phantom.start)
+
+
+@pytest.mark.parametrize("name", ["lsqml", "cg", "raar"])
+def test_patterns_move_once_for_all_passes(cupy, name, monkeypatch):
+    phantom, _, device = pair(cupy, 1)
+    moved, asarray = [], cupy.asarray
+
+    def counted(values, dtype=None):
+        if isinstance(values, np.ndarray) and values.shape == phantom.patterns.shape:
+            moved.append(values)
+        return asarray(values, dtype)
+
+    monkeypatch.setattr(cupy, "asarray", counted)
+    cls = engine_class(name)
+    engine = cls(phantom.model, cls.Options(probe_start=0))
+    engine.prepare(device)
+    exchange = make_exchange("replicated", SerialCommunicator(), device.positions, device.grid, phantom.model.shape)
+    for batch in phantom.batches(64, 1):
+        visit(engine, device, batch, exchange.total)
+    assert len(moved) == 1
+
+
+def test_products_come_from_the_device_at_once(cupy, monkeypatch):
+    phantom, _, device = pair(cupy, 2)
+    engine, _ = run(phantom, device, "lbfgs")
+    assert isinstance(engine, DescentEngine)
+    copies, get = [], cupy.ndarray.get
+    monkeypatch.setattr(cupy.ndarray, "get", lambda a: copies.append(a.shape) or get(a))
+    (batch,) = phantom.batches(64, 1)
+    found = engine.accumulate("products", device, batch)
+    assert copies == [found.sums["products"].shape]
+    assert copies[0] > (1,)

@@ -18,7 +18,8 @@ from test_ptychography import (
 )
 
 from hpcrec.errors import ConfigError
-from hpcrec.models import multislice
+from hpcrec.geometry.tiles import Box
+from hpcrec.models import multislice, waves
 from hpcrec.models.line import losses_along
 from hpcrec.models.partial import Field
 from hpcrec.models.placement import state_on
@@ -120,12 +121,56 @@ def test_whole_pixels_and_revised_waves_too(cupy):
             assert_close(getattr(found, name).get(), getattr(wanted, name), name, "double")
 
 
+@pytest.mark.parametrize("precision", ["single", "double"])
+@pytest.mark.parametrize(
+    ("n_modes", "more"),
+    [
+        (1, {}),
+        (2, {"more": EVERYTHING, "n_states": 2, "flight": FLIGHT}),
+        *((2, {"more": EVERYTHING[:-1], **DETECTORS[name]}) for name in sorted(DETECTORS)),
+    ],
+)
+def test_exit_waves_and_projections_are_those_of_the_host(cupy, precision, n_modes, more):
+    model, state, there, batch = twins(cupy, precision, 1, n_modes, "amplitude", True, **more)
+    seen = replace(batch, good=np.random.default_rng(3).random(batch.patterns.shape) > 0.1)
+    wanted, found = (waves.exit_waves(model, s, batch.indices) for s in (state, there))
+    old = wanted * (1 + 0.1 * random_like(wanted, np.random.default_rng(4))).astype(wanted.dtype)
+    numbers = (0.3, 0.6, 1.7)
+    pairs = [(found, wanted, "exit waves")]
+    for share in (0.0, 0.75):
+        new, beside = (
+            waves.stepped_waves(model, s, seen, o, numbers, share)
+            for s, o in ((state, old), (there, cupy.asarray(old)))
+        )
+        pairs.append((beside, new, "step"))
+    for one in (waves.overlap_object, waves.overlap_probe):
+        host, device = one(model, state, batch.indices, old), one(model, there, batch.indices, cupy.asarray(old))
+        if one is waves.overlap_object:
+            assert [field.box for field in device] == [field.box for field in host]
+            host, device = ([field.values for field in fields] for fields in (host, device))
+        pairs += [(b, a, one.__name__) for a, b in zip(host, device)]
+    for b, a, name in pairs:
+        assert isinstance(b, cupy.ndarray), name
+        assert_close(b.get(), a, name, precision)
+
+
+def test_fields_of_a_device_add_up(cupy):
+    rng = np.random.default_rng(4)
+    parts = [Field(Box(y, y + 4, x, x + 5), rng.random((2, 4, 5))) for y, x in ((0, 0), (2, 3))]
+    wanted = parts[0] + parts[1]
+    found = Field(parts[0].box, cupy.asarray(parts[0].values)) + Field(parts[1].box, cupy.asarray(parts[1].values))
+    assert found.box == wanted.box
+    np.testing.assert_array_equal(found.values.get(), wanted.values)
+
+
 def test_chunks_of_a_device_add_up(cupy, monkeypatch):
     model, state, there, batch = twins(cupy, "double", 2, 2, more=EVERYTHING)
     wanted = model.gradients(there, batch, WANTED)
     monkeypatch.setattr(multislice, "_DEVICE_CHUNK_BYTES", 1)
+    monkeypatch.setattr(patches, "_DEVICE_CHUNK_BYTES", 1)
     found = model.gradients(there, batch, WANTED)
     assert_close(found.obj.get(), wanted.obj.get(), "obj", "double")
+    assert_close(found.object_weight.get(), wanted.object_weight.get(), "object_weight", "double")
     for name, values in wanted.of_patterns.items():
         assert_close(found.of_patterns[name], values, name, "double")
 
