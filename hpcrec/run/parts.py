@@ -17,9 +17,10 @@ import numpy as np
 from hpcrec.analysis.half_scans import half_scan_correlation, projection_of
 from hpcrec.analysis.resolution import ShellCorrelation
 from hpcrec.backend.array import ComplexArray
+from hpcrec.backend.device import out_of_memory
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.views import half_resolution, with_positions
-from hpcrec.errors import DataError
+from hpcrec.errors import DataError, DeviceError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.scan import half_scans, held_out_positions
 from hpcrec.io.checkpoint import latest_good, remove_checkpoints
@@ -115,12 +116,20 @@ def _begun(task: TiltTask, name: str) -> bool:
 
 
 def _sweep(task: TiltTask, name: str, start: Start | None = None) -> TiltOutcome | None:
+    """Run the sweeps of a part; raises DeviceError where the memory of a GPU does not suffice."""
     report = task.report if name == MAIN else _aside(name, task.report)
     where = (task.grid, task.i_tilt, task.group, task.checkpoints)
-    with closing(TiltRun(task.job, task.series, *where, report, name, start, task.means)) as run:
-        outcome = run.run()
-        if name != MAIN:
-            run.save()
+    try:
+        with closing(TiltRun(task.job, task.series, *where, report, name, start, task.means)) as run:
+            outcome = run.run()
+            if name != MAIN:
+                run.save()
+    except out_of_memory() as fault:
+        raise DeviceError(
+            f"tilt {task.number}: {task.means.device} has no memory left ({fault}): take a smaller "
+            "ptychography.batch_size, or more ranks with GPUs of their own for each tilt (parallel.group_size, "
+            "parallel.exchange = 'tiled')"
+        ) from None
     return outcome
 
 

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray, to_host
-from hpcrec.backend.device import out_of_memory
 from hpcrec.data.batches import BatchReader, global_batches
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.resident import DeviceReader, PatternReader
 from hpcrec.engines import engine_class
 from hpcrec.engines.base import StreamingEngine, visit
-from hpcrec.errors import DeviceError, DivergedError
+from hpcrec.errors import DivergedError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.scan import hilbert_order
 from hpcrec.geometry.tiles import Box, window_corners
@@ -203,17 +202,7 @@ class TiltRun:
             save_checkpoint(path, {k: to_host(v) for k, v in arrays.items()}, {"iteration": state.iteration})
 
     def sweep(self) -> None:
-        """Visit every pattern once; raises DeviceError where the memory of a GPU does not suffice."""
-        try:
-            self._sweep()
-        except out_of_memory() as fault:
-            raise DeviceError(
-                f"tilt {self.setup.number}: {self.device} has no memory left ({fault}): take a smaller "
-                "ptychography.batch_size, or more ranks with GPUs of their own for each tilt (parallel.group_size, "
-                "parallel.exchange = 'tiled')"
-            ) from None
-
-    def _sweep(self) -> None:
+        """Visit every pattern once."""
         job = self.job.ptychography
         self.state.whole_pixels = self.state.iteration < job.whole_pixel_iterations
         batches = global_batches(
