@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hpcrec.backend.array import Array, FloatArray, array_module, to_host
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, array_module, to_host
 from hpcrec.backend.kernels.windows import add_position_weights, add_window_powers
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import PtychographyState
@@ -24,6 +24,13 @@ class RefinedGradients:
 
     of_patterns: dict[str, FloatArray] = field(default_factory=dict)
     added: dict[str, Array] = field(default_factory=dict)
+
+
+def probe_gradient(chain: Chain, sums: ChainSums) -> ComplexArray:
+    """Return the gradient by the probe's waves (mode, y, x), zeros where it was not wanted."""
+    if sums.spectrum is None:
+        return np.zeros_like(chain.spectrum)
+    return sums.spectrum if chain.whole else waves_of(sums.spectrum)
 
 
 def refined_gradients(

@@ -202,11 +202,12 @@ def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, threads: int =
     # The last sweep does all that is due
     state.iteration = job.ptychography.iterations - 1
     engine.prepare(state)
-    batch = Batch(indices=indices, patterns=scan.read(indices), n_global=len(indices))
+    patterns = scan.read(indices)
+    batch = Batch(indices=indices, patterns=patterns, n_global=len(indices))
     exchange = make_exchange("replicated", SerialCommunicator(), setup.positions, setup.grid, setup.window)
     rule = engine.step_rule(state) if model.streams and isinstance(engine, StreamingEngine) else None
     edges = np.append(np.arange(0, len(indices), batch_size(job, scan.n_positions)), len(indices))
-    block = Block(indices=indices, edges=edges, patterns=batch.patterns, rows=indices)
+    block = Block(indices=indices, edges=edges, patterns=patterns, rows=indices)
 
     def update() -> None:
         if rule is None:
@@ -216,7 +217,7 @@ def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, threads: int =
 
     update()
     # The assessment's loops, too, are loaded (the first time compiled) before the process is measured
-    pattern_figures(model.simulate(state, indices[:1]), batch.patterns[:1], None)
+    pattern_figures(model.simulate(state, indices[:1]), patterns[:1], None)
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         update()
