@@ -86,8 +86,15 @@ def variants(sizes: Sequence[int]) -> Iterator[Variant]:
             }
             for one in chosen.values():
                 met = exchange(layout.elements, layout.lanes, layout.stride(one.along_y), one.along_y)
-                name, shared = stripes.kernel_name(n, one, "amplitude", "uint8"), layout.shared_bytes(one.along_y)
-                yield Variant("stripes", n, name, "StripeArguments", layout.threads, shared, met)
+                for name in striped_names(n, one):
+                    shared = layout.shared_bytes(one.along_y)
+                    yield Variant("stripes", n, name, "StripeArguments", layout.threads, shared, met)
+
+
+def striped_names(n: int, one: stripes.Pass) -> list[str]:
+    """Return the names of a striped pass: by counts and by events, with sums of floats and in fixed point."""
+    forms = [("uint8", False), ("events of uint16", False), ("uint8", True)]
+    return list(dict.fromkeys(stripes.kernel_name(n, one, "amplitude", kind, fixed=fixed) for kind, fixed in forms))
 
 
 def assembler_report(nvcc: str, variant: Variant, architecture: str, folder: Path) -> str:

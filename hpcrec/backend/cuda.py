@@ -22,7 +22,7 @@ LOSSES: Final = {"amplitude": "AMPLITUDE", "anscombe": "AMPLITUDE", "poisson": "
 COUNTS: Final = {"uint8": "unsigned char", "uint16": "unsigned short"}
 # What a product of two factors may be off, in single precision, from a propagator that is one
 _SEPARABLE = 1e-6
-_SHARED = ("device.cuh", "lines.cuh", "lanes.cuh", "loss.cuh")
+_SHARED = ("device.cuh", "lines.cuh", "lanes.cuh", "loss.cuh", "sums.cuh", "events.cuh")
 _SOURCES: Final = {"fused": ("fused.cuh", "entry.cuh"), "stripes": ("stripes.cuh", "stripes_entry.cuh")}
 # The struct Sheet of lanes.cuh
 SHEET: Final = [(name, np.int32) for name in ("height", "width", "top", "left")]

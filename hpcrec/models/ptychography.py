@@ -88,6 +88,8 @@ class PtychographyModel:
         kernels; or "auto": compiled loops where they know precision (single) and detector (sharp pixels, no binning),
         else, and for an object on a device, the plain twin
     threads : of the compiled kernel; each has object sums of its own
+    deterministic : on a device, gradients are the same to the last bit from run to run: the striped kernels' sums are
+        in fixed point, and windows that only the fused kernel knows are left to array code
 
     The probe stays in real space, centred at n//2; a window's first pixel is round(pixel) − n//2, the rest of the
     position is an exact Fourier shift of the probe. ``state.refined`` may hold what departs from these parameters,
@@ -112,6 +114,7 @@ class PtychographyModel:
         band_limit: float | None = None,
         kernel: Literal["auto", "numpy", "compiled", "launched"] = "auto",
         threads: int = 1,
+        deterministic: bool = False,
     ) -> None:
         fault = propagation_fault(shape, sampling, wavelength, slice_thickness, band_limit)
         if fault:
@@ -135,6 +138,7 @@ class PtychographyModel:
         self.streams = self._on_host is compiled
         self._copies = Copies()
         self.threads = Threads(threads)
+        self.deterministic = deterministic
         self._lent = np.zeros((0, 0, 0, 0), self.dtype), np.zeros((0, 0, 0, 0), real_dtype(self.dtype))
 
     def windows(self, positions: FloatArray, grid: Grid) -> tuple[IntArray, FloatArray]:
@@ -226,12 +230,15 @@ class PtychographyModel:
         revision: tuple[float, float] | None,
     ) -> ChainSums:
         """Return the sums of a batch, made by this rank's threads."""
-        batch, code = batch_beside(state.obj, batch), self.code(state)
+        code = self.code(state)
+        batch = batch_beside(state.obj, batch, events=code is launched)
         good, calls, rooms = self.good(batch), [], []
         for i, share in enumerate(self._shares(state, batch)):
             part, own_good = share_of(chain, good, share)
             rooms.append(self._room(state, part, box, wanted, None if lent is None else (lent[0][i], lent[1][i])))
             call = partial(code.add_gradients, part, batch.patterns[share], own_good, rooms[-1])
+            if code is launched:
+                call = partial(call, deterministic=self.deterministic)
             if kept is not None or revision is not None:
                 call = partial(call, kept=None if kept is None else kept.part(share), revision=revision)
             calls.append(call)
