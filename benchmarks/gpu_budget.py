@@ -14,7 +14,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from inspect import signature
 from itertools import product
 from typing import Literal, NamedTuple, get_args
@@ -70,10 +70,10 @@ def exchange(elements: int, lanes: int, stride: int, along_y: bool = False) -> f
     return statistics.mean(wavefronts(addresses) for addresses in of_rows + of_columns)
 
 
-def detectors() -> Iterator[tuple[str, str]]:
-    """Return each loss that is compiled for itself, with each type of counts."""
+def detectors(kinds: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Return each loss that is compiled for itself, with each kind of counts."""
     losses = {compiled: loss for loss, compiled in reversed(cuda.LOSSES.items())}
-    yield from product(losses.values(), cuda.COUNTS)
+    yield from product(losses.values(), kinds)
 
 
 def flags(kernel_name: Callable[..., str]) -> Iterator[dict[str, bool]]:
@@ -89,7 +89,7 @@ def variants(sizes: Sequence[int]) -> Iterator[Variant]:
         if n in cuda.SIZES:
             fused = cuda.Layout(n)
             met, shared = exchange(fused.elements, fused.lanes, fused.stride), fused.shared_bytes(n_factors=1)
-            for (loss, counts), chosen in product(detectors(), flags(cuda.kernel_name)):
+            for (loss, counts), chosen in product(detectors(cuda.COUNTS), flags(cuda.kernel_name)):
                 name = cuda.kernel_name(n, loss, counts, **chosen)
                 yield Variant("fused", n, name, "Arguments", fused.threads, shared, met)
         if n in stripes.SIZES:
@@ -107,7 +107,7 @@ def striped_variants(n: int) -> Iterator[Variant]:
     named = {
         stripes.kernel_name(n, one, loss, counts, **chosen): one.along_y
         for one in passes
-        for (loss, counts), chosen in product(detectors(), flags(stripes.kernel_name))
+        for (loss, counts), chosen in product(detectors([*cuda.COUNTS, *stripes.EVENTS]), flags(stripes.kernel_name))
     }
     for name, along_y in named.items():
         met = exchange(layout.elements, layout.lanes, layout.stride(along_y), along_y)

@@ -23,7 +23,7 @@ COUNTS: Final = {"uint8": "unsigned char", "uint16": "unsigned short"}
 # What a product of two factors may be off, in single precision, from a propagator that is one
 _SEPARABLE = 1e-6
 Kernels = Literal["fused", "stripes", "windows"]
-_SHARED = ("device.cuh", "lines.cuh", "lanes.cuh", "loss.cuh")
+_SHARED = ("device.cuh", "lines.cuh", "lanes.cuh", "loss.cuh", "sums.cuh", "events.cuh")
 _SOURCES: Final = {
     "fused": (*_SHARED, "fused.cuh", "entry.cuh"),
     "stripes": (*_SHARED, "stripes.cuh", "stripes_entry.cuh"),

@@ -16,21 +16,24 @@ from hpcrec.backend.cuda import COUNTS, LOSSES, SHEET
 
 SIZES: Final = (128, 192, 256, 384, 512)
 _ELEMENTS: Final = {192: 24, 384: 48, 512: 32}
+# Events, whose tiles' edges are of one type or the other
+EVENTS: Final = {"events of uint16": "Events<unsigned short>", "events of uint32": "Events<unsigned int>"}
 WIDTH: Final = 16
 """Lines of a block."""
 _ADDRESSES = (
-    "probe", "object", "object_gradient", "illumination", "probe_gradient", "waves", "saved", "counts", "good",
-    "corners", "before", "after", "twiddles", "totals", "slopes",
+    "probe", "object", "object_gradient", "illumination", "probe_gradient", "waves", "saved", "counts", "edges",
+    "starts", "good", "corners", "before", "after", "twiddles", "totals", "slopes",
 )  # fmt: skip
 _NUMBERS = (
     "n_slices", "n_modes", "n_copies", "chunk", "first", "slice", "good_step", "before_step", "after_step",
 )  # fmt: skip
+_SCALES = ("gradient_scale", "illumination_scale", "probe_scale")
 # The struct StripeArguments of stripes.cuh
 ARGUMENTS: Final = np.dtype(
     [(name, np.uint64) for name in _ADDRESSES]
     + [("of_object", SHEET), ("of_gradient", SHEET)]
     + [(name, np.int32) for name in _NUMBERS]
-    + [("floor", np.float32)],
+    + [(name, np.float32) for name in ("floor", *_SCALES)],
     align=True,
 )
 
@@ -56,9 +59,9 @@ class Stripes:
         """Threads of a block."""
         return WIDTH * self.lanes
 
-    def totals_shape(self, chunk: int) -> tuple[int, int, int, int]:
-        """Return the shape of the sums of loss, error and counts of a chunk of patterns."""
-        return chunk, self.n // WIDTH, self.threads // 32, 3
+    def totals_shape(self, n_patterns: int) -> tuple[int, int, int, int]:
+        """Return the shape of the sums of loss, error and counts of all patterns."""
+        return n_patterns, self.n // WIDTH, self.threads // 32, 3
 
     def slopes_shape(self, n_patterns: int, n_modes: int) -> tuple[int, int, int, int, int]:
         """Return the shape of the sums Σ q Im(G* X) along y and x of all patterns."""
@@ -117,21 +120,24 @@ def passes(n_slices: int, *, shifted: bool, slopes: bool = False) -> list[Pass]:
     return [*there, Pass("detect", n_slices % 2 == 1, n_slices), *back]
 
 
-def kernel_name(n: int, chosen: Pass, loss: str, counts: str) -> str:
-    """Return the C++ name of a pass's variant: loss and type of counts as ``cuda.LOSSES`` and ``COUNTS`` know."""
+def kernel_name(n: int, chosen: Pass, loss: str, counts: str, *, fixed: bool = False) -> str:
+    """Return the C++ name of a pass's variant.
+
+    loss : as ``cuda.LOSSES`` knows; counts : as ``cuda.COUNTS`` or :data:`EVENTS`; fixed : sums in fixed point
+    """
     variant = f"{n}, {str(chosen.along_y).lower()}"
     if chosen.kernel == "detect":
-        variant += f", {LOSSES[loss]}, {COUNTS[counts]}"
+        variant += f", {LOSSES[loss]}, {(COUNTS | EVENTS)[counts]}"
     elif chosen.kernel == "back":
-        variant += f", {str(chosen.slopes).lower()}"
+        variant += f", {str(chosen.slopes).lower()}, {str(fixed).lower()}"
     return f"stripe_{chosen.kernel}<{variant}>"
 
 
 def layout_fault(window: tuple[int, int], counts: Any, loss: str) -> str | None:
-    """Say which window, type of counts or loss the kernels do not know, or return None."""
+    """Say which window, counts (a type, or of :data:`EVENTS`) or loss the kernels do not know, or return None."""
     if window[0] != window[1] or window[0] not in SIZES:
         return f"the striped kernels take windows of {', '.join(f'{n}×{n}' for n in SIZES)} pixels, not {window}"
-    if np.dtype(counts).name not in COUNTS:
+    if counts not in EVENTS and np.dtype(counts).name not in COUNTS:
         return f"the striped kernels take counts of {' or '.join(COUNTS)}, not {np.dtype(counts).name}"
     if loss not in LOSSES:
         return f"the striped kernels know the losses {', '.join(LOSSES)}, not {loss}"

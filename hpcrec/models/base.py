@@ -9,6 +9,7 @@ import numpy as np
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import Box
+from hpcrec.models.events import Events
 
 
 @dataclass(slots=True)
@@ -76,7 +77,7 @@ class PtychographyState:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some patterns of one tilt: ``indices`` (n,) into the tilt's positions; ``patterns`` (n, ky, kx) counts.
+    """Some patterns of one tilt: ``indices`` (n,) into the tilt's positions; ``patterns`` (n, ky, kx) counts or events.
 
     Patterns have their zero frequency at [0, 0] and keep the detector's integer type until a model widens them.
     ``good`` (n, ky, kx), True = good, are the pixels that count in each pattern, where that differs from pattern to
@@ -86,7 +87,7 @@ class Batch:
     """
 
     indices: IntArray
-    patterns: Array
+    patterns: Array | Events
     step: int = 0
     n_global: int = 0
     good: BoolArray | None = None

@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray
 from hpcrec.errors import ConfigError
+from hpcrec.models.events import Events, dense
 from hpcrec.models.room import DEFAULT_BYTES
 from hpcrec.objectives.losses import LOSSES
 
@@ -156,6 +157,11 @@ def part_of(chain: Chain, part: slice) -> Chain:
     return replace(chain, corners=chain.corners[part], **{name: cut(getattr(chain, name)) for name in of_patterns})
 
 
+def share_of(chain: Chain, good: BoolArray | None, share: slice) -> tuple[Chain, BoolArray | None]:
+    """Return the chain of some of its patterns and what counts (n or 1, ky, kx) in these."""
+    return part_of(chain, share), good if good is None or len(good) == 1 else good[share]
+
+
 def joined(parts: list[ChainSums], *, lent: bool) -> ChainSums:
     """Return the sums of consecutive parts of a share, added to the arrays of the first.
 
@@ -176,13 +182,13 @@ def joined(parts: list[ChainSums], *, lent: bool) -> ChainSums:
     return replace(first, **of_patterns)
 
 
-def good_pixels(detector: Detector, patterns: Array, good: BoolArray | None) -> BoolArray | None:
+def good_pixels(detector: Detector, patterns: Array | Events, good: BoolArray | None) -> BoolArray | None:
     """Return the pixels (n or 1, ky, kx) that count: good in the mask and in each pattern's own, not saturated."""
     parts = [] if detector.mask is None else [detector.mask[None]]
     if good is not None:
         parts.append(good)
     if detector.saturation is not None:
-        parts.append(patterns < detector.saturation)
+        parts.append(dense(patterns) < detector.saturation)
     found: BoolArray | None = None
     for part in parts:
         found = part if found is None else found & part

@@ -11,8 +11,10 @@ import numpy as np
 from hpcrec.backend.array import Array, ComplexArray, FloatArray
 from hpcrec.models import compiled
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.chain import share_of
+from hpcrec.models.events import dense
 from hpcrec.models.placement import batch_beside
-from hpcrec.models.ptychography import PtychographyModel, _part
+from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.objectives.losses import LOSSES
 
 _CHUNK = 64
@@ -31,7 +33,7 @@ def losses_along(
     For one slice the modelled intensities are polynomials of fourth degree in t, for S slices of degree 2 S + 2.
     """
     fast, batch = model.code(state) is compiled, batch_beside(state.obj, batch)
-    patterns, good = batch.patterns if fast else model.clean(batch), model.good(batch)
+    patterns, good = dense(batch.patterns) if fast else model.clean(batch), model.good(batch)
     found = np.zeros(len(steps))
     for i, step in enumerate(steps):
         there = replace(
@@ -41,7 +43,7 @@ def losses_along(
         )
         if fast:
             chain, _ = model._chain(there, batch.indices)
-            parts = [(*_part(chain, good, share), patterns[share]) for share in model._shares(state, batch)]
+            parts = [(*share_of(chain, good, share), patterns[share]) for share in model._shares(state, batch)]
             calls = [partial(compiled.chain_loss, part, counts, seen) for part, seen, counts in parts]
             found[i] = sum(model.threads.run(calls))
             continue

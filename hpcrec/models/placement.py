@@ -11,6 +11,7 @@ import numpy as np
 from hpcrec.backend.array import Array, array_module, to_host
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Detector
+from hpcrec.models.events import Events
 
 _OF_DETECTOR: Final = ("mask", "propagator", "blur")
 _LARGE: Final = ("variation", "background")
@@ -25,11 +26,19 @@ def beside(like: Array, values: Any) -> Any:
     return xp.asarray(values.astype(values.dtype.newbyteorder("="), copy=False))
 
 
-def batch_beside(like: Array, batch: Batch) -> Batch:
-    """Return a batch whose patterns and good pixels are where ``like`` lives; its indices stay on the host."""
-    if array_module(like) is np:
+def batch_beside(like: Array, batch: Batch, *, events: bool = False) -> Batch:
+    """Return a batch whose patterns and good pixels are where ``like`` lives; its indices stay on the host.
+
+    ``events`` : whether events stay events; else the patterns returned are an array.
+    """
+    xp, patterns = array_module(like), batch.patterns
+    if isinstance(patterns, Events):
+        patterns = patterns.on(xp) if events else patterns.on(xp).dense()
+    elif xp is np:
         return batch
-    return replace(batch, patterns=beside(like, batch.patterns), good=beside(like, batch.good))
+    else:
+        patterns = beside(like, patterns)
+    return replace(batch, patterns=patterns, good=beside(like, batch.good))
 
 
 def state_on(xp: ModuleType, state: PtychographyState) -> PtychographyState:

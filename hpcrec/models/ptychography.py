@@ -27,11 +27,12 @@ from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import Box, bounding_box
 from hpcrec.models import compiled, launched, multislice
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.chain import Chain, ChainSums, Detector, KeptWaves, cleaned, good_pixels, joined, part_of
+from hpcrec.models.chain import Chain, ChainSums, Detector, KeptWaves, cleaned, good_pixels, joined, share_of
+from hpcrec.models.events import Events, dense
 from hpcrec.models.placement import Copies, batch_beside, beside
-from hpcrec.models.refined import object_weight, refined_gradients
+from hpcrec.models.refined import object_weight, probe_gradient, refined_gradients
 from hpcrec.models.room import DEFAULT_BYTES, Room
-from hpcrec.models.spectra import spectra_of, waves_of
+from hpcrec.models.spectra import spectra_of
 from hpcrec.models.stream import Block, StepRule, stream
 from hpcrec.models.windows import WindowSums
 from hpcrec.objectives.losses import LOSSES
@@ -89,6 +90,8 @@ class PtychographyModel:
         else, and for an object on a device, the plain twin
     threads : of the compiled kernel; each has object sums of its own
     wave_bytes : of waves that a device may have at a time, 0: two gibibytes; halved where its memory does not suffice
+    deterministic : on a device, gradients are the same to the last bit from run to run: the striped kernels' sums are
+        in fixed point, and windows that only the fused kernel knows are left to array code
 
     The probe stays in real space, centred at n//2; a window's first pixel is round(pixel) − n//2, the rest of the
     position is an exact Fourier shift of the probe. ``state.refined`` may hold what departs from these parameters,
@@ -114,6 +117,7 @@ class PtychographyModel:
         kernel: Literal["auto", "numpy", "compiled", "launched"] = "auto",
         threads: int = 1,
         wave_bytes: int = 0,
+        deterministic: bool = False,
     ) -> None:
         fault = propagation_fault(shape, sampling, wavelength, slice_thickness, band_limit)
         if fault:
@@ -135,6 +139,7 @@ class PtychographyModel:
         self._on_host = multislice if kernel == "numpy" or fault else compiled
         self._copies, self._waves = Copies(), Room(wave_bytes or DEFAULT_BYTES)
         self.threads = Threads(threads)
+        self.deterministic = deterministic
         self._lent = np.zeros((0, 0, 0, 0), self.dtype), np.zeros((0, 0, 0, 0), real_dtype(self.dtype))
 
     def windows(self, positions: FloatArray, grid: Grid) -> tuple[IntArray, FloatArray]:
@@ -202,7 +207,7 @@ class PtychographyModel:
             error=error,
             counts=counts,
             object_weight=weight,
-            probe=_probe_gradient(chain, sums),
+            probe=probe_gradient(chain, sums),
             of_patterns=more.of_patterns,
             added=more.added,
             windows=windows,
@@ -232,12 +237,15 @@ class PtychographyModel:
         revision: tuple[float, float] | None,
     ) -> ChainSums:
         """Return the sums of a batch, made by this rank's threads."""
-        batch, code = batch_beside(state.obj, batch), self.code(state)
+        code = self.code(state)
+        batch = batch_beside(state.obj, batch, events=code is launched)
         good, calls, rooms = self.good(batch), [], []
         for i, share in enumerate(self._shares(state, batch)):
-            part, own_good = _part(chain, good, share)
+            part, own_good = share_of(chain, good, share)
             rooms.append(self._room(state, part, box, wanted, None if lent is None else (lent[0][i], lent[1][i])))
             call = partial(code.add_gradients, part, batch.patterns[share], own_good, rooms[-1])
+            if code is launched:
+                call = partial(call, deterministic=self.deterministic)
             if kept is not None or revision is not None:
                 call = partial(call, kept=None if kept is None else kept.part(share), revision=revision)
             calls.append(call)
@@ -266,12 +274,15 @@ class PtychographyModel:
 
     def clean(self, batch: Batch) -> Array:
         """Return the patterns with zeros on bad pixels, which may hold anything, not-a-number included."""
-        mask = self._copies.of("mask", self.detector.mask, batch.patterns)
-        return cleaned(cleaned(batch.patterns, mask), batch.good)
+        patterns = dense(batch.patterns)
+        mask = self._copies.of("mask", self.detector.mask, patterns)
+        return cleaned(cleaned(patterns, mask), batch.good)
 
     def good(self, batch: Batch) -> BoolArray | None:
         """Return the pixels (n or 1, ky, kx) that count, where the patterns are; None: all."""
-        return good_pixels(self._copies.of_detector(self.detector, batch.patterns), batch.patterns, batch.good)
+        patterns = batch.patterns
+        like = patterns.places if isinstance(patterns, Events) else patterns
+        return good_pixels(self._copies.of_detector(self.detector, like), patterns, batch.good)
 
     def _entering(self, whole: bool, probe: Array) -> ComplexArray:
         """Return waves of the probe as chains take them: their spectra, or with whole pixels themselves."""
@@ -394,14 +405,3 @@ def _flat_states(values: Array, *, empty: bool) -> Array:
     """Return an array (state, slice, y, x) as (state · slice, y, x), or no row of it."""
     values = values[:, :, :0] if empty else values
     return values.reshape(values.shape[0] * values.shape[1], *values.shape[2:])
-
-
-def _probe_gradient(chain: Chain, sums: ChainSums) -> ComplexArray:
-    if sums.spectrum is None:
-        return np.zeros_like(chain.spectrum)
-    return sums.spectrum if chain.whole else waves_of(sums.spectrum)
-
-
-def _part(chain: Chain, good: BoolArray | None, share: slice) -> tuple[Chain, BoolArray | None]:
-    """Return the chain and the good pixels of some of its patterns."""
-    return part_of(chain, share), good if good is None or len(good) == 1 else good[share]

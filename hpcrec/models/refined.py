@@ -28,6 +28,13 @@ class RefinedGradients:
     added: dict[str, Array] = field(default_factory=dict)
 
 
+def probe_gradient(chain: Chain, sums: ChainSums) -> ComplexArray:
+    """Return the gradient by the probe's waves (mode, y, x), zeros where it was not wanted."""
+    if sums.spectrum is None:
+        return np.zeros_like(chain.spectrum)
+    return sums.spectrum if chain.whole else waves_of(sums.spectrum)
+
+
 def refined_gradients(
     state: PtychographyState,
     chain: Chain,

@@ -11,10 +11,10 @@ from hpcrec.backend.array import ComplexArray, FloatArray
 from hpcrec.geometry.tiles import EMPTY_BOX
 from hpcrec.models import compiled
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.chain import KeptWaves
+from hpcrec.models.chain import KeptWaves, share_of
 from hpcrec.models.partial import Field
 from hpcrec.models.placement import batch_beside
-from hpcrec.models.ptychography import PtychographyModel, _part
+from hpcrec.models.ptychography import PtychographyModel
 
 KEPT_BYTES: Final = 512 << 20
 """What the waves that gradients keep for responses may take; of batches that need more, none are kept."""
@@ -65,7 +65,7 @@ def responses(
     change = model._by_state(state, obj_change.values)
     probe, good, calls = model._entering(chain.whole, probe_change), model.good(batch), []
     for share in model._shares(state, batch):
-        part, own_good = _part(chain, good, share)
+        part, own_good = share_of(chain, good, share)
         if kept is not None:
             calls.append(partial(compiled.kept_responses, part, change, origin, probe, kept.part(share)))
             continue

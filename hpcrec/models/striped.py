@@ -15,6 +15,8 @@ from hpcrec.backend.array import Array, BoolArray, ComplexArray, array_module, t
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.backend.launch import Launch
 from hpcrec.models.chain import Chain, ChainSums
+from hpcrec.models.events import Events
+from hpcrec.models.fixed import Scales, complex_sums, real_sums, scales_of
 from hpcrec.objectives.losses import AMPLITUDE_FLOOR, ANSCOMBE_FLOOR, POISSON_FLOOR
 
 FLOORS: Final = {"amplitude": AMPLITUDE_FLOOR, "anscombe": ANSCOMBE_FLOOR, "poisson": POISSON_FLOOR}
@@ -44,69 +46,134 @@ def chain_fault(chain: Chain, sums: ChainSums) -> str | None:
     return f"the kernels of a GPU do not know {', '.join(named)}" if named else cuda.gaps_of(chain.propagators).fault
 
 
-def fault(chain: Chain, patterns: Array, sums: ChainSums) -> str | None:
+def fault(chain: Chain, patterns: Array | Events, sums: ChainSums) -> str | None:
     """Say what of a chain, its patterns or the wanted sums the striped kernels do not know, or return None."""
-    found = stripes.layout_fault(chain.spectrum.shape[-2:], patterns.dtype, chain.detector.loss)
+    found = stripes.layout_fault(chain.spectrum.shape[-2:], _kind(patterns), chain.detector.loss)
     return found or chain_fault(chain, sums)
 
 
 def add_gradients(
     chain: Chain,
-    patterns: Array,
+    patterns: Array | Events,
     good: BoolArray | None,
     sums: ChainSums,
     launch: Launch,
     chunk_bytes: int = CHUNK_BYTES,
+    *,
+    deterministic: bool = False,
 ) -> None:
-    """Add the gradients of ``patterns`` (n, ky, kx) over their ``good`` pixels to ``sums``; :func:`fault` is None."""
-    xp, (n_modes, n, _) = array_module(chain.obj), chain.spectrum.shape
-    n_patterns, n_slices, layout, shifted = len(chain.corners), chain.obj.shape[1], stripes.Stripes(n), not chain.whole
+    """Add the gradients of ``patterns`` (n, ky, kx) over their ``good`` pixels to ``sums``; :func:`fault` is None.
+
+    ``deterministic`` : sums in fixed point, see :mod:`hpcrec.models.fixed`, which says what it raises; the same to the
+    last bit from run to run and with any ``chunk_bytes``.
+    """
+    n_patterns, (n_modes, n, _), n_slices = len(chain.corners), chain.spectrum.shape, chain.obj.shape[1]
     if n_patterns == 0:
         return
-    slopes = sums.shifts is not None
+    layout, gaps, shifted = stripes.Stripes(n), cuda.gaps_of(chain.propagators), not chain.whole
     chunk = min(max(chunk_bytes // ((n_slices + 1) * n_modes * n * n * 8), 1), n_patterns)
-    gaps = cuda.gaps_of(chain.propagators)
-    modes = ifft2(chain.spectrum) if shifted else chain.spectrum
-    masks = xp.ones((1, n, n), np.uint8) if good is None else good.view(np.uint8)
-    arrays = {
-        "probe": xp.ascontiguousarray(modes, np.complex64),
-        "object": xp.ascontiguousarray(chain.obj[0]),
-        "object_gradient": sums.obj[0],
-        "illumination": sums.illumination[0],
-        "probe_gradient": xp.zeros((_COPIES, n_modes, n, n), np.complex64),
-        "waves": xp.empty((chunk, n_modes, n, n), np.complex64),
-        "saved": xp.empty((n_slices, chunk, n_modes, n, n), np.complex64),
-        "counts": xp.ascontiguousarray(patterns),
-        "good": xp.ascontiguousarray(masks),
-        "corners": xp.asarray(np.ascontiguousarray(chain.corners[:, 0], np.int32)),
-        "twiddles": xp.asarray(layout.twiddles()),
-        "totals": xp.zeros(layout.totals_shape(chunk), np.float64),
-        "slopes": xp.zeros(layout.slopes_shape(n_patterns if slopes else 0, n_modes), np.float64),
-    }
-    ramps = xp.asarray(_ramps(chain, n))
-    common = np.zeros((), stripes.ARGUMENTS)
-    for name, values in arrays.items():
-        common[name] = cuda.address(values)
-    common["of_object"] = cuda.sheet(chain.obj.shape[-2:], (0, 0))
-    common["of_gradient"] = cuda.sheet(sums.obj.shape[-2:], sums.origin)
-    numbers = {"n_slices": n_slices, "n_modes": n_modes, "n_copies": _COPIES, "chunk": chunk}
-    for name, number in (numbers | {"good_step": n * n if len(masks) > 1 else 0}).items():
-        common[name] = number
-    common["floor"] = FLOORS[chain.detector.loss]
-    plan, factors = stripes.passes(n_slices, shifted=shifted, slopes=slopes), cuda.address(gaps.factors)
+    scales = scales_of(chain, patterns, gaps.factors) if deterministic else None
+    arrays = _entering(chain, patterns, good) | _room(chain, chunk) | _sums(chain, sums, scales)
+    ramps = array_module(chain.obj).asarray(_ramps(chain, n))
+    common = _common_arguments(chain, sums, arrays, chunk, scales)
+    plan = stripes.passes(n_slices, shifted=shifted, slopes=sums.shifts is not None)
     for first in range(0, n_patterns, chunk):
         held = min(chunk, n_patterns - first)
         for one in plan:
-            arguments = stripes.pass_arguments(common, one, n, factors, gaps.of_gap, cuda.address(ramps), first)
-            kernel = stripes.kernel_name(n, one, chain.detector.loss, patterns.dtype.name)
-            items = held if one.kernel == "detect" else held * n_modes
-            blocks = n // stripes.WIDTH, items
+            addresses = cuda.address(gaps.factors), gaps.of_gap, cuda.address(ramps)
+            arguments = stripes.pass_arguments(common, one, n, *addresses, first)
+            kernel = stripes.kernel_name(n, one, chain.detector.loss, _kind(patterns), fixed=deterministic)
+            blocks = n // stripes.WIDTH, held if one.kernel == "detect" else held * n_modes
             launch(kernel, blocks, layout.threads, layout.shared_bytes(one.along_y), arguments)
-    sums.totals[...] += to_host(arrays["totals"]).sum(axis=(0, 1, 2))
+    _add_sums(arrays, scales, sums, shifted=shifted)
+
+
+def _kind(patterns: Array | Events) -> str:
+    """Return what kind of counts a kernel must take."""
+    return f"events of {patterns.edges.dtype.name}" if isinstance(patterns, Events) else patterns.dtype.name
+
+
+def _entering(chain: Chain, patterns: Array | Events, good: BoolArray | None) -> dict[str, Array]:
+    """Return the arrays that kernels read."""
+    xp, n = array_module(chain.obj), chain.spectrum.shape[-1]
+    modes = chain.spectrum if chain.whole else ifft2(chain.spectrum)
+    masks = xp.ones((1, n, n), np.uint8) if good is None else good.view(np.uint8)
+    found = {
+        "probe": xp.ascontiguousarray(modes, np.complex64),
+        "object": xp.ascontiguousarray(chain.obj[0]),
+        "good": xp.ascontiguousarray(masks),
+        "corners": xp.asarray(np.ascontiguousarray(chain.corners[:, 0], np.int32)),
+        "twiddles": xp.asarray(stripes.Stripes(n).twiddles()),
+    }
+    if not isinstance(patterns, Events):
+        return found | {"counts": xp.ascontiguousarray(patterns)}
+    events = {"counts": patterns.places, "edges": patterns.edges, "starts": patterns.starts}
+    return found | {name: xp.ascontiguousarray(a) for name, a in events.items()}
+
+
+def _room(chain: Chain, chunk: int) -> dict[str, Array]:
+    """Return empty arrays for the waves of a chunk of patterns."""
+    xp, n_slices = array_module(chain.obj), chain.obj.shape[1]
+    return {
+        "waves": xp.empty((chunk, *chain.spectrum.shape), np.complex64),
+        "saved": xp.empty((n_slices, chunk, *chain.spectrum.shape), np.complex64),
+    }
+
+
+def _sums(chain: Chain, sums: ChainSums, scales: Scales | None) -> dict[str, Array]:
+    """Return where kernels add: what is on the object goes to ``sums`` itself if it is not in fixed point."""
+    xp, n_patterns, (n_modes, n, _) = array_module(chain.obj), len(chain.corners), chain.spectrum.shape
+    layout, n_sloped = stripes.Stripes(n), 0 if sums.shifts is None else n_patterns
+    found = {
+        "totals": xp.zeros(layout.totals_shape(n_patterns), np.float64),
+        "slopes": xp.zeros(layout.slopes_shape(n_sloped, n_modes), np.float64),
+    }
+    if scales is None:
+        of_object = {"object_gradient": sums.obj[0], "illumination": sums.illumination[0]}
+        return found | of_object | {"probe_gradient": xp.zeros((_COPIES, n_modes, n, n), np.complex64)}
+    return found | {
+        "object_gradient": xp.zeros((*sums.obj.shape[1:], 2), np.int64),
+        "illumination": xp.zeros(sums.illumination.shape[1:], np.int64),
+        "probe_gradient": xp.zeros((_COPIES, n_modes, n, n, 2), np.int64),
+    }
+
+
+def _common_arguments(
+    chain: Chain, sums: ChainSums, arrays: dict[str, Array], chunk: int, scales: Scales | None
+) -> Array:
+    """Return the arguments that all passes share; addresses of what is not among ``arrays`` are null."""
+    n_modes, n, _ = chain.spectrum.shape
+    found = np.zeros((), stripes.ARGUMENTS)
+    for name, values in arrays.items():
+        found[name] = cuda.address(values)
+    found["of_object"] = cuda.sheet(chain.obj.shape[-2:], (0, 0))
+    found["of_gradient"] = cuda.sheet(sums.obj.shape[-2:], sums.origin)
+    numbers = {"n_slices": chain.obj.shape[1], "n_modes": n_modes, "n_copies": _COPIES, "chunk": chunk}
+    for name, number in (numbers | {"good_step": n * n if len(arrays["good"]) > 1 else 0}).items():
+        found[name] = number
+    found["floor"] = FLOORS[chain.detector.loss]
+    if scales is not None:
+        for name in ("gradient", "illumination", "probe"):
+            found[f"{name}_scale"] = getattr(scales, name)
+    return found
+
+
+def _add_sums(arrays: dict[str, Array], scales: Scales | None, sums: ChainSums, *, shifted: bool) -> None:
+    """Add what the kernels left in ``arrays`` to ``sums``."""
+    totals = to_host(arrays["totals"].sum(axis=(1, 2))).sum(axis=0)
+    sums.totals[...] += totals
     if sums.shifts is not None:
-        sums.shifts[:, 0] += 4 * np.pi * to_host(arrays["slopes"]).sum(axis=(1, 2, 3))
+        sums.shifts[:, 0] += 4 * np.pi * to_host(arrays["slopes"].sum(axis=(1, 2, 3)))
+    gradient = arrays["probe_gradient"].sum(axis=0)
+    if scales is not None:
+        # Integers know no not-a-number, which the totals of a wave that holds one do
+        known = 1.0 if np.isfinite(totals).all() else np.nan
+        of_object = complex_sums(arrays["object_gradient"], scales.gradient) * known
+        sums.obj[0] += of_object.astype(sums.obj.dtype)
+        power = real_sums(arrays["illumination"], scales.illumination) * known
+        sums.illumination[0] += power.astype(sums.illumination.dtype)
+        gradient = (complex_sums(gradient, scales.probe) * known).astype(np.complex64)
     if sums.spectrum is not None:
-        gradient = arrays["probe_gradient"].sum(axis=0)
         sums.spectrum[...] += fft2(gradient) if shifted else gradient
 
 

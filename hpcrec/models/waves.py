@@ -19,6 +19,7 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums, good_pixels
 from hpcrec.models.cuts import add_products
 from hpcrec.models.detector import detected, pattern_factors, weigh
+from hpcrec.models.events import dense
 from hpcrec.models.partial import Field
 from hpcrec.models.placement import batch_beside
 from hpcrec.models.ptychography import PtychographyModel
@@ -83,7 +84,7 @@ def stepped_waves(
     a, b, c = numbers
     if model.code(state) is compiled:
         chain, _ = model._chain(state, batch.indices, shifted=True)
-        return exits.step(chain, batch.patterns, model.good(batch), waves, numbers, noise_share, model.threads)
+        return exits.step(chain, dense(batch.patterns), model.good(batch), waves, numbers, noise_share, model.threads)
     overlap = exit_waves(model, state, batch.indices)
     mixed = c * overlap + (1 - c) * waves
     new: ComplexArray = b * with_measured_moduli(model, state, batch, mixed, noise_share)

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <random>
 #include <ucontext.h>
@@ -17,6 +18,7 @@
 #define FOR_EACH_THREAD(t) for (int at : shuffled(32 * running, 32)) if (auto &t = threads[at]; true)
 
 struct float2 { float x, y; };
+struct ulonglong2 { unsigned long long x, y; };
 static inline float2 make_float2(float x, float y) { return float2{x, y}; }
 
 static std::mt19937 chance(1);
@@ -68,7 +70,22 @@ static inline void run_block(int n_threads, std::function<void()> work) {
 static inline float2 cached(const float2 *address) { return *address; }
 static inline void add_shared(float *address, float value) { *address += value; }
 static inline void add_shared(float2 *address, float2 value) { address->x += value.x; address->y += value.y; }
-static inline void add_warp_sum(double *address, float value, int) { *address += value; }
+static inline void add_shared(unsigned long long *address, long long value) { *address += value; }
+static inline long long whole(float value) { return std::llrintf(value); }
+static inline void count_one(unsigned *address) { ++*address; }
+
+// Once all lanes have come, in whatever order, their numbers are added as a GPU's lanes add them
+struct Lanes { float value[32]; int n; };
+static std::map<double *, Lanes> waiting;
+static inline void add_warp_sum(double *address, float value, int thread) {
+  Lanes &lanes = waiting[address];
+  lanes.value[thread % 32] = value;
+  if (++lanes.n < 32) return;
+  for (int other = 16; other; other >>= 1)
+    for (int lane = 0; lane < other; ++lane) lanes.value[lane] += lanes.value[lane + other];
+  *address += lanes.value[0];
+  waiting.erase(address);
+}
 
 // Not-a-number in every float
 template <class T> void poison(std::vector<T> &room) { std::memset((void *)room.data(), 0xff, room.size() * sizeof(T)); }

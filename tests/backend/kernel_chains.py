@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,12 @@ HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "hpcrec" / "backend" / "kernels"
 
 
-def compiled(source, kernels, folder):
-    """Return the shared library of a kernel's source and the threads' stand-in."""
+def compiled(source, kernels, folder, *more):
+    """Return the shared library of a kernel's source and the threads' stand-in; ``more`` options of the compiler."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed: the GPU kernel's source cannot be compiled for the CPU")
-    options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{kernels}"]
+    options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{kernels}", *more]
     subprocess.run([compiler, *options, HERE / source, "-o", folder / "kernel.so"], check=True)
     return ctypes.CDLL(str(folder / "kernel.so"))
 
@@ -80,6 +81,21 @@ def make_counts(chain, dtype, seed):
     counts = rng.poisson(factor * found[:, ::-1]) if factor > 1 else rng.poisson(0.7 * found[:, ::-1] + 0.05)
     assert counts.max() > (255 if dtype == np.uint16 else 1)
     return np.minimum(counts, np.iinfo(dtype).max).astype(dtype)
+
+
+def dimmed(chain):
+    """The chain of a probe of so few electrons that most pixels count none."""
+    return replace(chain, spectrum=(0.17 * chain.spectrum).astype(np.complex64).astype(complex))
+
+
+def make_sparse_counts(chain, seed):
+    """Counts of a dim probe: of the second pattern none, of the others many on one pixel."""
+    counts = np.random.default_rng(seed).poisson(multislice.chain_intensities(chain)[:, ::-1])
+    assert np.mean(counts > 0) < 0.5
+    n = counts.shape[-1]
+    counts[1] = 0
+    counts[0, 3, n - 5], counts[2, n - 1, n // 2] = 700, 300
+    return counts.astype(np.uint16)
 
 
 def make_good(masks, n):

@@ -15,11 +15,13 @@ from kernel_chains import (
     TOLERANCE,
     WAVELENGTH,
     compiled,
+    dimmed,
     errors,
     gradient_shape,
     make_chain,
     make_counts,
     make_good,
+    make_sparse_counts,
     plain,
 )
 
@@ -30,6 +32,7 @@ from hpcrec.geometry.tiles import Box
 from hpcrec.models import launched, striped
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import ChainSums, Detector
+from hpcrec.models.events import Events, events_of
 from hpcrec.models.placement import state_on
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
@@ -37,6 +40,14 @@ from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
 pytestmark = pytest.mark.emulation
 
 WHICH = {("forward", None): 0, ("detect", None): 1, ("back", "false"): 2, ("back", "true"): 3}
+COUNTS = [*cuda.COUNTS.values(), *stripes.EVENTS.values()]
+NAME = r"stripe_(\w+)<(\d+), (true|false)(?:, (true|false), (true|false))?(?:, (\w+), ([\w <>]+))?>"
+
+
+class Told(ctypes.Structure):
+    """What the host's program is told beside a kernel's arguments."""
+
+    _fields_ = [(name, ctypes.c_int) for name in ("kernel", "n_items", "loss", "counts", "fixed")]
 
 
 @pytest.fixture(scope="module")
@@ -48,28 +59,21 @@ def launcher(kernel):
     """What starts kernels of the shared library by their C++ names."""
 
     def launch(name, blocks, threads, shared, arguments):
-        found = re.fullmatch(
-            r"stripe_(\w+)<(\d+), (true|false)(?:, (true|false))?(?:, (\w+), unsigned (char|short))?>", name
-        )
-        which, n, along_y, slopes, loss, counts = found.groups()
+        which, n, along_y, slopes, fixed, loss, counts = re.fullmatch(NAME, name).groups()
         layout = stripes.Stripes(int(n))
         assert blocks[0] == int(n) // stripes.WIDTH
         assert threads == layout.threads
         assert shared == layout.shared_bytes(along_y == "true") == kernel.shared_bytes(int(n), along_y == "true")
-        numbers = (
-            WHICH[which, slopes],
-            int(n),
-            along_y == "true",
-            blocks[1],
-            loss == "POISSON",
-            1 if counts == "char" else 2,
-        )
-        assert kernel.run_pass(ctypes.c_void_p(arguments.ctypes.data), *numbers) == 0
+        kind = 0 if counts is None else COUNTS.index(counts)
+        told = Told(WHICH[which, slopes], blocks[1], loss == "POISSON", kind, fixed == "true")
+        pointer = ctypes.c_void_p(arguments.ctypes.data)
+        assert kernel.run_pass(pointer, int(n), along_y == "true", ctypes.byref(told)) == 0
 
     return launch
 
 
-def emulated(kernel, chain, patterns, good):
+def emulated(kernel, chain, patterns, good, *, chunk=2, deterministic=False):
+    """The answer of the kernels, a few patterns at a time."""
     n, n_slices = chain.spectrum.shape[-1], chain.obj.shape[1]
     single = {name: getattr(chain, name).astype(np.complex64) for name in ("obj", "spectrum", "propagators")}
     chain, shape = dataclasses.replace(chain, **single), (1, n_slices, *gradient_shape(n))
@@ -82,8 +86,9 @@ def emulated(kernel, chain, patterns, good):
         shifts=None if chain.whole else np.zeros((N_PATTERNS, 1, 2)),
     )
     assert striped.fault(chain, patterns, sums) is None
-    bytes_of_two = 2 * (n_slices + 1) * len(chain.spectrum) * n * n * 8
-    striped.add_gradients(chain, patterns, good, sums, launcher(kernel), bytes_of_two)
+    chunk_bytes = chunk * (n_slices + 1) * len(chain.spectrum) * n * n * 8
+    more = {"deterministic": deterministic}
+    striped.add_gradients(chain, patterns, good, sums, launcher(kernel), chunk_bytes, **more)
     probe = sums.spectrum if chain.whole else np.fft.ifft2(sums.spectrum, norm="ortho")
     found = {"obj": sums.obj[0], "illumination": sums.illumination[0], "probe": probe, "totals": sums.totals}
     return found if sums.shifts is None else found | {"shifts": sums.shifts}
@@ -112,6 +117,93 @@ def compare(kernel, n, n_slices, loss, dtype, masks, n_modes, shifted):
 def test_gradients_agree(kernel, n, n_slices, n_modes, shifted, loss, dtype, masks):
     found = compare(kernel, n, n_slices, loss, dtype, masks, n_modes, shifted)
     assert all(value <= TOLERANCE for value in found.values()), found
+
+
+@pytest.mark.parametrize("n", stripes.SIZES)
+@pytest.mark.parametrize(
+    ("n_slices", "n_modes", "shifted", "loss", "masks", "crowded"),
+    [
+        (1, 1, False, "amplitude", 0, False),
+        (2, 1, False, "poisson", 1, False),
+        (1, 2, True, "poisson", N_PATTERNS, True),
+        (2, 2, True, "anscombe", N_PATTERNS, True),
+    ],
+)
+def test_events_are_counts(kernel, n, n_slices, n_modes, shifted, loss, masks, crowded):
+    """Gradients by events are those by dense counts to the last bit; in fixed point, which no order of sums changes.
+
+    A crowded pattern has more electrons than 16 bits count.
+    """
+    chain = dimmed(make_chain(n, n_slices, loss, seed=n + n_slices, n_modes=n_modes, shifted=shifted))
+    patterns, good = make_sparse_counts(chain, seed=5), make_good(masks, n)
+    assert (n_modes == 1) != crowded
+    if crowded:
+        patterns[2, 40, 7], patterns[2, 41, 7] = 60000, 6000
+    # Of more patterns, in another order
+    events = events_of(np.concatenate([patterns[::-1], patterns[:1]]))[[2, 1, 0]]
+    assert events.edges.dtype == (np.uint32 if crowded else np.uint16)
+    found = emulated(kernel, chain, events, good)
+    measured = errors(plain(chain, patterns, good), found)
+    assert all(value <= TOLERANCE for value in measured.values()), measured
+    dense, sparse = (emulated(kernel, chain, p, good, deterministic=True) for p in (patterns, events))
+    measured = errors(plain(chain, patterns, good), dense)
+    assert all(value <= TOLERANCE for value in measured.values()), measured
+    for name, values in dense.items():
+        np.testing.assert_array_equal(sparse[name], values, err_msg=name)
+
+
+def test_events_reach_the_kernels_of_a_device(cupy, kernel, monkeypatch):
+    """As events where the striped kernels take them, as an array to the fused ones and to array code."""
+    launches, launch = [], launcher(kernel)
+    monkeypatch.setattr(launched, "launch", lambda *told: (launches.append(told[0]), launch(*told)))
+    taken = []
+    monkeypatch.setattr(launched.multislice, "add_gradients", lambda chain, counts, *_: taken.append(counts))
+    monkeypatch.setattr(launched.fused, "add_gradients", lambda chain, counts, *_: taken.append(counts))
+    monkeypatch.setattr(launched, "resident_blocks", lambda n: n)
+    shape, positions, rng = (128, 128), np.array([[0.0, 0.0], [0.9, 0.3]]), np.random.default_rng(3)
+    grid = object_grid(positions, shape, SAMPLING)
+    counts = rng.poisson(0.05, (2, *shape)).astype(np.uint8)
+    batch = Batch(np.arange(2), events_of(counts), n_global=2)
+    probe = aberrated_probe(shape, SAMPLING, WAVELENGTH, 0.022, {"C10": -150.0})[None]
+    model = PtychographyModel(shape, SAMPLING, WAVELENGTH, 20.0, kernel="launched")
+    state = PtychographyState(
+        obj=np.ones((2, *grid.shape), np.complex64),
+        probe=(70 * probe).astype(np.complex64),
+        positions=positions,
+        grid=grid,
+        box=Box(0, grid.shape[0], 0, grid.shape[1]),
+    )
+    there = state_on(cupy, state)
+    assert model.gradients(there, batch, ("probe",)).counts == counts.sum()
+    assert "stripe_detect<128, false, AMPLITUDE, Events<unsigned short>>" in launches
+    assert taken == []
+    model.gradients(there, batch, ("thickness",))
+    there.whole_pixels = True
+    model.gradients(there, batch)
+    assert len(taken) == 2
+    for seen in taken:
+        np.testing.assert_array_equal(seen.get(), counts)
+    assert not isinstance(taken[0], Events)
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_a_missing_barrier_around_events_shows(tmp_path, which):
+    """A proof of the stand-in: of the barriers between exchange, zeros, events and use none can be spared."""
+    for path in KERNELS.glob("*.cuh"):
+        text = path.read_text(encoding="utf-8")
+        if path.name == "stripes.cuh":
+            begin = text.index("struct Counted<Events")
+            end = text.index("INLINE float at_pixel", begin)
+            before, *parts = re.split(r"barrier\(\);", text[begin:end])
+            assert len(parts) == 4
+            kept = "".join(("" if i == which else "barrier();") + part for i, part in enumerate(parts))
+            text = text[:begin] + before + kept + text[end:]
+        (tmp_path / path.name).write_text(text, encoding="utf-8")
+    broken = compiled("stripes_host.cpp", tmp_path, tmp_path, "-DONLY_128")
+    chain = dimmed(make_chain(128, 2, "amplitude", seed=1))
+    patterns = make_sparse_counts(chain, seed=5)
+    found = errors(plain(chain, patterns, None), emulated(broken, chain, events_of(patterns), None))
+    assert not found["obj"] <= 1e-3, found
 
 
 @pytest.mark.parametrize("wanted", [("probe", "positions"), ("probe", "thickness")])
@@ -165,7 +257,7 @@ def test_a_missing_barrier_shows(tmp_path):
             assert text.count("    else barrier();\n") == 1
             text = text.replace("    else barrier();\n", "")
         (tmp_path / path.name).write_text(text, encoding="utf-8")
-    broken = compiled("stripes_host.cpp", tmp_path, tmp_path)
+    broken = compiled("stripes_host.cpp", tmp_path, tmp_path, "-DONLY_128")
     found = compare(broken, 128, 2, "amplitude", np.uint8, 0, 1, False)
     assert not found["obj"] <= 1e-2
 
@@ -227,7 +319,7 @@ def test_the_source_holds_all_variants():
     names = [stripes.kernel_name(192, one, "poisson", "uint8") for one in chosen]
     assert names == [
         "stripe_forward<192, false>", "stripe_forward<192, true>", "stripe_detect<192, false, POISSON, unsigned char>",
-        "stripe_back<192, true, false>", "stripe_back<192, false, false>",
+        "stripe_back<192, true, false, false>", "stripe_back<192, false, false, false>",
     ]  # fmt: skip
     for name in names:
         assert f"{name.partition('<')[0]}(const __grid_constant__" in text

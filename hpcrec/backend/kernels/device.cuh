@@ -22,6 +22,11 @@ INLINE void add_shared(float2 *address, float2 value) {
   atomicAdd(&address->y, value.y);
 #endif
 }
+INLINE void add_shared(unsigned long long *address, long long value) { atomicAdd(address, (unsigned long long)value); }
+INLINE long long whole(float value) { return __float2ll_rn(value); }
+
+// A count in the block's shared memory
+INLINE void count_one(unsigned *address) { atomicAdd(address, 1u); }
 
 // Adds the sum over the warp's lanes to a number that is the warp's own
 INLINE void add_warp_sum(double *address, float value, int thread) {

@@ -23,22 +23,25 @@ template <int N_, bool ALONG_Y_> struct StripeLayout {
 struct StripeArguments {
   const float2 *probe;       // (mode, y, x)
   const float2 *object;      // (slice, y, x)
-  float2 *object_gradient;   // dL/dO* (slice, y, x)
-  float *illumination;       // sum |psi|^2, as the object's gradient
-  float2 *probe_gradient;    // dL/dP*: (copy, mode, y, x), several so that few blocks meet
+  void *object_gradient;     // dL/dO* (slice, y, x), as sums.cuh keeps sums
+  void *illumination;        // sum |psi|^2, as the object's gradient
+  void *probe_gradient;      // dL/dP*: (copy, mode, y, x), several so that few blocks meet
   float2 *waves;             // room (chunk, mode, y, x)
   float2 *saved;             // room (slice, chunk, mode, stripe, E, thread) for the waves in front of slices
-  const void *counts;        // (pattern, ky, kx)
+  const void *counts;        // (pattern, ky, kx), or the places of events
+  const void *edges;         // of tiles of events (pattern, tiles + 1), or null
+  const long long *starts;   // where events of a pattern begin (pattern,), or null
   const unsigned char *good; // (pattern or 1, ky, kx)
   const int *corners;        // (pattern, 2): first pixel y, x of a window
   const float2 *before;      // factor (N,) over N of the gap that is ended, along the lines; of the first pattern, or null
   const float2 *after;       // that of the gap that is begun
   const float2 *twiddles;    // (E, T): exp(-2 pi i k l/N)
-  double *totals;            // (chunk, stripe, warp, 3): loss, error, counts
+  double *totals;            // (pattern, stripe, warp, 3): loss, error, counts
   double *slopes;            // (pattern, mode, stripe, warp, 2): sum q Im(G* X) along y and x over the probe's spectrum
   Sheet of_object, of_gradient;
   int n_slices, n_modes, n_copies, chunk, first, slice, good_step, before_step, after_step;
   float floor;               // epsilon of the loss
+  float gradient_scale, illumination_scale, probe_scale;  // of sums in fixed point
 };
 
 template <class L> struct Stripe {
@@ -88,15 +91,18 @@ template <class L> struct Stripe {
     UNROLL for (int i = 0; i < E; ++i) t.v[i] = t.v[i] * cached(object + i * apart);
   }
   // gradient += g psi*, illumination += |psi|^2, g <- g O*; psi: numbers `stride` apart
+  template <bool FIXED>
   static INLINE void transmit_back(State &t, const StripeArguments &p, int stripe, int pattern, const float2 *wave,
                                    int stride) {
     const float2 *object = p.object + first(t, p, p.of_object, stripe, pattern);
     const long long place = first(t, p, p.of_gradient, stripe, pattern);
+    auto *gradient = (typename Sums<FIXED>::Complex *)p.object_gradient + place;
+    auto *illumination = (typename Sums<FIXED>::Real *)p.illumination + place;
     const int apart = step(p.of_object), gradient_apart = step(p.of_gradient);
     UNROLL for (int i = 0; i < E; ++i) {
       const float2 psi = wave[i * stride];
-      add_shared(p.object_gradient + place + i * gradient_apart, times_conjugate(t.v[i], psi));
-      add_shared(p.illumination + place + i * gradient_apart, psi.x * psi.x + psi.y * psi.y);
+      add_shared(gradient + i * gradient_apart, times_conjugate(t.v[i], psi), p.gradient_scale);
+      add_shared(illumination + i * gradient_apart, psi.x * psi.x + psi.y * psi.y, p.illumination_scale);
       t.v[i] = times_conjugate(t.v[i], cached(object + i * apart));
     }
   }
@@ -143,7 +149,9 @@ template <class L> struct Stripe {
         if (!alone) store<true>(t, stripe, wave);
       }
     }
-    FOR_EACH_THREAD(t) weigh_all<LOSS, Count>(t, p, stripe, item);
+    Counted<Count>::gather(threads, room, p, stripe, item);
+    FOR_EACH_THREAD(t) weigh_all<LOSS>(t, p, stripe, item, Counted<Count>(room, p, item));
+    Counted<Count>::leave();
     KEEP_ROLLED for (int mode = 0; mode < p.n_modes; ++mode) {
       float2 *wave = waves + (long long)mode * PIXELS;
       FOR_EACH_THREAD(t) {
@@ -154,18 +162,49 @@ template <class L> struct Stripe {
       FOR_EACH_THREAD(t) store<false>(t, stripe, wave);
     }
   }
+
+  // What a pixel counts: dense counts lie in memory
+  template <class Count> struct Counted {
+    const Count *counts;
+    INLINE Counted(const Room &, const StripeArguments &p, int item)
+        : counts((const Count *)p.counts + (long long)(p.first + item) * PIXELS) {}
+    static INLINE void gather(State *, const Room &, const StripeArguments &, int, int) {}
+    static INLINE void leave() {}
+    INLINE float at_pixel(const State &t, int stripe, int point) const { return counts[place(t, stripe, point)]; }
+  };
+  // Those of events are gathered in the memory of the exchange, which rests meanwhile
+  template <class Edge> struct Counted<Events<Edge>> {
+    using Found = StripeCounts<L>;
+    static_assert(Found::SIZE <= 2 * L::ROOM, "the exchange has room for the counts of a stripe");
+    const unsigned *counts;
+    INLINE Counted(const Room &room, const StripeArguments &, int) : counts((const unsigned *)room.exchange) {}
+    static INLINE void gather(State *threads, const Room &room, const StripeArguments &p, int stripe, int item) {
+      const long long pattern = p.first + item;
+      unsigned *counts = (unsigned *)room.exchange;
+      const Edge *edges = (const Edge *)p.edges + pattern * (Found::TILES * Found::TILES + 1);
+      const unsigned char *places = (const unsigned char *)p.counts + p.starts[pattern];
+      barrier();
+      FOR_EACH_THREAD(t) for (int i = t.index; i < Found::SIZE; i += THREADS) counts[i] = 0;
+      barrier();
+      FOR_EACH_THREAD(t) Found::add(counts, edges, places, stripe, t.index);
+      barrier();
+    }
+    static INLINE void leave() { barrier(); }
+    INLINE float at_pixel(const State &t, int, int point) const { return counts[Found::place(t.line, point)]; }
+  };
+
   template <Loss LOSS, class Count>
-  static INLINE void weigh_all(State &t, const StripeArguments &p, int stripe, int item) {
+  static INLINE void weigh_all(State &t, const StripeArguments &p, int stripe, int item, const Count &counts) {
     constexpr float unit = 1.0f / PIXELS;
     const long long pattern = p.first + item;
-    const Count *counts = (const Count *)p.counts + pattern * PIXELS;
     const unsigned char *good = p.good + pattern * p.good_step;
     PatternSums sums = {0.0f, 0.0f, 0.0f};
     UNROLL for (int i = 0; i < E; ++i) {
-      const int pixel = place(t, stripe, point<true>(t, i));
-      t.weight[i] = unit * weigh<LOSS>(t.weight[i] * unit, (float)counts[pixel], good[pixel], p.floor, sums);
+      const int k = point<true>(t, i);
+      const bool seen = good[place(t, stripe, k)];
+      t.weight[i] = unit * weigh<LOSS>(t.weight[i] * unit, counts.at_pixel(t, stripe, k), seen, p.floor, sums);
     }
-    double *totals = p.totals + (((long long)item * L::STRIPES + stripe) * L::WARPS + t.index / 32) * 3;
+    double *totals = p.totals + ((pattern * L::STRIPES + stripe) * L::WARPS + t.index / 32) * 3;
     add_warp_sum(totals, sums.loss, t.index);
     add_warp_sum(totals + 1, sums.error, t.index);
     add_warp_sum(totals + 2, sums.counts, t.index);
@@ -191,8 +230,8 @@ template <class L> struct Stripe {
   }
 
   // From the detector or the gap behind a slice to the gap before it or the probe. Slice -1: the shift ends.
-  // SLOPES: along which the loss falls with the shift; of passes that end the shift's half
-  template <bool SLOPES>
+  // SLOPES: along which the loss falls with the shift; of passes that end the shift's half. FIXED: sums in fixed point
+  template <bool SLOPES, bool FIXED>
   static INLINE void back(State *threads, const Room &room, const StripeArguments &p, int stripe, int item) {
     const int pattern = p.first + item / p.n_modes, mode = item % p.n_modes;
     const float2 *probe = p.probe + (long long)mode * PIXELS;
@@ -220,8 +259,8 @@ template <class L> struct Stripe {
       Along::backward(threads, room);
     }
     if (p.slice >= 0) FOR_EACH_THREAD(t) {
-      if (p.before) transmit_back(t, p, stripe, pattern, saved(t, p, stripe, item), THREADS);
-      else transmit_back(t, p, stripe, pattern, probe + place(t, stripe, t.lane), L::ALONG_Y ? T * N : T);
+      if (p.before) transmit_back<FIXED>(t, p, stripe, pattern, saved(t, p, stripe, item), THREADS);
+      else transmit_back<FIXED>(t, p, stripe, pattern, probe + place(t, stripe, t.lane), L::ALONG_Y ? T * N : T);
     }
     if (SLOPES && p.slice >= 0) {
       // X: the wave in front of the first slice, the probe shifted along both axes
@@ -241,9 +280,10 @@ template <class L> struct Stripe {
       FOR_EACH_THREAD(t) store<false>(t, stripe, wave);
     } else {
       const int copy = (item / p.n_modes + stripe) % p.n_copies;
-      float2 *gradient = p.probe_gradient + ((long long)copy * p.n_modes + mode) * PIXELS;
+      auto *gradient = (typename Sums<FIXED>::Complex *)p.probe_gradient + ((long long)copy * p.n_modes + mode) * PIXELS;
       FOR_EACH_THREAD(t) {
-        UNROLL for (int i = 0; i < E; ++i) add_shared(gradient + place(t, stripe, point<false>(t, i)), t.v[i]);
+        UNROLL for (int i = 0; i < E; ++i)
+          add_shared(gradient + place(t, stripe, point<false>(t, i)), t.v[i], p.probe_scale);
       }
     }
   }

@@ -28,9 +28,9 @@ __global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS) stripe_dete
   Stripe<L>::template detect<LOSS, Count>(&block.thread, block.room, p, blockIdx.x, blockIdx.y);
 }
 
-template <int N, bool ALONG_Y, bool SLOPES>
+template <int N, bool ALONG_Y, bool SLOPES, bool FIXED>
 __global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS) stripe_back(const __grid_constant__ StripeArguments p) {
   using L = StripeLayout<N, ALONG_Y>;
   StripeBlock<L> block(p);
-  Stripe<L>::template back<SLOPES>(&block.thread, block.room, p, blockIdx.x, blockIdx.y);
+  Stripe<L>::template back<SLOPES, FIXED>(&block.thread, block.room, p, blockIdx.x, blockIdx.y);
 }
