@@ -33,6 +33,12 @@ LIMITS = {
 RESERVED = 1024
 OPTIONS = {"-default-device": "--expt-relaxed-constexpr"}
 WARP, BANKS = 32, 16  # banks of pairs
+# The fused kernel for one mode and for several: on whole pixels, shifted, with slopes by positions
+FUSED = [
+    {"several": several, **shift}
+    for several in (False, True)
+    for shift in ({}, {"shifted": True}, {"shifted": True, "slopes": True})
+]
 
 
 class Variant(NamedTuple):
@@ -76,8 +82,9 @@ def variants(sizes: Sequence[int]) -> Iterator[Variant]:
         if n in cuda.SIZES:
             fused = cuda.Layout(n)
             met = exchange(fused.elements, fused.lanes, fused.stride)
-            for loss in ("amplitude", "poisson"):
-                name = cuda.kernel_name(n, loss, "uint8")
+            variants_of = [("poisson", FUSED[0]), *(("amplitude", flags) for flags in FUSED)]
+            for loss, flags in variants_of:
+                name = cuda.kernel_name(n, loss, "uint8", **flags)
                 yield Variant("fused", n, name, "Arguments", fused.threads, fused.shared_bytes(n_factors=1), met)
         if n in stripes.SIZES:
             layout = stripes.Stripes(n)

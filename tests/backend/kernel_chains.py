@@ -23,12 +23,12 @@ HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "hpcrec" / "backend" / "kernels"
 
 
-def compiled(source, kernels, folder):
-    """Return the shared library of a kernel's source and the threads' stand-in."""
+def compiled(source, kernels, folder, *definitions):
+    """Return the shared library of a kernel's source and the threads' stand-in; definitions: macros, as ``-DNAME``."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed: the GPU kernel's source cannot be compiled for the CPU")
-    options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{kernels}"]
+    options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{kernels}", *definitions]
     subprocess.run([compiler, *options, HERE / source, "-o", folder / "kernel.so"], check=True)
     return ctypes.CDLL(str(folder / "kernel.so"))
 

@@ -20,14 +20,26 @@ def nvrtc():
     name = ctypes.util.find_library("nvrtc") or next(map(str, packaged), None)
     if name is None:
         pytest.skip("NVRTC is not installed (package nvidia-cuda-nvrtc): the GPU kernel cannot be compiled")
+    # It asks for this one by its name alone, which the loader knows once it is there
+    for builtins in Path(name).parent.glob("libnvrtc-builtins.so.*"):
+        ctypes.CDLL(str(builtins))
     return ctypes.CDLL(name)
 
 
 @pytest.mark.parametrize(("n", "architecture"), list(product(cuda.SIZES, ["sm_80", "sm_90", "sm_100"])))
-@pytest.mark.parametrize(("loss", "counts"), [("amplitude", "uint8"), ("poisson", "uint16")])
-def test_a_variant_compiles(nvrtc, n, architecture, loss, counts):
-    program, name = ctypes.c_void_p(), cuda.kernel_name(n, loss, counts).encode()
-    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), cuda.source().encode(), b"fused.cu", 0, None, None) == 0
+@pytest.mark.parametrize(
+    ("loss", "counts", "flags"),
+    [
+        ("amplitude", "uint8", {}),
+        ("poisson", "uint16", {"shifted": True}),
+        ("amplitude", "uint16", {"several": True}),
+        ("poisson", "uint8", {"several": True, "shifted": True, "slopes": True}),
+    ],
+)
+def test_a_variant_compiles(nvrtc, n, architecture, loss, counts, flags):
+    program, name = ctypes.c_void_p(), cuda.kernel_name(n, loss, counts, **flags).encode()
+    text = cuda.source("fused").encode()
+    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, b"fused.cu", 0, None, None) == 0
     assert nvrtc.nvrtcAddNameExpression(program, name) == 0
     options = [option.encode() for option in (*cuda.compile_options(), f"-arch={architecture}")]
     result = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))

@@ -119,7 +119,7 @@ def test_a_model_on_a_device_takes_what_they_know(cupy, kernel, monkeypatch, wan
     """Two slices, two modes, shifted probes, bad pixels; gradients by thickness are left to array code."""
     launches, launch, rng = [], launcher(kernel), np.random.default_rng(8)
     monkeypatch.setattr(launched, "launch", lambda *told: (launches.append(told[0]), launch(*told)))
-    shape, mask = (128, 128), rng.random((128, 128)) > 0.05
+    shape, mask = (192, 192), rng.random((192, 192)) > 0.05
     positions = rng.uniform(0, 2, (4, 2))
     grid = object_grid(positions, shape, SAMPLING)
     probe = aberrated_probe(shape, SAMPLING, WAVELENGTH, 0.022, {"C10": -150.0})
