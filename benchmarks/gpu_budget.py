@@ -33,6 +33,12 @@ LIMITS = {
 # Shared memory that the system keeps of each block
 RESERVED = 1024
 WARP, BANKS = 32, 16  # banks of pairs
+# The fused kernel for one mode and for several: on whole pixels, shifted, with slopes by positions
+FUSED = [
+    {"several": several, **shift}
+    for several in (False, True)
+    for shift in ({}, {"shifted": True}, {"shifted": True, "slopes": True})
+]
 
 
 class Variant(NamedTuple):
@@ -89,7 +95,7 @@ def variants(sizes: Sequence[int]) -> Iterator[Variant]:
         if n in cuda.SIZES:
             fused = cuda.Layout(n)
             met, shared = exchange(fused.elements, fused.lanes, fused.stride), fused.shared_bytes(n_factors=1)
-            for (loss, counts), chosen in product(detectors(cuda.COUNTS), flags(cuda.kernel_name)):
+            for (loss, counts), chosen in product(detectors(cuda.COUNTS), FUSED):
                 name = cuda.kernel_name(n, loss, counts, **chosen)
                 yield Variant("fused", n, name, "Arguments", fused.threads, shared, met)
         if n in stripes.SIZES:

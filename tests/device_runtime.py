@@ -126,6 +126,7 @@ def with_runtime(n_devices=2, free=30 << 30):
             used.append(self.id)
 
     properties = {"name": b"Pretended", "totalGlobalMem": 40 << 30, "major": 9, "minor": 0, "multiProcessorCount": 2}
+    properties |= {"sharedMemPerBlockOptin": 232448, "sharedMemPerMultiprocessor": 233472}
     module.cuda = SimpleNamespace(
         Device=Device,
         Stream=Stream,

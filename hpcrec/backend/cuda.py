@@ -1,8 +1,9 @@
 """The fused GPU kernel of ``kernels/fused.cuh``: its source and variants, and how its arrays are laid out.
 
-One probe mode at whole pixels, patterns of N × N pixels in the far field. Arrays may live on the host or on the device.
+Probe modes, shifted or not, on patterns of N × N pixels in the far field. Arrays may live on the host or on the device.
 A wave "by threads" is (N²,): element pairs (E/2, thread, 2), see :class:`Layout`. Slices of an object are transposed in
-turn, so that threads side by side read numbers side by side in both directions of the kernel's lines.
+turn, so that threads side by side read numbers side by side in both directions of the kernel's lines. Spectra of
+shifted probes stand as a far field does whose lines run along ky.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ _SOURCES: Final = {
 # The struct Sheet of lanes.cuh
 SHEET: Final = [(name, np.int32) for name in ("height", "width", "top", "left")]
 _ADDRESSES = (
-    "probe", "object", "object_gradient", "illumination", "probe_gradient", "saved", "counts", "good", "corners",
-    "factors", "factor_of_gap", "twiddles", "totals",
+    "probe", "object", "object_gradient", "illumination", "probe_gradient", "saved", "weights", "counts", "good",
+    "corners", "factors", "factor_of_gap", "twiddles", "ramps", "totals", "slopes",
 )  # fmt: skip
-_NUMBERS = ("n_slices", "n_patterns", "n_factors", "good_step")
+_NUMBERS = ("n_slices", "n_modes", "n_patterns", "n_factors", "good_step")
 # The struct Arguments of fused.cuh
 ARGUMENTS: Final = np.dtype(
     [(name, np.uint64) for name in _ADDRESSES]
@@ -114,9 +115,15 @@ def source(kernels: Kernels) -> str:
     return "\n".join(text.replace("#pragma once\n", "") for text in texts)
 
 
-def kernel_name(n: int, loss: str, counts: str) -> str:
-    """Return the C++ name of a variant: window, loss and type of counts, as :data:`LOSSES` and :data:`COUNTS` know."""
-    return f"add_gradients<{n}, {LOSSES[loss]}, {COUNTS[counts]}>"
+def kernel_name(
+    n: int, loss: str, counts: str, *, several: bool = False, shifted: bool = False, slopes: bool = False
+) -> str:
+    """Return the C++ name of a variant: window, loss and type of counts, as :data:`LOSSES` and :data:`COUNTS` know.
+
+    several : more than one probe mode; shifted : probes by parts of pixels; slopes : their gradients by positions
+    """
+    flags = ", ".join(str(flag).lower() for flag in (several, shifted, slopes))
+    return f"add_gradients<{n}, {LOSSES[loss]}, {COUNTS[counts]}, {flags}>"
 
 
 def compile_options() -> tuple[str, ...]:
@@ -201,19 +208,18 @@ def address(a: Array) -> int:
     return int(data)
 
 
-def pack_wave(wave: ComplexArray) -> ComplexArray:
-    """Return a wave (y, x), by threads."""
-    layout, xp = Layout(wave.shape[-1]), array_module(wave)
-    chosen = wave.ravel()[xp.asarray(_wave_places(layout))]
-    return chosen.astype(np.complex64)  # type: ignore[no-any-return]
+def pack_waves(waves: ComplexArray, *, spectra: bool = False) -> ComplexArray:
+    """Return waves (mode, y, x), or spectra (mode, ky, kx), by threads: (mode, N²)."""
+    xp, places = array_module(waves), _wave_places(Layout(waves.shape[-1]), spectra)
+    chosen = waves.reshape(len(waves), -1)[:, xp.asarray(places)]
+    return xp.ascontiguousarray(chosen.astype(np.complex64))  # type: ignore[no-any-return]
 
 
-def unpack_wave(flat: ComplexArray) -> ComplexArray:
-    """Return the wave (y, x) of one by threads."""
-    n, xp = round(flat.size**0.5), array_module(flat)
-    wave = xp.empty(flat.size, flat.dtype)
-    wave[xp.asarray(_wave_places(Layout(n)))] = flat
-    return wave.reshape(n, n)  # type: ignore[no-any-return]
+def unpack_waves(flat: ComplexArray, *, spectra: bool = False) -> ComplexArray:
+    """Return the waves (mode, y, x), or spectra, of :func:`pack_waves`."""
+    n, xp = round(flat.shape[-1] ** 0.5), array_module(flat)
+    places = np.argsort(_wave_places(Layout(n), spectra))
+    return flat[:, xp.asarray(places)].reshape(len(flat), n, n)  # type: ignore[no-any-return]
 
 
 def pack_slices(slices: Array, layout: Layout) -> Array:
@@ -254,9 +260,9 @@ def _transposed(i_slice: int, layout: Layout) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _wave_places(layout: Layout) -> IntArray:
-    """Return the place in (y, x) of each number by threads: lines run along x."""
-    places = layout.lines() * layout.n + layout.points()
+def _wave_places(layout: Layout, spectra: bool) -> IntArray:
+    """Return the place in (y, x) of each number by threads: lines run along x, those of spectra along ky."""
+    places = _far_places(layout, 1).T if spectra else layout.lines() * layout.n + layout.points()
     return places.reshape(-1, 2, layout.threads).transpose(0, 2, 1).ravel()
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any, Final
 
-from hpcrec.backend.array import Array
+from hpcrec.backend.array import Array, array_module
 from hpcrec.backend.cuda import Kernels, compile_options, source
 from hpcrec.errors import DeviceError
 
@@ -42,13 +42,28 @@ def launch(name: str, blocks: tuple[int, int], threads: int, shared: int, argume
     if shared > room:
         raise DeviceError(
             f"GPU {device} has {room // 1024} KiB of shared memory for a block, and {name} takes {shared / 1024:.1f}: "
-            "choose the kernel 'numpy', or another GPU"
+            "choose the kernel 'array', or another GPU"
         )
     kernels = next((found for prefix, found in _PREFIXES.items() if name.startswith(prefix)), "fused")
     kernel = _compiled(kernels, name, device)
     if shared > _PLAIN_SHARED:
         kernel.max_dynamic_shared_size_bytes = shared
     kernel(blocks, (threads,), (argument,), shared_mem=shared)
+
+
+def compiles(a: Array) -> bool:
+    """Whether the library of an array compiles kernels: CuPy does, NumPy and what tests put in its place do not."""
+    return hasattr(array_module(a), "RawModule")
+
+
+def device_number() -> int:
+    """Return the number of the current device."""
+    return int(import_module("cupy").cuda.Device().id)
+
+
+def shared_room() -> int:
+    """Return the bytes of shared memory that a block may take on the current device."""
+    return int(_properties(device_number())["sharedMemPerBlockOptin"])
 
 
 @lru_cache(maxsize=16)
@@ -62,7 +77,7 @@ def resident_blocks(of_multiprocessor: int, shared: int = 0) -> int:
 
     of_multiprocessor : how many a multiprocessor's registers and threads have room for
     """
-    found = _properties(import_module("cupy").cuda.Device().id)
+    found = _properties(device_number())
     taken = shared + found["reservedSharedMemPerBlock"]
     held = min(of_multiprocessor, found["sharedMemPerMultiprocessor"] // taken) if shared else of_multiprocessor
     return max(held, 1) * int(found["multiProcessorCount"])

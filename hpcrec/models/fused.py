@@ -1,70 +1,133 @@
 """The multislice chain through the fused GPU kernel: gradients as :func:`hpcrec.models.multislice.add_gradients`.
 
-One probe mode on whole pixels, windows of at most 128 pixels. Arrays may live on a device or, for the kernel's stand-in
-on the CPU, on the host.
+Windows of at most 128 pixels, probe modes, shifted or not. Arrays may live on a device or, for the kernel's stand-in on
+the CPU, on the host.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from hpcrec.backend import cuda
-from hpcrec.backend.array import Array, BoolArray, array_module, to_host
+from hpcrec.backend.array import Array, BoolArray, ComplexArray, array_module, to_host
 from hpcrec.backend.launch import Launch
 from hpcrec.models.chain import Chain, ChainSums
 from hpcrec.models.striped import FLOORS, chain_fault
+from hpcrec.operators.propagate import shift_ramps
+
+# Of the waves that all blocks save: of a GPU's memory a small part, and seldom reached
+ROOM_BYTES: Final = 1 << 32
 
 
 def fault(chain: Chain, patterns: Array, sums: ChainSums) -> str | None:
     """Say what of a chain, its patterns or the wanted sums the fused kernel does not know, or return None."""
     found = cuda.layout_fault(chain.spectrum.shape[-2:], patterns.dtype, chain.detector.loss)
-    if found is None and (not chain.whole or len(chain.spectrum) > 1):
-        return "the fused kernel takes one probe mode on whole pixels"
     return found or chain_fault(chain, sums)
 
 
 def add_gradients(
-    chain: Chain, patterns: Array, good: BoolArray | None, sums: ChainSums, launch: Launch, n_blocks: int
+    chain: Chain,
+    patterns: Array,
+    good: BoolArray | None,
+    sums: ChainSums,
+    launch: Launch,
+    n_blocks: int,
+    room_bytes: int = ROOM_BYTES,
 ) -> None:
     """Add the gradients of ``patterns`` (n, ky, kx) over their ``good`` pixels to ``sums``; :func:`fault` is None.
 
-    ``n_blocks``: as many as the device runs at a time; each takes its share of the patterns.
+    ``n_blocks``: as many as the device runs at a time; each takes its share of the patterns. There are fewer where
+    the waves that they save would take more than ``room_bytes``.
     """
-    xp, n, n_slices = array_module(chain.obj), chain.spectrum.shape[-1], chain.obj.shape[1]
-    layout, gaps, shape = cuda.Layout(n), cuda.gaps_of(chain.propagators), sums.obj.shape[-2:]
-    n_patterns, points = len(chain.corners), shape[0] * shape[1]
-    if n_patterns == 0:
+    if len(chain.corners) == 0:
         return
-    n_blocks = min(n_blocks, n_patterns)
-    masks = xp.ones((1, n, n), bool) if good is None else good
-    arrays = {
-        "probe": cuda.pack_wave(chain.spectrum[0]),
+    layout, n_modes, loss = cuda.Layout(chain.spectrum.shape[-1]), len(chain.spectrum), chain.detector.loss
+    of_block = max(8 * layout.n**2 * n_modes * _slots(chain), 1)
+    n_blocks = max(min(n_blocks, len(chain.corners), room_bytes // of_block), 1)
+    read, written = _read(chain, patterns, good), _written(chain, sums, n_blocks)
+    flags = {"several": n_modes > 1, "shifted": not chain.whole, "slopes": sums.shifts is not None}
+    kernel = cuda.kernel_name(layout.n, loss, patterns.dtype.name, **flags)
+    shared = layout.shared_bytes(len(read["factors"]))
+    launch(kernel, (n_blocks, 1), layout.threads, shared, _arguments(chain, sums, read, written))
+    _add(chain, written, sums)
+
+
+def _slots(chain: Chain) -> int:
+    """Return how many waves of a mode a block saves: in front of slices, and of several modes their far fields.
+
+    In front of the first slice a probe on whole pixels is the same for all patterns.
+    """
+    n_slices: int = chain.obj.shape[1]
+    return n_slices - int(chain.whole) + int(len(chain.spectrum) > 1)
+
+
+def _read(chain: Chain, patterns: Array, good: BoolArray | None) -> dict[str, Array]:
+    """Return what the kernel reads, as it is laid out there."""
+    xp, n_slices, layout = array_module(chain.obj), chain.obj.shape[1], cuda.Layout(chain.spectrum.shape[-1])
+    gaps, masks = cuda.gaps_of(chain.propagators), xp.ones((1, layout.n, layout.n), bool) if good is None else good
+    return {
+        "probe": cuda.pack_waves(chain.spectrum, spectra=not chain.whole),
         "object": cuda.pack_slices(chain.obj[0], layout),
-        "object_gradient": xp.zeros((n_slices, points), np.complex64),
-        "illumination": xp.zeros((n_slices, points), np.float32),
-        "probe_gradient": xp.zeros((n_blocks, n * n), np.complex64),
-        "saved": xp.empty((n_blocks, n_slices - 1, n * n), np.complex64),
         "counts": cuda.pack_patterns(patterns, n_slices),
         "good": cuda.pack_good(masks, n_slices),
         "corners": xp.asarray(np.ascontiguousarray(chain.corners[:, 0], np.int32)),
         "factors": gaps.factors,
         "factor_of_gap": xp.asarray(gaps.of_gap),
         "twiddles": xp.asarray(layout.twiddles()),
-        "totals": xp.zeros((n_blocks, layout.threads // 32, 3), np.float64),
+        "ramps": xp.asarray(_ramps(chain)),
     }
+
+
+def _written(chain: Chain, sums: ChainSums, n_blocks: int) -> dict[str, Array]:
+    """Return room for what the kernel writes, and zeros where it adds."""
+    xp, (n_modes, n, _) = array_module(chain.obj), chain.spectrum.shape
+    warps, points = cuda.Layout(n).threads // 32, (chain.obj.shape[1], sums.obj[0, 0].size)
+    return {
+        "object_gradient": xp.zeros(points, np.complex64),
+        "illumination": xp.zeros(points, np.float32),
+        "probe_gradient": xp.zeros((n_blocks, n_modes, n * n), np.complex64),
+        "saved": xp.empty((n_blocks, n_modes, _slots(chain), n * n), np.complex64),
+        "weights": xp.empty((n_blocks if n_modes > 1 else 0, n * n), np.float32),
+        "totals": xp.zeros((n_blocks, warps, 3), np.float64),
+        "slopes": xp.zeros((0 if sums.shifts is None else len(chain.corners), warps, 2), np.float64),
+    }
+
+
+def _arguments(chain: Chain, sums: ChainSums, read: dict[str, Array], written: dict[str, Array]) -> Array:
+    """Return the kernel's argument; the arrays must outlive its use."""
     arguments = np.zeros((), cuda.ARGUMENTS)
-    for name, values in arrays.items():
+    for name, values in (read | written).items():
         arguments[name] = cuda.address(values)
     arguments["of_object"] = cuda.sheet(chain.obj.shape[-2:], (0, 0))
-    arguments["of_gradient"] = cuda.sheet(shape, sums.origin)
-    numbers = {"n_slices": n_slices, "n_patterns": n_patterns, "n_factors": len(gaps.factors)}
-    for name, number in (numbers | {"good_step": layout.threads if len(masks) > 1 else 0}).items():
-        arguments[name] = number
+    arguments["of_gradient"] = cuda.sheet(sums.obj.shape[-2:], sums.origin)
+    arguments["n_slices"], arguments["n_modes"] = chain.obj.shape[1], len(chain.spectrum)
+    arguments["n_patterns"], arguments["n_factors"] = len(chain.corners), len(read["factors"])
+    # One mask for all, or each its own
+    arguments["good_step"] = read["good"].shape[1] if len(read["good"]) > 1 else 0
     arguments["floor"] = FLOORS[chain.detector.loss]
-    kernel = cuda.kernel_name(n, chain.detector.loss, patterns.dtype.name)
-    launch(kernel, (n_blocks, 1), layout.threads, layout.shared_bytes(len(gaps.factors)), arguments)
-    sums.totals[...] += to_host(arrays["totals"]).sum(axis=(0, 1))
-    sums.obj[0] += cuda.unpack_slices(arrays["object_gradient"], shape, layout)
-    sums.illumination[0] += cuda.unpack_slices(arrays["illumination"], shape, layout)
+    return arguments
+
+
+def _ramps(chain: Chain) -> ComplexArray:
+    """Return the factors of the shifts (pattern, 2, N), along y and x; of whole pixels none.
+
+    Each is over √N: a transform there and one back, not normalised, are then unitary.
+    """
+    n = chain.spectrum.shape[-1]
+    shifts = chain.shifts[:0, 0] if chain.whole else chain.shifts[:, 0]
+    ramps: ComplexArray = np.stack(shift_ramps(shifts, (n, n), complex), axis=1) / n**0.5
+    return ramps.astype(np.complex64)
+
+
+def _add(chain: Chain, written: dict[str, Array], sums: ChainSums) -> None:
+    """Add what the kernel wrote."""
+    layout, shape = cuda.Layout(chain.spectrum.shape[-1]), sums.obj.shape[-2:]
+    sums.totals[...] += to_host(written["totals"]).sum(axis=(0, 1))
+    sums.obj[0] += cuda.unpack_slices(written["object_gradient"], shape, layout)
+    sums.illumination[0] += cuda.unpack_slices(written["illumination"], shape, layout)
+    if sums.shifts is not None:
+        sums.shifts[:, 0] += 4 * np.pi * to_host(written["slopes"]).sum(axis=1)
     if sums.spectrum is not None:
-        sums.spectrum[0] += cuda.unpack_wave(arrays["probe_gradient"].sum(axis=0))
+        sums.spectrum[...] += cuda.unpack_waves(written["probe_gradient"].sum(axis=0), spectra=not chain.whole)

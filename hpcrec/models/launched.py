@@ -1,18 +1,33 @@
-"""The multislice chain on a device: gradients by hpcrec's own kernels where they know it, all else by array code."""
+"""The multislice chain on a device: gradients by hpcrec's own kernels where they know it, all else by array code.
+
+What both kernels know, windows of 128 pixels, the fused one takes: by the design's count of memory traffic it is the
+faster one, with several modes too. Nobody has measured that yet.
+"""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 from hpcrec.backend.array import Array, BoolArray
-from hpcrec.backend.cuda import Layout
-from hpcrec.backend.launch import launch, resident_blocks
+from hpcrec.backend.cuda import Layout, gaps_of
+from hpcrec.backend.launch import launch, resident_blocks, shared_room
 from hpcrec.models import fused, multislice, striped
 from hpcrec.models.chain import Chain, ChainSums
 from hpcrec.models.events import Events, dense
 
+Family = Literal["fused", "striped", "array"]
+
 chain_intensities = multislice.chain_intensities
 add_responses = multislice.add_responses
+
+
+def family(chain: Chain, patterns: Array | Events, sums: ChainSums, *, deterministic: bool = False) -> Family:
+    """Return which code takes a chain, its patterns and what is wanted of them."""
+    # Of patterns a fault is a matter of their type, which events have too
+    known = not deterministic and fused.fault(chain, cast(Array, patterns), sums) is None
+    if known and _shared(chain) <= shared_room():
+        return "fused"
+    return "striped" if striped.fault(chain, patterns, sums) is None else "array"
 
 
 def add_gradients(
@@ -23,11 +38,18 @@ def add_gradients(
     ``deterministic`` : the same to the last bit from run to run; not by the fused kernel, whose sums on the object
     depend on the order of its blocks. Events become arrays but for the striped kernels.
     """
-    # Of patterns a fault is a matter of their type, which events have too
-    if not deterministic and fused.fault(chain, cast(Array, patterns), sums) is None:
-        n_blocks = resident_blocks(Layout(chain.spectrum.shape[-1]).blocks)
-        fused.add_gradients(chain, dense(patterns), good, sums, launch, n_blocks)
-    elif striped.fault(chain, patterns, sums) is None:
-        striped.add_gradients(chain, patterns, good, sums, launch, deterministic=deterministic)
-    else:
-        multislice.add_gradients(chain, dense(patterns), good, sums)
+    match family(chain, patterns, sums, deterministic=deterministic):
+        case "fused":
+            n_blocks = resident_blocks(Layout(chain.spectrum.shape[-1]).blocks, _shared(chain))
+            room = min(chain.room, fused.ROOM_BYTES)
+            fused.add_gradients(chain, dense(patterns), good, sums, launch, n_blocks, room)
+        case "striped":
+            room = min(chain.room, striped.CHUNK_BYTES)
+            striped.add_gradients(chain, patterns, good, sums, launch, room, deterministic=deterministic)
+        case "array":
+            multislice.add_gradients(chain, dense(patterns), good, sums)
+
+
+def _shared(chain: Chain) -> int:
+    """Return the bytes of shared memory that a block of the fused kernel takes."""
+    return Layout(chain.spectrum.shape[-1]).shared_bytes(len(gaps_of(chain.propagators).factors))

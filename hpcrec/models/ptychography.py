@@ -25,7 +25,7 @@ from hpcrec.backend.threads import Threads
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import Box, bounding_box
-from hpcrec.models import compiled, launched, multislice
+from hpcrec.models import compiled, launched, multislice, trusted
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums, Detector, KeptWaves, cleaned, good_pixels, joined, share_of
 from hpcrec.models.events import Events, dense
@@ -163,7 +163,7 @@ class PtychographyModel:
         if self._kernel == ("launched" if on_host else "compiled"):
             where = "on the processor" if on_host else "on a GPU"
             raise ConfigError(f"kernel: {self._kernel!r} cannot be used where the object lives, {where}; use 'auto'")
-        on_device = launched if self._kernel == "launched" else multislice
+        on_device = {"launched": launched, "numpy": multislice}.get(self._kernel, trusted)
         return self._on_host if on_host else on_device
 
     def streams_on(self, state: PtychographyState) -> bool:
@@ -238,13 +238,13 @@ class PtychographyModel:
     ) -> ChainSums:
         """Return the sums of a batch, made by this rank's threads."""
         code = self.code(state)
-        batch = batch_beside(state.obj, batch, events=code is launched)
+        batch = batch_beside(state.obj, batch, events=code in (launched, trusted))
         good, calls, rooms = self.good(batch), [], []
         for i, share in enumerate(self._shares(state, batch)):
             part, own_good = share_of(chain, good, share)
             rooms.append(self._room(state, part, box, wanted, None if lent is None else (lent[0][i], lent[1][i])))
             call = partial(code.add_gradients, part, batch.patterns[share], own_good, rooms[-1])
-            if code is launched:
+            if code in (launched, trusted):
                 call = partial(call, deterministic=self.deterministic)
             if kept is not None or revision is not None:
                 call = partial(call, kept=None if kept is None else kept.part(share), revision=revision)

@@ -12,6 +12,7 @@ from kernel_chains import (
     ORIGIN,
     SAMPLING,
     TOLERANCE,
+    WAVELENGTH,
     compiled,
     errors,
     gaps,
@@ -23,8 +24,14 @@ from kernel_chains import (
 )
 
 from hpcrec.backend import cuda
-from hpcrec.models import fused
-from hpcrec.models.chain import ChainSums
+from hpcrec.geometry.grid import object_grid
+from hpcrec.geometry.tiles import Box
+from hpcrec.models import fused, launched
+from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.chain import ChainSums, Detector
+from hpcrec.models.placement import state_on
+from hpcrec.models.ptychography import PtychographyModel
+from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
 from hpcrec.physics.propagation import propagation_rate, tilted_factor
 
 pytestmark = pytest.mark.emulation
@@ -45,17 +52,18 @@ def launcher(kernel):
     """What starts the kernel of the shared library by its C++ name."""
 
     def launch(name, blocks, threads, shared, arguments):
-        n, loss, counts = re.fullmatch(r"add_gradients<(\d+), (\w+), unsigned (char|short)>", name).groups()
-        assert blocks == (N_BLOCKS, 1)
+        pattern = r"add_gradients<(\d+), (\w+), unsigned (char|short), (true|false), (true|false), (true|false)>"
+        n, loss, counts, *flags = re.fullmatch(pattern, name).groups()
         assert threads == cuda.Layout(int(n)).threads
         assert shared == kernel.shared_bytes(int(n), int(arguments["n_factors"]))
-        numbers = N_BLOCKS, int(n), loss == "POISSON", 1 if counts == "char" else 2
+        bits = sum(1 << i for i, flag in enumerate(flags) if flag == "true")
+        numbers = blocks[0], int(n), loss == "POISSON", 1 if counts == "char" else 2, bits
         assert kernel.add_gradients(ctypes.c_void_p(arguments.ctypes.data), *numbers) == 0
 
     return launch
 
 
-def emulated(kernel, chain, patterns, good):
+def emulated(kernel, chain, patterns, good, *, slopes=True, **room):
     single = {name: getattr(chain, name).astype(np.complex64) for name in ("obj", "spectrum", "propagators")}
     chain, shape = dataclasses.replace(chain, **single), (*chain.obj.shape[:2], *gradient_shape(patterns.shape[-1]))
     sums = ChainSums(
@@ -64,19 +72,24 @@ def emulated(kernel, chain, patterns, good):
         illumination=np.zeros(shape, np.float32),
         totals=np.zeros(3),
         spectrum=np.zeros_like(chain.spectrum),
+        shifts=np.zeros((N_PATTERNS, 1, 2)) if slopes and not chain.whole else None,
     )
     assert fused.fault(chain, patterns, sums) is None
-    fused.add_gradients(chain, patterns, good, sums, launcher(kernel), N_BLOCKS)
-    return {
-        "obj": sums.obj[0], "illumination": sums.illumination[0], "probe": sums.spectrum, "totals": sums.totals
-    }  # fmt: skip
+    fused.add_gradients(chain, patterns, good, sums, launcher(kernel), N_BLOCKS, **room)
+    probe = sums.spectrum if chain.whole else np.fft.ifft2(sums.spectrum, norm="ortho")
+    found = {"obj": sums.obj[0], "illumination": sums.illumination[0], "probe": probe, "totals": sums.totals}
+    return found if sums.shifts is None else found | {"shifts": sums.shifts}
 
 
-def compare(kernel, n, n_slices, loss, dtype, masks):
-    chain = make_chain(n, n_slices, loss, seed=n + n_slices)
-    patterns = make_counts(make_chain(n, n_slices, loss, seed=1), dtype, seed=2)
+def compare(kernel, n, n_slices, loss, dtype, masks, *, n_modes=1, shifted=False, slopes=True, **room):
+    same = {"n_modes": n_modes, "shifted": shifted}
+    chain = make_chain(n, n_slices, loss, seed=n + n_slices, **same)
+    patterns = make_counts(make_chain(n, n_slices, loss, seed=1, **same), dtype, seed=2)
     good = make_good(masks, n)
-    return errors(plain(chain, patterns, good), emulated(kernel, chain, patterns, good))
+    wanted = plain(chain, patterns, good)
+    found = emulated(kernel, chain, patterns, good, slopes=slopes, **room)
+    assert ("shifts" in found) == (shifted and slopes)
+    return errors({name: wanted[name] for name in found}, found)
 
 
 @pytest.mark.parametrize("n", cuda.SIZES)
@@ -96,6 +109,26 @@ def test_gradients_agree(kernel, n, n_slices, loss, dtype, masks):
     assert all(value <= TOLERANCE for value in found.values()), found
 
 
+@pytest.mark.parametrize("n", cuda.SIZES)
+@pytest.mark.parametrize("n_slices", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("n_modes", "shifted", "slopes", "loss", "dtype", "masks"),
+    [
+        (1, True, True, "amplitude", np.uint8, 1),
+        (1, True, False, "poisson", np.uint16, 0),
+        (2, False, False, "poisson", np.uint8, N_PATTERNS),
+        (3, False, False, "anscombe", np.uint16, 0),
+        (2, True, False, "anscombe", np.uint8, 1),
+        (2, True, True, "poisson", np.uint16, N_PATTERNS),
+        (3, True, True, "amplitude", np.uint8, 0),
+    ],
+)
+def test_gradients_of_modes_and_shifts_agree(kernel, n, n_slices, n_modes, shifted, slopes, loss, dtype, masks):
+    several = {"n_modes": n_modes, "shifted": shifted, "slopes": slopes}
+    found = compare(kernel, n, n_slices, loss, dtype, masks, **several)
+    assert all(value <= TOLERANCE for value in found.values()), found
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_missing_barrier_shows(tmp_path, which):
     """A proof of the stand-in: without either barrier of the transposition the sums come out wrong."""
@@ -105,8 +138,60 @@ def test_a_missing_barrier_shows(tmp_path, which):
             assert len(parts) == 3
             parts = [parts[0] + parts[1], parts[2]] if which == 0 else [parts[0], parts[1] + parts[2]]
         (tmp_path / path.name).write_text("    barrier();\n".join(parts), encoding="utf-8")
-    found = compare(compiled("fused_host.cpp", tmp_path, tmp_path), 64, 2, "amplitude", np.uint8, 0)
+    broken = compiled("fused_host.cpp", tmp_path, tmp_path, "-DSMALLEST")
+    found = compare(broken, 64, 2, "amplitude", np.uint8, 0)
     assert not found["obj"] <= 1e-2
+
+
+def test_little_room_is_enough(kernel):
+    """Fewer blocks than the device runs at a time take all patterns, one after the other."""
+    found = compare(kernel, 64, 2, "amplitude", np.uint8, 0, n_modes=2, shifted=True, room_bytes=1)
+    assert all(value <= TOLERANCE for value in found.values()), found
+
+
+@pytest.mark.parametrize("wanted", [("probe",), ("probe", "positions"), ("probe", "thickness")])
+def test_a_model_on_a_device_takes_what_it_knows(cupy, kernel, monkeypatch, wanted):
+    """Two slices, two modes, shifted probes, bad pixels; gradients by thickness are left to array code."""
+    launches, launch, rng = [], launcher(kernel), np.random.default_rng(8)
+    monkeypatch.setattr(launched, "launch", lambda *told: (launches.append(told[0]), launch(*told)))
+    monkeypatch.setattr(launched, "resident_blocks", lambda of_multiprocessor, shared: of_multiprocessor)
+    monkeypatch.setattr(launched, "shared_room", lambda: 232448)
+    shape, positions = (64, 64), rng.uniform(0, 2, (6, 2))
+    grid = object_grid(positions, shape, SAMPLING)
+    probe = aberrated_probe(shape, SAMPLING, WAVELENGTH, 0.022, {"C10": -80.0})
+    obj, modes = np.exp(0.3j * rng.normal(size=(2, *grid.shape))), orthogonal_start_modes(probe, 2, share=0.2)
+    detector = Detector(loss="poisson", mask=rng.random(shape) > 0.05)
+
+    def model_and_state(kernels, precision):
+        model = PtychographyModel(
+            shape, SAMPLING, WAVELENGTH, 20.0, detector=detector, precision=precision, kernel=kernels
+        )
+        state = PtychographyState(
+            obj=obj.astype(model.dtype),
+            probe=(100 * modes).astype(model.dtype),
+            positions=positions,
+            grid=grid,
+            box=Box(0, grid.shape[0], 0, grid.shape[1]),
+        )
+        return model, state
+
+    model, state = model_and_state("numpy", "double")
+    counts = rng.poisson(model.simulate(state, np.arange(6))[:, ::-1]).clip(0, 255).astype(np.uint8)
+    batch = Batch(np.arange(6), counts, step=0, n_global=6)
+    host = model.gradients(state, batch, wanted)
+    model, state = model_and_state("launched", "single")
+    device = model.gradients(state_on(cupy, state), batch, wanted)
+    slopes = str("positions" in wanted).lower()
+    known = [f"add_gradients<64, POISSON, unsigned char, true, true, {slopes}>"]
+    assert launches == ([] if "thickness" in wanted else known)
+    for name in ("loss", "error", "counts"):
+        assert getattr(device, name) == pytest.approx(getattr(host, name), rel=TOLERANCE)
+    for name in ("obj", "illumination", "probe"):
+        expected = getattr(host, name)
+        assert np.abs(getattr(device, name).get() - expected).max() <= TOLERANCE * np.abs(expected).max(), name
+    if "positions" in wanted:
+        expected = host.of_patterns["positions"]
+        assert np.abs(device.of_patterns["positions"] - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 def test_arguments_are_laid_out_as_the_kernel_reads_them(kernel):
@@ -118,8 +203,10 @@ def test_arguments_are_laid_out_as_the_kernel_reads_them(kernel):
 @pytest.mark.parametrize("n", cuda.SIZES)
 def test_layouts_lose_nothing(n):
     rng = np.random.default_rng(4)
-    wave = waves(rng, n, n).astype(np.complex64)
-    np.testing.assert_array_equal(cuda.unpack_wave(cuda.pack_wave(wave)), wave)
+    wave = waves(rng, 2, n, n).astype(np.complex64)
+    for spectra in (False, True):
+        packed = cuda.pack_waves(wave, spectra=spectra)
+        np.testing.assert_array_equal(cuda.unpack_waves(packed, spectra=spectra), wave)
     slices, layout = waves(rng, 3, 20, 31), cuda.Layout(n)
     np.testing.assert_array_equal(cuda.unpack_slices(cuda.pack_slices(slices, layout), (20, 31), layout), slices)
     patterns = rng.permutation(n * n).reshape(1, n, n)
@@ -151,4 +238,6 @@ def test_the_source_holds_all_variants():
     text = cuda.source("fused")
     assert "#include" not in text
     assert "__global__" in text
-    assert cuda.kernel_name(96, "anscombe", "uint16") == "add_gradients<96, AMPLITUDE, unsigned short>"
+    begun = "add_gradients<96, AMPLITUDE, unsigned short"
+    assert cuda.kernel_name(96, "anscombe", "uint16") == f"{begun}, false, false, false>"
+    assert cuda.kernel_name(96, "anscombe", "uint16", several=True, slopes=True) == f"{begun}, true, false, true>"

@@ -32,7 +32,7 @@ from hpcrec.geometry.tiles import Box
 from hpcrec.models import launched, striped
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import ChainSums, Detector
-from hpcrec.models.events import Events, events_of
+from hpcrec.models.events import events_of
 from hpcrec.models.placement import state_on
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
@@ -152,18 +152,20 @@ def test_events_are_counts(kernel, n, n_slices, n_modes, shifted, loss, masks, c
         np.testing.assert_array_equal(sparse[name], values, err_msg=name)
 
 
-def test_events_reach_the_kernels_of_a_device(cupy, kernel, monkeypatch):
+@pytest.mark.parametrize(
+    ("n", "wanted", "taken_by"), [(192, "probe", "striped"), (192, "thickness", "array"), (128, "probe", "fused")]
+)
+def test_events_reach_the_kernels_of_a_device(cupy, kernel, monkeypatch, n, wanted, taken_by):
     """As events where the striped kernels take them, as an array to the fused ones and to array code."""
-    launches, launch = [], launcher(kernel)
+    launches, taken, launch = [], {"array": [], "fused": []}, launcher(kernel)
     monkeypatch.setattr(launched, "launch", lambda *told: (launches.append(told[0]), launch(*told)))
-    taken = []
-    monkeypatch.setattr(launched.multislice, "add_gradients", lambda chain, counts, *_: taken.append(counts))
-    monkeypatch.setattr(launched.fused, "add_gradients", lambda chain, counts, *_: taken.append(counts))
-    monkeypatch.setattr(launched, "resident_blocks", lambda n: n)
-    shape, positions, rng = (128, 128), np.array([[0.0, 0.0], [0.9, 0.3]]), np.random.default_rng(3)
+    for name, module in (("array", launched.multislice), ("fused", launched.fused)):
+        monkeypatch.setattr(module, "add_gradients", lambda chain, counts, *_, name=name: taken[name].append(counts))
+    monkeypatch.setattr(launched, "resident_blocks", lambda of_multiprocessor, shared: of_multiprocessor)
+    monkeypatch.setattr(launched, "shared_room", lambda: 232448)
+    shape, positions, rng = (n, n), np.array([[0.0, 0.0], [0.9, 0.3]]), np.random.default_rng(3)
     grid = object_grid(positions, shape, SAMPLING)
     counts = rng.poisson(0.05, (2, *shape)).astype(np.uint8)
-    batch = Batch(np.arange(2), events_of(counts), n_global=2)
     probe = aberrated_probe(shape, SAMPLING, WAVELENGTH, 0.022, {"C10": -150.0})[None]
     model = PtychographyModel(shape, SAMPLING, WAVELENGTH, 20.0, kernel="launched")
     state = PtychographyState(
@@ -173,17 +175,14 @@ def test_events_reach_the_kernels_of_a_device(cupy, kernel, monkeypatch):
         grid=grid,
         box=Box(0, grid.shape[0], 0, grid.shape[1]),
     )
-    there = state_on(cupy, state)
-    assert model.gradients(there, batch, ("probe",)).counts == counts.sum()
-    assert "stripe_detect<128, false, AMPLITUDE, Events<unsigned short>>" in launches
-    assert taken == []
-    model.gradients(there, batch, ("thickness",))
-    there.whole_pixels = True
-    model.gradients(there, batch)
-    assert len(taken) == 2
-    for seen in taken:
-        np.testing.assert_array_equal(seen.get(), counts)
-    assert not isinstance(taken[0], Events)
+    found = model.gradients(state_on(cupy, state), Batch(np.arange(2), events_of(counts), n_global=2), (wanted,))
+    by_events = "stripe_detect<192, false, AMPLITUDE, Events<unsigned short>>"
+    assert (by_events in launches) == (taken_by == "striped")
+    assert found.counts == (counts.sum() if taken_by == "striped" else 0)
+    for name, seen in taken.items():
+        assert len(seen) == (taken_by == name)
+        for given in seen:
+            np.testing.assert_array_equal(given.get(), counts)
 
 
 @pytest.mark.parametrize("which", range(4))
@@ -211,7 +210,7 @@ def test_a_model_on_a_device_takes_what_they_know(cupy, kernel, monkeypatch, wan
     """Two slices, two modes, shifted probes, bad pixels; gradients by thickness are left to array code."""
     launches, launch, rng = [], launcher(kernel), np.random.default_rng(8)
     monkeypatch.setattr(launched, "launch", lambda *told: (launches.append(told[0]), launch(*told)))
-    shape, mask = (128, 128), rng.random((128, 128)) > 0.05
+    shape, mask = (192, 192), rng.random((192, 192)) > 0.05
     positions = rng.uniform(0, 2, (4, 2))
     grid = object_grid(positions, shape, SAMPLING)
     probe = aberrated_probe(shape, SAMPLING, WAVELENGTH, 0.022, {"C10": -150.0})

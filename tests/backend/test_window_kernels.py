@@ -78,7 +78,7 @@ def test_sums_over_windows(launched, monkeypatch, dtype):
     sums = [numbers((N_STATES, N_SLICES, *SHAPE), dtype, 5) for _ in range(2)]
     light = [np.ones((N_STATES, N_SLICES, *SHAPE), sums[0].real.dtype) for _ in range(2)]
     add_products(sums[0][:, 1], light[0][:, 1], wave, gradient, corners)
-    monkeypatch.setattr(cuts, "_compiles", lambda obj: True)
+    monkeypatch.setattr(cuts, "compiles", lambda obj: True)
     add_products(sums[1][:, 1], light[1][:, 1], wave, gradient, corners)
     assert launched == [f"window_products<{windows._TYPES[dtype]}>"]
     for wanted, found in (sums, light):
@@ -99,7 +99,7 @@ def test_no_window_changes_nothing(launched):
 
 def test_the_array_path_by_them_is_that_of_the_host(cupy, launched, monkeypatch):
     """Gradients of three slices and two shifted modes, pattern after pattern, by object, probe and positions."""
-    monkeypatch.setattr(cuts, "_compiles", lambda obj: isinstance(obj, cupy.ndarray))
+    monkeypatch.setattr(cuts, "compiles", lambda obj: isinstance(obj, cupy.ndarray))
     monkeypatch.setattr(multislice, "_DEVICE_CHUNK_BYTES", 1)
     chain = make_chain(32, 3, "poisson", 1, n_modes=2, shifted=True)
     counts = make_counts(chain, np.uint16, 2)

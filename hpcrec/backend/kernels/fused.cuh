@@ -4,6 +4,10 @@
 // T neighbouring threads (lanes) hold a line of the wave, E points each. The factor of a gap is a product of one along
 // y and one along x: transforms run along lines alone, and of one propagation to the next the lines turn, so that a
 // single transposition through shared memory suffices. In slice s lines run along x for even s, along y for odd s.
+// A shifted probe enters as its spectrum, whose lines run along ky: there a shift is a product of two ramps, and two
+// transforms with one transposition bring it to the first slice.
+//
+// Several modes go to the detector one after the other, where all but the last wait in memory, and back in reverse.
 //
 // What meets the wave is laid out by hpcrec/backend/cuda.py in the orders of lanes.cuh.
 #pragma once
@@ -22,21 +26,24 @@ template <int N_> struct Layout {
 };
 
 struct Arguments {
-  const float2 *probe;      // by threads: (E/2, thread, 2)
+  const float2 *probe;      // by threads: (mode, E/2, thread, 2), or its spectrum if it is shifted
   const float2 *object;     // (slice, y, x), transposed as LINES_ADJACENT says
   float2 *object_gradient;  // dL/dO*, as the object
   float *illumination;      // sum |psi|^2, as the object's gradient
-  float2 *probe_gradient;   // dL/dP*: (block, E/2, thread, 2), one a block so that none waits for another
-  float2 *saved;            // room (block, slice - 1, E/2, thread, 2) for the waves in front of slices
+  float2 *probe_gradient;   // dL/d probe*: (block, mode, E/2, thread, 2), one a block so that none waits for another
+  float2 *saved;            // room (block, mode, slot, E/2, thread, 2) for waves, see slots()
+  float *weights;           // room (block, E, thread) for what modes have in common at the detector
   const void *counts;       // (pattern, thread, E) in order of frequency
   const unsigned *good;     // (pattern or 1, thread): bit i says whether element i counts
   const int *corners;       // (pattern, 2): first pixel y, x of a window
   const float2 *factors;    // (factor, 2, N): along y and along x, each over N, zero frequency first
   const int *factor_of_gap; // (slice - 1,)
   const float2 *twiddles;   // (E, T): exp(-2 pi i k l/N)
+  const float2 *ramps;      // (pattern, 2, N): a shift's along y and along x, each over sqrt(N), zero frequency first
   double *totals;           // (block, warp, 3): loss, error, counts
+  double *slopes;           // (pattern, warp, 2): sum q Im(G* X) along y and x over the modes' spectra
   Sheet of_object, of_gradient;
-  int n_slices, n_patterns, n_factors, good_step;
+  int n_slices, n_modes, n_patterns, n_factors, good_step;
   float floor;              // epsilon of the loss
 };
 
@@ -63,6 +70,17 @@ template <class L> struct Square : Lines<L> {
     }
     barrier();
   }
+  // Both transforms of a wave: lines turn, and in frequency stand in its order
+  static INLINE void to_spectrum(State *threads, const Room &room) {
+    Base::forward(threads, room);
+    transpose<true, false>(threads, room);
+    Base::forward(threads, room);
+  }
+  static INLINE void to_space(State *threads, const Room &room) {
+    Base::backward(threads, room);
+    transpose<false, true>(threads, room);
+    Base::backward(threads, room);
+  }
   // The propagation to the next slice, or with the conjugate factors its adjoint; lines turn
   static INLINE void propagate(State *threads, const Room &room, const float2 *factors, bool conjugate, int along_y) {
     KEEP_ROLLED for (int half = 0; half < 2; ++half) {
@@ -75,12 +93,15 @@ template <class L> struct Square : Lines<L> {
 
 // ---- one pattern
 
-template <class L, Loss LOSS, class Count> struct Pattern {
-  static constexpr int N = L::N, E = L::E, T = L::T, THREADS = L::THREADS;
+// MODES: several; SHIFTED: its own shift moves each pattern's probe; SLOPES: along which the loss falls with the shift
+template <class L, Loss LOSS, class Count, bool MODES, bool SHIFTED, bool SLOPES> struct Pattern {
+  static constexpr int N = L::N, E = L::E, T = L::T, THREADS = L::THREADS, PIXELS = N * N;
   static constexpr int PER_WORD = 4 / sizeof(Count);
   using Along = Square<L>;
   using State = Thread<L>;
   struct alignas(16) Pair { float2 a, b; };
+  // What is done: which pattern, by which block, at which pixels
+  struct Task { int pattern, block, corner[2]; };
 
   // By threads: 16 bytes a thread at a time, neighbouring threads side by side
   static INLINE void load(State &t, const float2 *wave) {
@@ -102,8 +123,13 @@ template <class L, Loss LOSS, class Count> struct Pattern {
       to[i * THREADS] = Pair{pair.a + t.v[2 * i], pair.b + t.v[2 * i + 1]};
     }
   }
-  static INLINE float2 *saved(const Arguments &p, int block, int slice) {
-    return p.saved + ((long long)block * (p.n_slices - 1) + slice - 1) * (N * N);
+
+  static INLINE int modes(const Arguments &p) { return MODES ? p.n_modes : 1; }
+  // A mode's room: for the waves in front of slices, but for the first's if it is the probe's, and for its far field
+  static INLINE int slots(const Arguments &p) { return p.n_slices - !SHIFTED + MODES; }
+  // The wave in front of a slice; behind the last one the far field
+  static INLINE float2 *saved(const Arguments &p, int block, int mode, int slice) {
+    return p.saved + (((long long)block * modes(p) + mode) * slots(p) + slice - !SHIFTED) * PIXELS;
   }
 
   // Numbers from a line, or from an element of a thread, to the next in a slice
@@ -142,50 +168,126 @@ template <class L, Loss LOSS, class Count> struct Pattern {
     }
   }
 
-  // psi <- w psi / N^2 with the transforms' norm, both ways
+  // ---- the probe's shift; its spectrum's lines run along ky, one for each kx
+
+  static INLINE void shift(State &t, const Arguments &p, int pattern, bool conjugate) {
+    const float2 *along_y = p.ramps + (long long)pattern * 2 * N;
+    Along::turn(t, along_y, conjugate);
+    float2 along_x = cached(along_y + N + t.line);
+    if (conjugate) along_x.y = -along_x.y;
+    UNROLL for (int i = 0; i < E; ++i) t.v[i] = t.v[i] * along_x;
+  }
+  // Frequency of element k of a line, in cycles over the window; of both signs for the upper half
+  static INLINE int cycles(int k) { return 2 * k < N ? k : k - N; }
+  // Adds sum q Im(G* X); the shift turns gradient and spectrum alike, so that both are taken without it.
+  // Whole groups of lanes are below or above N/2: an element's frequency is its lane's and a constant
+  static INLINE void add_slopes(const State &t, const Arguments &p, int pattern, const float2 *spectrum) {
+    const Pair *from = (const Pair *)spectrum + t.index;
+    float sum = 0.0f, moment = 0.0f;
+    UNROLL for (int pair = 0; pair < E / 2; ++pair) {
+      const Pair both = from[pair * THREADS];
+      UNROLL for (int i = 2 * pair; i < 2 * pair + 2; ++i) {
+        const float2 x = i % 2 ? both.b : both.a;
+        const float part = t.v[i].x * x.y - t.v[i].y * x.x;
+        sum += part;
+        moment += cycles(Along::template place<true>(i)) * part;
+      }
+    }
+    double *slopes = p.slopes + ((long long)pattern * (THREADS / 32) + t.index / 32) * 2;
+    add_warp_sum(slopes, (t.lane * sum + moment) / N, t.index);
+    add_warp_sum(slopes + 1, cycles(t.line) * sum / N, t.index);
+  }
+
+  // ---- the detector
+
+  static INLINE float *weights(const State &t, const Arguments &p, int block) {
+    return p.weights + (long long)block * PIXELS + t.index;
+  }
+  // Leaves the far field of a mode, not the last, in memory, and adds its intensity to that of those before it
+  static INLINE void leave(State &t, const Arguments &p, int block, int mode) {
+    save(t, saved(p, block, mode, p.n_slices));
+    float *sum = weights(t, p, block);
+    UNROLL for (int i = 0; i < E; ++i) {
+      const float power = t.v[i].x * t.v[i].x + t.v[i].y * t.v[i].y;
+      sum[i * THREADS] = mode ? sum[i * THREADS] + power : power;
+    }
+  }
+  // The far field that was left there, weighed as the last mode's
+  static INLINE void fetch(State &t, const Arguments &p, int block, int mode) {
+    load(t, saved(p, block, mode, p.n_slices));
+    const float *weight = weights(t, p, block);
+    UNROLL for (int i = 0; i < E; ++i) t.v[i] = weight[i * THREADS] * t.v[i];
+  }
+  // psi <- w psi / N^2 with the transforms' norm, both ways; of the last mode, which leaves the weights to the others
   static INLINE void answer(State &t, const Arguments &p, int pattern, int block) {
-    constexpr float unit = 1.0f / (N * N);
+    constexpr float unit = 1.0f / PIXELS;
     const unsigned *words = (const unsigned *)((const Count *)p.counts + ((long long)pattern * THREADS + t.index) * E);
     const unsigned good = p.good[(long long)pattern * p.good_step + t.index];
+    float *others = MODES ? weights(t, p, block) : nullptr;
     PatternSums sums = {0.0f, 0.0f, 0.0f};
     UNROLL for (int i = 0; i < E; ++i) {
       const float measured = (float)(Count)(words[i / PER_WORD] >> (i % PER_WORD * 8 * sizeof(Count)));
-      const float modelled = (t.v[i].x * t.v[i].x + t.v[i].y * t.v[i].y) * unit;
-      t.v[i] = unit * weigh<LOSS>(modelled, measured, good >> i & 1, p.floor, sums) * t.v[i];
+      float power = t.v[i].x * t.v[i].x + t.v[i].y * t.v[i].y;
+      if (MODES) power += others[i * THREADS];
+      const float weight = unit * weigh<LOSS>(power * unit, measured, good >> i & 1, p.floor, sums);
+      if (MODES) others[i * THREADS] = weight;
+      t.v[i] = weight * t.v[i];
     }
     double *totals = p.totals + ((long long)block * (THREADS / 32) + t.index / 32) * 3;
     add_warp_sum(totals, sums.loss, t.index);
     add_warp_sum(totals + 1, sums.error, t.index);
     add_warp_sum(totals + 2, sums.counts, t.index);
   }
-  static INLINE void detect(State *threads, const Room &room, const Arguments &p, int pattern, int block) {
-    Along::forward(threads, room);
-    Along::template transpose<true, false>(threads, room);
-    Along::forward(threads, room);
-    FOR_EACH_THREAD(t) answer(t, p, pattern, block);
-    Along::backward(threads, room);
-    Along::template transpose<false, true>(threads, room);
-    Along::backward(threads, room);
-  }
+
+  // ---- the way there and back
 
   static INLINE const float2 *factors(const Room &room, const Arguments &p, int gap) {
     return room.factors + p.factor_of_gap[gap] * 2 * N;
   }
-  static INLINE void add_gradients(State *threads, const Room &room, const Arguments &p, int pattern, int block) {
-    const int corner[2] = {p.corners[2 * pattern], p.corners[2 * pattern + 1]};
-    FOR_EACH_THREAD(t) load(t, p.probe);
+  // From the probe to the far field
+  static INLINE void go(State *threads, const Room &room, const Arguments &p, const Task &task, int mode) {
+    FOR_EACH_THREAD(t) {
+      load(t, p.probe + (long long)mode * PIXELS);
+      if (SHIFTED) shift(t, p, task.pattern, false);
+    }
+    if (SHIFTED) Along::to_space(threads, room);
     KEEP_ROLLED for (int slice = 0; slice < p.n_slices; ++slice) {
       if (slice) Along::propagate(threads, room, factors(room, p, slice - 1), false, (slice - 1) % 2);
       FOR_EACH_THREAD(t) {
-        if (slice) save(t, saved(p, block, slice));
-        transmit(t, p, slice, corner);
+        if (SHIFTED || slice) save(t, saved(p, task.block, mode, slice));
+        transmit(t, p, slice, task.corner);
       }
     }
-    detect(threads, room, p, pattern, block);
+    Along::to_spectrum(threads, room);
+  }
+  // From the weighed far field to the probe
+  static INLINE void go_back(State *threads, const Room &room, const Arguments &p, const Task &task, int mode) {
+    const float2 *probe = p.probe + (long long)mode * PIXELS;
+    Along::to_space(threads, room);
     KEEP_ROLLED for (int slice = p.n_slices - 1; slice >= 0; --slice) {
-      FOR_EACH_THREAD(t) transmit_back(t, p, slice, corner, slice ? saved(p, block, slice) : p.probe);
+      FOR_EACH_THREAD(t) {
+        transmit_back(t, p, slice, task.corner, SHIFTED || slice ? saved(p, task.block, mode, slice) : probe);
+      }
       if (slice) Along::propagate(threads, room, factors(room, p, slice - 1), true, slice % 2);
     }
-    FOR_EACH_THREAD(t) add(t, p.probe_gradient + (long long)block * N * N);
+    if (SHIFTED) Along::to_spectrum(threads, room);
+    FOR_EACH_THREAD(t) {
+      if (SHIFTED) shift(t, p, task.pattern, true);
+      if (SLOPES) add_slopes(t, p, task.pattern, probe);
+      add(t, p.probe_gradient + ((long long)task.block * modes(p) + mode) * PIXELS);
+    }
+  }
+  static INLINE void add_gradients(State *threads, const Room &room, const Arguments &p, int pattern, int block) {
+    const Task task = {pattern, block, {p.corners[2 * pattern], p.corners[2 * pattern + 1]}};
+    const int last = modes(p) - 1;
+    KEEP_ROLLED for (int mode = 0; mode <= last; ++mode) {
+      go(threads, room, p, task, mode);
+      if (mode < last) FOR_EACH_THREAD(t) leave(t, p, block, mode);
+    }
+    FOR_EACH_THREAD(t) answer(t, p, pattern, block);
+    KEEP_ROLLED for (int mode = last; mode >= 0; --mode) {
+      if (mode < last) FOR_EACH_THREAD(t) fetch(t, p, block, mode);
+      go_back(threads, room, p, task, mode);
+    }
   }
 };

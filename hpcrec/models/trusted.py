@@ -1,0 +1,116 @@
+"""A device's own kernels, each compared with array code before its first use: what disagrees is not used.
+
+A driver, a compiler or an architecture that nobody tried may break a kernel; a run of days must not depend on it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+from dataclasses import fields, replace
+from typing import Any, Final
+
+import numpy as np
+
+from hpcrec.backend.array import Array, BoolArray, array_module, to_host
+from hpcrec.backend.cuda import gaps_of
+from hpcrec.backend.launch import compiles, device_number
+from hpcrec.models import launched, multislice
+from hpcrec.models.chain import Chain, ChainSums, part_of
+from hpcrec.models.events import Events, dense, events_of
+
+logger = logging.getLogger(__name__)
+
+chain_intensities = multislice.chain_intensities
+add_responses = multislice.add_responses
+
+# Kernels and array code differ by some 1e-6 of the largest value in single precision; a broken kernel by itself
+_TOLERANCE: Final = 1e-3
+_verdicts: dict[Hashable, bool] = {}
+
+
+def add_gradients(
+    chain: Chain, patterns: Array | Events, good: BoolArray | None, sums: ChainSums, *, deterministic: bool = False
+) -> None:
+    """Add the gradients of ``patterns`` by :mod:`hpcrec.models.launched`, if what that chooses can be trusted."""
+    known = compiles(chain.obj) and len(chain.corners) > 0
+    chosen = launched.family(chain, patterns, sums, deterministic=deterministic) if known else "array"
+    if chosen == "array" or not _agrees(chosen, chain, patterns, good, sums, deterministic):
+        multislice.add_gradients(chain, dense(patterns), good, sums)
+    else:
+        launched.add_gradients(chain, patterns, good, sums, deterministic=deterministic)
+
+
+def _agrees(
+    chosen: str, chain: Chain, patterns: Array | Events, good: BoolArray | None, sums: ChainSums, deterministic: bool
+) -> bool:
+    """Whether a kernel's gradients are those of array code, as the first patterns that it was asked for showed."""
+    variant = (chosen, deterministic, *_variant(chain, patterns, good, sums))
+    if variant not in _verdicts:
+        error = _disagreement(chain, patterns, good, sums, deterministic)
+        # Not-a-number is no agreement
+        _verdicts[variant] = error <= _TOLERANCE
+        if not _verdicts[variant]:
+            logger.error(
+                "the %s kernel for %d pixels disagrees with array code on this GPU, by %.2g of the largest value: "
+                "array code is used instead, which is slower; please report it with what hpcrec info prints",
+                *(chosen, chain.spectrum.shape[-1], error),
+            )
+    return _verdicts[variant]
+
+
+def _variant(chain: Chain, patterns: Array | Events, good: BoolArray | None, sums: ChainSums) -> tuple[Hashable, ...]:
+    """Return what tells kernels, and ways through them, apart."""
+    kind = patterns.edges.dtype.name if isinstance(patterns, Events) else ""
+    masks = 0 if good is None else min(len(good), 2)
+    wanted = tuple(getattr(sums, one.name) is None for one in fields(sums))
+    shape = chain.spectrum.shape, chain.obj.shape[1], len(gaps_of(chain.propagators).factors)
+    return device_number(), chain.detector.loss, patterns.dtype.name, kind, masks, chain.whole, wanted, *shape
+
+
+def _disagreement(
+    chain: Chain, patterns: Array | Events, good: BoolArray | None, sums: ChainSums, deterministic: bool
+) -> float:
+    """Return how far gradients of two patterns are off array code's, of the largest values for empty patterns.
+
+    Those are large where those of well fitted patterns are mostly round-off. Both patterns are seen at one place.
+    """
+    few, xp, share = min(len(chain.corners), 2), array_module(chain.obj), slice(0, 2)
+    two = replace(part_of(chain, share), corners=np.repeat(chain.corners[:1], few, axis=0))
+    first = patterns[share]
+    empty: Any = xp.zeros(first.shape, first.dtype)
+    empty = events_of(empty) if isinstance(first, Events) else empty
+    mask = good if good is None else good[share]
+    found = []
+    for counts in (empty, first):
+        rooms = [_room(two, sums), _room(two, sums)]
+        launched.add_gradients(two, counts, mask, rooms[0], deterministic=deterministic)
+        multislice.add_gradients(two, dense(counts), mask, rooms[1])
+        found.append([_arrays(room) for room in rooms])
+    errors = []
+    for by_kernel, by_array in found:
+        for name, wanted in by_array.items():
+            scale = float(np.abs(found[0][1][name]).max()) or 1.0
+            errors.append(float(np.abs(by_kernel[name] - wanted).max()) / scale)
+    return max(errors) if np.isfinite(errors).all() else float("inf")
+
+
+def _room(chain: Chain, sums: ChainSums) -> ChainSums:
+    """Return empty sums for patterns at one place, of what ``sums`` has, on the pixels of their window."""
+    xp, window = array_module(chain.obj), chain.spectrum.shape[-2:]
+    shape, (y, x) = (*chain.obj.shape[:2], *window), chain.corners[0, 0].tolist()
+    return replace(
+        sums,
+        origin=(y, x),
+        obj=xp.zeros(shape, sums.obj.dtype),
+        illumination=xp.zeros(shape, sums.illumination.dtype),
+        totals=np.zeros(3),
+        spectrum=None if sums.spectrum is None else xp.zeros_like(sums.spectrum),
+        shifts=None if sums.shifts is None else np.zeros((len(chain.corners), *sums.shifts.shape[1:])),
+    )
+
+
+def _arrays(sums: ChainSums) -> dict[str, Array]:
+    """Return the sums that kernels know, on the host, by name."""
+    arrays = {name: getattr(sums, name) for name in ("obj", "illumination", "totals", "spectrum", "shifts")}
+    return {name: to_host(values) for name, values in arrays.items() if values is not None}
