@@ -29,6 +29,9 @@ template <class L> struct Lines {
     else barrier();
   }
 
+  // Of places the part that a thread knows is added to the pointer, constants index it: NVRTC then adds them in the
+  // load's own address, but computes an address of 64 bits for each sum of both, for which registers are missing
+
   // Entry k of lane l stands at k (T + 1) + l of its line: rows by k are written, columns by l read, or the reverse
   static INLINE float2 *row(const State &t, const Room &room) { return room.exchange + t.line * STRIDE + t.lane; }
   static INLINE float2 *column(const State &t, const Room &room) {
@@ -39,8 +42,9 @@ template <class L> struct Lines {
   static INLINE void begin_forward(State &t, const Room &room) {
     transform<E, FORWARD>(t.v);
     float2 *to = row(t, room);
+    const float2 *twiddles = room.twiddles + t.lane;
     UNROLL for (int k = 0; k < E; ++k) {
-      to[k * (T + 1)] = k ? t.v[k] * room.twiddles[k * T + t.lane] : t.v[k];
+      to[k * (T + 1)] = k ? t.v[k] * twiddles[k * T] : t.v[k];
     }
   }
   static INLINE void end_forward(State &t, const Room &room) {
@@ -54,10 +58,10 @@ template <class L> struct Lines {
     UNROLL for (int i = 0; i < E; ++i) to[column_entry(i)] = t.v[i];
   }
   static INLINE void end_backward(State &t, const Room &room) {
-    const float2 *from = row(t, room);
+    const float2 *from = row(t, room), *twiddles = room.twiddles + t.lane;
     UNROLL for (int k = 0; k < E; ++k) {
       t.v[k] = from[k * (T + 1)];
-      if (k) t.v[k] = times_conjugate(t.v[k], room.twiddles[k * T + t.lane]);
+      if (k) t.v[k] = times_conjugate(t.v[k], twiddles[k * T]);
     }
     transform<E, BACKWARD>(t.v);
   }
@@ -98,8 +102,9 @@ template <class L> struct Lines {
   }
   // Multiplies the spectrum in a thread by a factor (N,), zero frequency first, or by its conjugate
   static INLINE void turn(State &t, const float2 *factor, bool conjugate) {
+    const float2 *from = factor + t.lane;
     UNROLL for (int i = 0; i < E; ++i) {
-      float2 h = factor[t.lane + place<true>(i)];
+      float2 h = from[place<true>(i)];
       if (conjugate) h.y = -h.y;
       t.v[i] = t.v[i] * h;
     }
