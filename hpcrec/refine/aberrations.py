@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray, array_module, to_host
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, array_module, numbers_to_host, to_host
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.placement import Copies, beside
@@ -56,9 +56,7 @@ class Aberrations(Refinement):
         changes, xp = self._directions(state), array_module(state.probe)
         slopes = [2 * xp.vdot(gradients.probe, change).real / self.model.curvature for change in changes]
         weights = [xp.sum(xp.abs(change) ** 2 * gradients.object_weight, dtype=np.float64) for change in changes]
-        # From a device in one copy
-        found = to_host(xp.stack([*(slope.astype(np.float64) for slope in slopes), *weights]))
-        return {"aberrations": found.reshape(2, -1)}
+        return {"aberrations": numbers_to_host(slopes + weights).reshape(2, -1)}
 
     def apply(self, state: PtychographyState, sums: Mapping[str, Array]) -> None:
         """Add up over the sweep."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hpcrec.backend.array import Array, FloatArray, array_module, to_host
+from hpcrec.backend.array import Array, FloatArray, numbers_to_host
 from hpcrec.backend.fft import fft2
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.placement import Copies
@@ -53,8 +53,8 @@ class Thickness(Refinement):
     def collect(self, state: PtychographyState, batch: Batch, gradients: Gradients) -> dict[str, Array]:
         """Return gradients (slice − 1,), and ΣI, ΣIr, ΣIr² of the patterns, in one array."""
         light = self._light(state, batch)
-        xp, rate = array_module(light), self._copies.of("rate", self.model.rate, light)
-        moments = to_host(xp.stack([xp.sum(light * rate**power) for power in range(3)]))
+        rate = self._copies.of("rate", self.model.rate, light)
+        moments = numbers_to_host([np.sum(light * rate**power) for power in range(3)])
         gradient = gradients.added.get("thickness", np.zeros(state.n_slices - 1)) / self.model.curvature
         return {"thickness": np.concatenate([gradient, moments])}
 
