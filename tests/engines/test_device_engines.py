@@ -63,6 +63,16 @@ def test_a_sweep_is_that_of_the_host(cupy, name, n_slices, more):
     assert_same(cupy, device, host, 1e-8)
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_single_precision_stays_single(cupy, name):
+    """Of values nothing is asked but their sum: what a sweep makes of round-off depends on the engine."""
+    phantom, host, device = pair(cupy, 1, precision="single")
+    (_, wanted), (_, found) = run(phantom, host, name, 1), run(phantom, device, name, 1)
+    assert found == pytest.approx(wanted, rel=1e-4)
+    assert_same(cupy, device, host)
+    assert device.obj.dtype == device.probe.dtype == np.complex64
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_table_of_options_names_what_engines_have(name):
     known = {f.name for f in fields(engine_class(name).Options)}

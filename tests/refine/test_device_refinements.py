@@ -64,6 +64,15 @@ def test_a_refinement_is_that_of_the_host(cupy, engine, name, more, detector):
     assert_same(cupy, device, host, 1e-8)
 
 
+def test_single_precision_stays_single(cupy):
+    phantom, host, device = pair(cupy, precision="single")
+    refine = {name: {"start_iteration": 1} for name in REFINEMENTS}
+    (_, wanted), (_, found) = (run(phantom, start, "gradient", 2, refine) for start in (host, device))
+    assert found == pytest.approx(wanted, rel=1e-3)
+    assert_same(cupy, device, host)
+    assert device.probe.dtype == device.refined["variation"].dtype == np.complex64
+
+
 def test_every_refinement_is_tested():
     assert {name for name, _, _ in CASES} == set(REFINEMENTS)
 
