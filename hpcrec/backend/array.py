@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -27,6 +28,14 @@ def array_module(*arrays: Any) -> ModuleType:
 def to_host(a: Any) -> Array:
     """Copy an array from the device to host memory; a NumPy array comes back as it is."""
     return a.get() if array_module(a) is not np else np.asarray(a)
+
+
+def numbers_to_host(numbers: Sequence[Any]) -> FloatArray:
+    """Return numbers (n,) float64 on the host; from a device, where each is an array of no dimension, in one copy."""
+    if not numbers:
+        return np.zeros(0)
+    found = array_module(*numbers).stack([number.astype(np.float64) for number in numbers])
+    return to_host(found)
 
 
 def real_dtype(dtype: Any) -> np.dtype[Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcrec.backend.array import ComplexArray, array_module, real_dtype
+from hpcrec.backend.array import ComplexArray, array_module, numbers_to_host, real_dtype
 from hpcrec.backend.kernels.updates import precondition
-from hpcrec.engines.descent import numbers, real_product
+from hpcrec.engines.descent import real_product
 from hpcrec.engines.sweeps import constrain_object
 from hpcrec.geometry.tiles import EMPTY_BOX, Box
 from hpcrec.models.base import PtychographyState
@@ -59,7 +59,7 @@ class SweepObject:
         """Return Re⟨u, u⟩ and Re⟨u, u_i⟩ with the last two updates over this rank's core."""
         update, index = self._update(state), self._index(state)
         others = [update, *(state.object_memory[name] for name in _UPDATES)]
-        return Partial({}, {"products": numbers([real_product(update[index], u[index]) for u in others])})
+        return Partial({}, {"products": numbers_to_host([real_product(update[index], u[index]) for u in others])})
 
     def finish(self, state: PtychographyState, total: Total) -> None:
         """Update the object, with momentum; begin the next sums."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray, array_module, to_host
+from hpcrec.backend.array import Array, ComplexArray, array_module, numbers_to_host
 from hpcrec.backend.kernels.updates import precondition
 from hpcrec.engines.base import DONE, Engine
 from hpcrec.engines.sweeps import (
@@ -119,7 +119,7 @@ class DescentEngine(Engine):
             return gradient_partial(self._model, state, batch, self._options, self._refinements)
         if name == "products":
             found = [self._product(state, *pair) for pair in self.wanted_products(state)]
-            return Partial({}, {"products": numbers(found)})
+            return Partial({}, {"products": numbers_to_host(found)})
         return Partial({}, {"along": losses_along(self._model, state, batch, *self._direction, self._steps)})
 
     def apply(self, name: str, state: PtychographyState, total: Total) -> str | None:
@@ -193,7 +193,7 @@ class DescentEngine(Engine):
 
     def _choose(self, state: PtychographyState, on_object: Array) -> None:
         pairs = self.wanted_products(state)
-        on_probe = numbers([real_product(*(self._on_probe(state, name) for name in pair)) for pair in pairs])
+        on_probe = numbers_to_host([real_product(*(self._on_probe(state, name) for name in pair)) for pair in pairs])
         products: Products = dict(zip(pairs, (on_object + on_probe).tolist()))
         factors = self.direction(state, products)
         obj, probe = np.zeros_like(state.obj), np.zeros_like(state.probe)
@@ -221,10 +221,3 @@ def real_product(u: ComplexArray, v: ComplexArray) -> Array:
     """Return Re Σ u* v, summed in float64: a number where the vectors live."""
     found: Array = array_module(u).sum(u.real * v.real + u.imag * v.imag, dtype=np.float64)
     return found
-
-
-def numbers(found: Sequence[Array]) -> FloatArray:
-    """Return numbers (n,) float64 on the host, from a device in one copy."""
-    if not found:
-        return np.zeros(0)
-    return to_host(array_module(*found).stack(found))

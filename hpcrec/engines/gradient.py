@@ -99,8 +99,9 @@ class GradientEngine(StreamingEngine):
         """Take one step."""
         if total.peaks["illumination"] > 0:
             self._step_object(state, total)
-        if "probe_gradient" in total.sums and total.sums["object_weight"].max() > 0:
-            self._step_probe(state, total)
+        largest = float(total.sums["object_weight"].max()) if "probe_gradient" in total.sums else 0.0
+        if largest > 0:
+            self._step_probe(state, total.sums["probe_gradient"], largest)
         change_refined(state, total, self._refinements)
 
     def step_rule(self, state: PtychographyState) -> StepRule | None:
@@ -182,15 +183,13 @@ class GradientEngine(StreamingEngine):
             state.object_memory[name][index] = xp.where(touched, values, state.object_memory[name][index])
         change_object(state, field.box, xp.where(touched, -self._object_step * change, 0))
 
-    def _step_probe(self, state: PtychographyState, total: Total) -> None:
-        gradient = total.sums["probe_gradient"]
+    def _step_probe(self, state: PtychographyState, gradient: ComplexArray, largest: float) -> None:
         if self._options.method == "adam":
             state.memory["updates"][1] += 1
             change: Array = self._adam(gradient, state.memory, "probe_", int(state.memory["updates"][1]))
             change = change * float(np.sqrt(np.mean(abs(state.probe) ** 2)))
         else:
-            scale = float(total.sums["object_weight"].max()) * self._model.curvature
-            u, momentum = gradient / scale, self._options.momentum
+            u, momentum = gradient / (largest * self._model.curvature), self._options.momentum
             state.memory["probe_velocity"] = (momentum * state.memory["probe_velocity"] + u).astype(gradient.dtype)
             change = u + momentum * state.memory["probe_velocity"]
         state.probe = (state.probe - self._probe_step * change).astype(state.probe.dtype, copy=False)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hpcrec.backend.array import ComplexArray, FloatArray, IntArray, array_module
+from hpcrec.backend.array import ComplexArray, FloatArray, IntArray, array_module, numbers_to_host
 from hpcrec.engines.base import Engine
 from hpcrec.engines.sweeps import (
     NEVER,
@@ -163,9 +163,9 @@ class ProjectionEngine(Engine):
         """Return the relative change of the probe."""
         weight = total.sums["object_weight"]
         change = _divided(total.sums["probe"], weight, self._options.probe_inertia * float(weight.max()))
-        power = np.sum(np.abs(state.probe) ** 2, dtype=float)
+        moved, power = numbers_to_host([np.sum(np.abs(a) ** 2, dtype=float) for a in (change, state.probe)]).tolist()
         state.probe = (state.probe + change).astype(state.probe.dtype, copy=False)
-        return float(np.sqrt(np.sum(np.abs(change) ** 2, dtype=float) / power)) if power > 0 else 0.0
+        return math.sqrt(moved / power) if power > 0 else 0.0
 
 
 def _chunk_size(state: PtychographyState) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcrec.backend.array import Array, BoolArray, FloatArray, array_module, real_dtype, to_host
+from hpcrec.backend.array import Array, BoolArray, FloatArray, array_module, numbers_to_host, real_dtype, to_host
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.models.chain import Chain, ChainSums, Detector
 from hpcrec.objectives.losses import LOSSES, amplitude_error
@@ -27,15 +27,15 @@ def weigh(
     modelled = detected(chain, part, power)
     measured = patterns.astype(power.dtype, copy=False)
     loss, weight = LOSSES[detector.loss].evaluate(modelled, measured, good)
-    sums.totals[:] += (loss, *amplitude_error(modelled, measured, good))
+    sums.totals[:] += numbers_to_host((loss, *amplitude_error(modelled, measured, good)))
     if sums.background is not None:
         curvature = 0.5 / (modelled + 1)
         sums.background[0] += weight.sum(axis=0)
         sums.background[1] += (curvature if good is None else curvature * good).sum(axis=0)
     if sums.scale is not None:
-        sums.scale[part, 0] += to_host(np.sum(weight * counts, axis=(1, 2), dtype=np.float64))
         seen = counts if good is None else counts * good
-        sums.scale[part, 1] += to_host(np.sum(seen, axis=(1, 2), dtype=np.float64))
+        both = [np.sum(values, axis=(1, 2), dtype=np.float64) for values in (weight * counts, seen)]
+        sums.scale[part] += to_host(array_module(weight).stack(both, axis=1))
     back = _gather(detector, weight)
     return back if chain.scale is None else back * pattern_factors(chain.scale[part], power)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, array_module, numbers_to_host
 from hpcrec.models import compiled
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import share_of
@@ -17,7 +18,8 @@ from hpcrec.models.placement import batch_beside
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.objectives.losses import LOSSES
 
-_CHUNK = 64
+# Patterns at a time: on a device large against the launch of a kernel; estimated, not measured
+_CHUNK, _DEVICE_CHUNK = 64, 256
 
 
 def losses_along(
@@ -32,25 +34,37 @@ def losses_along(
 
     For one slice the modelled intensities are polynomials of fourth degree in t, for S slices of degree 2 S + 2.
     """
-    fast, batch = model.code(state) is compiled, batch_beside(state.obj, batch)
-    patterns, good = dense(batch.patterns) if fast else model.clean(batch), model.good(batch)
-    found = np.zeros(len(steps))
-    for i, step in enumerate(steps):
+    batch, found = batch_beside(state.obj, batch), []
+    loss = _compiled_loss if model.code(state) is compiled else _plain_loss
+    for step in steps:
         there = replace(
             state,
             obj=(state.obj + step * obj_change).astype(state.obj.dtype, copy=False),
             probe=(state.probe + step * probe_change).astype(state.probe.dtype, copy=False),
         )
-        if fast:
-            chain, _ = model._chain(there, batch.indices)
-            parts = [(*share_of(chain, good, share), patterns[share]) for share in model._shares(state, batch)]
-            calls = [partial(compiled.chain_loss, part, counts, seen) for part, seen, counts in parts]
-            found[i] = sum(model.threads.run(calls))
-            continue
-        for start in range(0, len(batch.indices), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            modelled = model.simulate(there, batch.indices[part])
-            measured: Array = patterns[part].astype(modelled.dtype, copy=False)
-            mask = good if good is None or len(good) == 1 else good[part]
-            found[i] += LOSSES[model.detector.loss].evaluate(modelled, measured, mask)[0]
+        found.append(loss(model, there, batch))
+    return numbers_to_host(found)
+
+
+def _compiled_loss(model: PtychographyModel, state: PtychographyState, batch: Batch) -> Any:
+    chain, _ = model._chain(state, batch.indices)
+    good = model.good(batch)
+    patterns = dense(batch.patterns)
+    parts = [(*share_of(chain, good, share), patterns[share]) for share in model._shares(state, batch)]
+    calls = [partial(compiled.chain_loss, part, counts, seen) for part, seen, counts in parts]
+    return np.float64(sum(model.threads.run(calls)))
+
+
+def _plain_loss(model: PtychographyModel, state: PtychographyState, batch: Batch) -> Any:
+    """Return the loss, float64, a number where the object lives."""
+    patterns, good, size = model.clean(batch), model.good(batch), _CHUNK
+    if array_module(state.obj) is not np:
+        size = _DEVICE_CHUNK
+    found = array_module(state.obj).zeros(())
+    for start in range(0, len(batch.indices), size):
+        part = slice(start, start + size)
+        modelled = model.simulate(state, batch.indices[part])
+        measured: Array = patterns[part].astype(modelled.dtype, copy=False)
+        mask = good if good is None or len(good) == 1 else good[part]
+        found = found + LOSSES[model.detector.loss].evaluate(modelled, measured, mask)[0].astype(np.float64)
     return found

@@ -76,8 +76,7 @@ def add_responses(
         weight = weigh(chain, part, _power(waves.far), patterns[part], _good(good, part), sums)
         chi = waves.far * (weight / -LOSSES[chain.detector.loss].curvature)[:, None]
         products = ((a, a), (a, b), (b, b), (a, chi), (b, chi))
-        for column, (u, v) in enumerate(products):
-            out[part, column] = to_host(_inner(u, v))
+        out[part] = to_host(array_module(a).stack([_inner(u, v) for u, v in products], axis=1))
         if chain.scale is not None:
             out[part, :3] *= chain.scale[part, None]  # the weights in χ hold it already
     return out

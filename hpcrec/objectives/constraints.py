@@ -76,7 +76,8 @@ class Surroundings:
     gaps : (slice − 1,) Å between the slices
     power : counts of a pattern
     n_modes : how many of the waves are probe modes
-    light : (y, x) illumination of the object's pixels, its maximum 1; None for pointwise constraints
+    light : (y, x) illumination of the object's pixels, its maximum 1, where the object lives; None for pointwise
+        constraints
     """
 
     sampling: tuple[float, float]

@@ -7,6 +7,7 @@ of slices, so phases may wrap as long as the slices of one column differ by less
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -22,7 +23,8 @@ _Z = (-3,)
 _FLOOR = 1e-3
 _FULL_LIGHT = 0.1
 _MOST_STEPS = 100
-_ROWS = 4
+# A few rows at a time stay in the cache; a device wants many, but not five more copies of the object
+_ROWS, _DEVICE_ROWS = 4, 256
 
 
 @options
@@ -94,22 +96,22 @@ class KzFilter(ObjectConstraint):
             return obj.copy()
         old = (xp.log(xp.maximum(xp.abs(obj), _TINY)) + 1j * xp.angle(obj)).astype(obj.dtype, copy=False)
         spectrum = fftn(self._continued(old), axes=(-3, -2, -1))
-        spectrum *= xp.asarray(self.weights(spectrum.shape[-3:]), real_dtype(obj.dtype))
+        spectrum *= self.weights(spectrum.shape[-3:], xp).astype(real_dtype(obj.dtype))
         change = ifftn(spectrum, axes=(-3, -2, -1))[..., :n_slices, :, :] - old
         if around.light is not None:
-            change *= xp.asarray(np.minimum(1, around.light / _FULL_LIGHT), change.real.dtype)
+            change *= xp.minimum(around.light / _FULL_LIGHT, 1).astype(change.real.dtype)
         found = xp.exp(old + change)
         if self._options.amplitude_share != 1:
             size = xp.abs(found)
             found *= (1 + self._options.amplitude_share * (size - 1)) / xp.maximum(size, _TINY)
         return found.astype(obj.dtype, copy=False)  # type: ignore[no-any-return]
 
-    def weights(self, shape: tuple[int, ...]) -> FloatArray:
-        """Return W (k_z, k_y, k_x) for a stack of ``shape``, zero frequency at [0, 0, 0]."""
-        kz, ky, kx = (np.fft.fftfreq(n) for n in shape)
+    def weights(self, shape: tuple[int, ...], xp: ModuleType = np) -> FloatArray:
+        """Return W (k_z, k_y, k_x) of ``xp`` for a stack of ``shape``, zero frequency at [0, 0, 0]."""
+        kz, ky, kx = (xp.asarray(np.fft.fftfreq(n)) for n in shape)
         squared = ky[:, None] ** 2 + kx**2
-        angle = np.arctan((self._options.beta * kz[:, None, None]) ** 2 / (squared + _FLOOR))
-        return (1 - 2 / np.pi * angle) * np.exp(-self._options.lateral_damping_pixel2 * squared)  # type: ignore[no-any-return]
+        angle = xp.arctan((self._options.beta * kz[:, None, None]) ** 2 / (squared + _FLOOR))
+        return (1 - 2 / np.pi * angle) * xp.exp(-self._options.lateral_damping_pixel2 * squared)  # type: ignore[no-any-return]
 
     def _continued(self, values: ComplexArray) -> ComplexArray:
         """Return the slices and what lies behind them."""
@@ -133,9 +135,9 @@ class LayerVariation(ObjectConstraint):
         found = array_module(obj).empty_like(obj)
         # The dual of a chain needs steps in proportion to its length
         n_iterations = min(10 * obj.shape[-3], _MOST_STEPS)
-        # A few rows at a time stay in the cache
-        for y in range(0, obj.shape[-2], _ROWS):
-            rows = np.s_[..., y : y + _ROWS, :]
+        n_rows = _ROWS if array_module(obj) is np else _DEVICE_ROWS
+        for y in range(0, obj.shape[-2], n_rows):
+            rows = np.s_[..., y : y + n_rows, :]
             logs, direction = columns(obj[rows])
             found[rows] = from_columns(flatten_variation(logs, self._weight, _Z, n_iterations), direction)
         return found  # type: ignore[no-any-return]
@@ -157,8 +159,8 @@ class DepthSmoothing(ObjectConstraint):
         logs, direction = columns(obj)
         matrix = gaussian_matrix(n_slices, self._sigma / float(np.mean(around.gaps)))
         xp = array_module(obj)
-        mixed = xp.einsum("ts,...syx->...tyx", xp.asarray(matrix, real_dtype(obj.dtype)), logs)
-        return from_columns(mixed, direction)
+        mixed = xp.tensordot(xp.asarray(matrix.astype(obj.dtype)), logs, axes=((1,), (obj.ndim - 3,)))
+        return from_columns(xp.ascontiguousarray(xp.moveaxis(mixed, 0, -3)), direction)
 
 
 class IdenticalSlices(ObjectConstraint):

@@ -1,13 +1,16 @@
 """Gauges: what the patterns leave open between object and probe is fixed without changing any pattern.
 
-All hold for patterns in the far field. Modes of the probe and their variations change alike.
+All hold for patterns in the far field. Modes of the probe and their variations change alike. On a device all passes
+over pixels are done there; sums of rows and columns come to the host.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
-from hpcrec.backend.array import ComplexArray, FloatArray
+from hpcrec.backend.array import ComplexArray, FloatArray, array_module, to_host
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.geometry.grid import Grid
 from hpcrec.objectives.constraints import ConstraintOptions, Gauge, Surroundings
@@ -51,7 +54,7 @@ class Ramp(Gauge):
     def apply(self, obj: ComplexArray, waves: ComplexArray, around: Surroundings) -> tuple[ComplexArray, ComplexArray]:
         """Return object and waves with the ramps in the waves."""
         assert around.light is not None
-        light, sampling = around.light, around.sampling
+        light, sampling, xp = around.light, around.sampling, array_module(obj)
         if not light.any():
             return obj, waves
         middle = centre_of_mass(light)
@@ -62,12 +65,12 @@ class Ramp(Gauge):
         drift: FloatArray = np.zeros(2)
         found = np.empty_like(obj)
         for s, slope in enumerate(of_slices):
-            flat = obj[:, s] * tilt(obj.shape[-2:], -slope, sampling, middle).astype(obj.dtype)
+            flat = obj[:, s] * tilt(obj.shape[-2:], -slope, sampling, middle, xp).astype(obj.dtype)
             if s > 0:
                 drift = drift + around.wavelength * around.gaps[s - 1] * carried[s]
                 flat = shifted(flat, (float(drift[0]), float(drift[1])), sampling)
             found[:, s] = flat
-        return found, waves * tilt(waves.shape[-2:], carried[0], sampling).astype(waves.dtype)
+        return found, waves * tilt(waves.shape[-2:], carried[0], sampling, xp=xp).astype(waves.dtype)
 
 
 class Scale(Gauge):
@@ -81,27 +84,35 @@ class Scale(Gauge):
     def apply(self, obj: ComplexArray, waves: ComplexArray, around: Surroundings) -> tuple[ComplexArray, ComplexArray]:
         """Return object and waves with the factors in the waves."""
         assert around.light is not None
-        sizes = np.sum(np.abs(obj).mean(axis=0) * around.light, axis=(1, 2), dtype=np.float64)
+        sizes = to_host(np.sum(np.abs(obj).mean(axis=0) * around.light, axis=(1, 2), dtype=np.float64))
         if not (sizes > 0).all():
             return obj, waves
-        means: FloatArray = np.asarray(sizes / np.sum(around.light, dtype=np.float64), obj.real.dtype)
+        means = (sizes / float(np.sum(around.light, dtype=np.float64))).astype(obj.real.dtype)
         real = waves.real.dtype.type
-        return obj / means[:, None, None], waves * real(np.prod(means))
+        return obj / array_module(obj).asarray(means)[:, None, None], waves * real(np.prod(means))
 
 
 def centre_of_mass(weight: FloatArray) -> FloatArray:
     """Return the centre of mass (2,) of ``weight`` (y, x) in pixels from n//2; zero where there is none."""
-    total = np.sum(weight, dtype=np.float64)
-    if not total > 0:
+    rows, columns = _profiles(weight)
+    if not rows.sum() > 0:
         return np.zeros(2)
     y, x = (np.arange(n) - n // 2 for n in weight.shape)
-    return np.array([np.sum(weight.sum(axis=1) * y), np.sum(weight.sum(axis=0) * x)]) / total  # type: ignore[no-any-return]
+    return np.array([rows @ y, columns @ x]) / rows.sum()  # type: ignore[no-any-return]
+
+
+def _profiles(values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the sums (y,) of the rows and (x,) of the columns, float64, on the host: from a device in one copy."""
+    sums = [values.sum(axis=axis, dtype=np.float64) for axis in (1, 0)]
+    both = to_host(array_module(values).concatenate(sums))
+    return both[: len(values)], both[len(values) :]
 
 
 def shifted(values: ComplexArray, way: tuple[float, float], sampling: tuple[float, float]) -> ComplexArray:
     """Return f(r − way) of values (…, y, x) on a periodic grid, ``way`` (y, x) and ``sampling`` in Å."""
-    ky, kx = Grid(shape=(values.shape[-2], values.shape[-1]), sampling=sampling).frequencies()
-    turn = np.exp(-2j * np.pi * (ky * way[0] + kx * way[1]))
+    xp, grid = array_module(values), Grid(shape=(values.shape[-2], values.shape[-1]), sampling=sampling)
+    ky, kx = (xp.asarray(k) for k in grid.frequencies())
+    turn = xp.exp(-2j * np.pi * (ky * way[0] + kx * way[1]))
     return ifft2(fft2(values) * turn.astype(values.dtype))
 
 
@@ -110,10 +121,12 @@ def tilt(
     slope: FloatArray,
     sampling: tuple[float, float],
     middle: FloatArray | tuple[float, float] = (0.0, 0.0),
+    xp: ModuleType = np,
 ) -> ComplexArray:
-    """Return exp(2πi g·(r − r_0)) (y, x) complex128, g (2,) in 1/Å, r_0 in pixels from n//2."""
-    y, x = ((np.arange(n) - n // 2 - m) * d for n, m, d in zip(shape[-2:], middle, sampling))
-    found: ComplexArray = np.exp(2j * np.pi * slope[0] * y)[:, None] * np.exp(2j * np.pi * slope[1] * x)
+    """Return exp(2πi g·(r − r_0)) (y, x) complex128 of ``xp``, g (2,) in 1/Å, r_0 in pixels from n//2."""
+    arms = ((np.arange(n) - n // 2 - m) * d for n, m, d in zip(shape[-2:], middle, sampling))
+    y, x = (xp.asarray(np.exp(2j * np.pi * g * arm)) for g, arm in zip(slope, arms))
+    found: ComplexArray = y[:, None] * x
     return found
 
 
@@ -123,21 +136,20 @@ def ramp(obj: ComplexArray, weight: FloatArray, sampling: tuple[float, float]) -
     Starts from the mean direction of neighbours, which sees no wraps, and fits planes to what is left (Guizar-Sicairos
     et al., Opt. Express 19, 21345 (2011) use the like).
     """
-    middle = centre_of_mass(weight)
+    middle, xp = centre_of_mass(weight), array_module(obj)
     y, x = ((np.arange(n) - n // 2 - m) * d for n, m, d in zip(weight.shape, middle, sampling))
     slope = _mean_slope(obj, weight, sampling)
     weight = weight.astype(np.float64) / np.sum(weight, dtype=np.float64)
-    rows, along = weight.sum(axis=1), weight.sum(axis=0)
-    cross = y @ weight @ x
-    matrix = np.array([[rows @ y**2, cross], [cross, along @ x**2]])
+    rows, columns = _profiles(weight)
+    cross = y @ to_host(weight @ xp.asarray(x))
+    matrix = np.array([[rows @ y**2, cross], [cross, columns @ x**2]])
     if np.linalg.det(matrix) <= 1e-12 * np.trace(matrix) ** 2:
         return slope
     for _ in range(_N_FITS):
-        flat = obj * tilt(obj.shape, -slope, sampling, middle)
+        flat = obj * tilt(obj.shape, -slope, sampling, middle, xp)
         mean = np.sum(flat * weight)
-        phase = np.angle(flat * np.conj(mean)) * weight
-        right = np.array([np.sum(phase.sum(axis=1) * y), np.sum(phase.sum(axis=0) * x)])
-        slope += np.linalg.solve(matrix, right) / (2 * np.pi)
+        rows, columns = _profiles(xp.angle(flat * mean.conj()) * weight)
+        slope += np.linalg.solve(matrix, np.array([rows @ y, columns @ x])) / (2 * np.pi)
     return slope
 
 
@@ -147,5 +159,5 @@ def _mean_slope(obj: ComplexArray, weight: FloatArray, sampling: tuple[float, fl
     for axis in range(2):
         values, light = np.moveaxis(obj, axis, 0), np.moveaxis(weight, axis, 0)
         pairs = np.sum(np.sqrt(light[1:] * light[:-1]) * values[1:] * values[:-1].conj(), dtype=np.complex128)
-        found[axis] = np.angle(pairs) / (2 * np.pi * sampling[axis])
+        found[axis] = np.angle(complex(pairs)) / (2 * np.pi * sampling[axis])
     return found

@@ -100,5 +100,5 @@ def soft_disc(distance: FloatArray, radius: float, edge: float) -> FloatArray:
 
 
 def multiplied(waves: ComplexArray, mask: FloatArray) -> ComplexArray:
-    """Return the waves times a real mask (y, x), in their type."""
-    return waves * array_module(waves).asarray(mask, real_dtype(waves.dtype))  # type: ignore[no-any-return]
+    """Return the waves times a real mask (y, x) of the host, in their type; the mask moves to where they live."""
+    return waves * array_module(waves).asarray(mask.astype(real_dtype(waves.dtype)))  # type: ignore[no-any-return]

@@ -81,7 +81,7 @@ class Smoothness(ObjectConstraint):
     def apply(self, obj: ComplexArray, around: Surroundings) -> ComplexArray:
         """Return the smoothed object."""
         sigma, share = self._options.sigma_angstrom, self._options.strength
-        gaussian = np.exp(-2 * np.pi**2 * sigma**2 * squared_frequency(obj, around))
+        gaussian = array_module(obj).exp(-2 * np.pi**2 * sigma**2 * squared_frequency(obj, around))
         return filtered(obj, 1 - share + share * gaussian)
 
 
@@ -97,18 +97,18 @@ class Butterworth(ObjectConstraint):
     def apply(self, obj: ComplexArray, around: Surroundings) -> ComplexArray:
         """Return the filtered object."""
         relative = squared_frequency(obj, around) / self._options.cutoff_inverse_angstrom**2
-        return filtered(obj, 1 / np.sqrt(1 + relative**self._options.order))
+        return filtered(obj, 1 / array_module(obj).sqrt(1 + relative**self._options.order))
 
 
 def squared_frequency(obj: ComplexArray, around: Surroundings) -> FloatArray:
-    """Return k² (y, x) in 1/Å² of the object's grid, zero at [0, 0]."""
-    ky, kx = Grid(shape=(obj.shape[-2], obj.shape[-1]), sampling=around.sampling).frequencies()
-    return ky**2 + kx**2
+    """Return k² (y, x) in 1/Å² of the object's grid, zero at [0, 0], where the object lives."""
+    grid = Grid(shape=(obj.shape[-2], obj.shape[-1]), sampling=around.sampling)
+    ky, kx = (array_module(obj).asarray(k) for k in grid.frequencies())
+    return ky**2 + kx**2  # type: ignore[no-any-return]
 
 
 def filtered(obj: ComplexArray, factor: FloatArray) -> ComplexArray:
     """Return the object with the spectrum of each slice multiplied by ``factor`` (y, x), in its type."""
-    xp = array_module(obj)
     spectrum = fft2(obj)
-    spectrum *= xp.asarray(factor, real_dtype(obj.dtype))
+    spectrum *= factor.astype(real_dtype(obj.dtype))
     return ifft2(spectrum)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hpcrec.backend.array import BoolArray, FloatArray, array_module
+from hpcrec.backend.array import Array, BoolArray, FloatArray, array_module
 
 AMPLITUDE_FLOOR = 1e-2
 ANSCOMBE_FLOOR = 3 / 8
@@ -18,17 +18,17 @@ class Loss:
     """A loss of intensities in counts per pixel.
 
     ``evaluate(modelled, measured, mask)`` takes arrays (…, ky, kx) and a mask that broadcasts to them, True = good, or
-    None; it returns the loss Σ over the good pixels, and the weight w = ∂L/∂I (…, ky, kx), zero on bad pixels, so that
-    the gradient of a far field is ∂L/∂Ψ* = w Ψ.
+    None; it returns the loss Σ over the good pixels, a number where they live, and the weight w = ∂L/∂I (…, ky, kx),
+    zero on bad pixels, so that the gradient of a far field is ∂L/∂Ψ* = w Ψ.
     ``curvature`` is the loss's second derivative near the optimum in units of that of Σ(√I − √I₀)²: engines divide by
     it and so need no step size of their own for each loss.
     """
 
-    evaluate: Callable[[FloatArray, FloatArray, BoolArray | None], tuple[float, FloatArray]]
+    evaluate: Callable[[FloatArray, FloatArray, BoolArray | None], tuple[Array, FloatArray]]
     curvature: float
 
 
-def amplitude_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[float, FloatArray]:
+def amplitude_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[Array, FloatArray]:
     """L = Σ (√(I+ε) − √(I₀+ε))², w = 1 − √((I₀+ε)/(I+ε)): Poisson noise of stabilised variance.
 
     Thibault and Guizar-Sicairos, New J. Phys. 14, 063004 (2012). At a zero of the far field its phase, and so the
@@ -38,7 +38,7 @@ def amplitude_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray |
     return _root_loss(modelled, measured, mask, AMPLITUDE_FLOOR)
 
 
-def anscombe_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[float, FloatArray]:
+def anscombe_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[Array, FloatArray]:
     """The amplitude loss with ε = 3/8, of Poisson counts whose variance is stable down to four counts.
 
     Anscombe, Biometrika 35, 246 (1948): 2√(I + 3/8) has a variance of 1.
@@ -48,14 +48,14 @@ def anscombe_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | 
 
 def _root_loss(
     modelled: FloatArray, measured: FloatArray, mask: BoolArray | None, floor: float
-) -> tuple[float, FloatArray]:
+) -> tuple[Array, FloatArray]:
     xp = array_module(modelled)
     found, wanted = xp.sqrt(modelled + floor), xp.sqrt(measured + floor)
     difference = _masked(found - wanted, mask)
-    return float(xp.vdot(difference, difference).real), difference / found
+    return xp.vdot(difference, difference), difference / found
 
 
-def gaussian_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[float, FloatArray]:
+def gaussian_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[Array, FloatArray]:
     """L = Σ (I − I₀)²/v, w = 2 (I − I₀)/v: of counts with Gaussian noise of variance v = I₀ + 1.
 
     Godard et al., Opt. Express 20, 25914 (2012); the count added to the variance stands for the detector's own noise.
@@ -63,10 +63,10 @@ def gaussian_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | 
     xp = array_module(modelled)
     difference = _masked(modelled - measured, mask)
     weight = 2 * difference / (measured + GAUSSIAN_FLOOR)
-    return float(xp.vdot(difference, weight).real) / 2, weight
+    return xp.vdot(difference, weight) / 2, weight
 
 
-def poisson_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[float, FloatArray]:
+def poisson_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[Array, FloatArray]:
     """L = Σ I − I₀ − (I₀+ε) ln((I+ε)/(I₀+ε)), w = 1 − (I₀+ε)/(I+ε): of Poisson counts, 0 at I = I₀.
 
     Thibault and Guizar-Sicairos, New J. Phys. 14, 063004 (2012). The background ε = 0.01 counts, in model and data
@@ -75,14 +75,14 @@ def poisson_loss(modelled: FloatArray, measured: FloatArray, mask: BoolArray | N
     xp = array_module(modelled)
     ratio = (measured + POISSON_FLOOR) / (modelled + POISSON_FLOOR)
     values = modelled - measured + (measured + POISSON_FLOOR) * xp.log(ratio)
-    return float(_masked(values, mask).sum(dtype=float)), _masked(1 - ratio, mask)
+    return _masked(values, mask).sum(dtype=float), _masked(1 - ratio, mask)
 
 
-def amplitude_error(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[float, float]:
-    """Return Σ(√I − √I₀)² and ΣI₀ over the good pixels: the data error is their ratio, whatever the loss."""
+def amplitude_error(modelled: FloatArray, measured: FloatArray, mask: BoolArray | None) -> tuple[Array, Array]:
+    """Return Σ(√I − √I₀)² and ΣI₀ over the good pixels, numbers where these live: the data error is their ratio."""
     xp = array_module(modelled)
     difference = _masked(xp.sqrt(modelled) - xp.sqrt(measured), mask)
-    return float(xp.vdot(difference, difference).real), float(_masked(measured, mask).sum(dtype=float))
+    return xp.vdot(difference, difference), _masked(measured, mask).sum(dtype=float)
 
 
 def _masked(values: FloatArray, mask: BoolArray | None) -> FloatArray:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, array_module, numbers_to_host, to_host
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.placement import Copies, beside
 from hpcrec.models.ptychography import Gradients, PtychographyModel
 from hpcrec.options import options
 from hpcrec.physics.probe import aberration_basis
@@ -39,7 +40,7 @@ class Aberrations(Refinement):
 
     def __init__(self, model: PtychographyModel, options: AberrationOptions) -> None:
         super().__init__(model, options)
-        self._options = options
+        self._options, self._copies = options, Copies()
         arguments = model.shape, model.sampling, model.wavelength
         self._basis = aberration_basis(*arguments, options.names)
         self._defocus = aberration_basis(*arguments, ("C10",))[0]
@@ -52,39 +53,42 @@ class Aberrations(Refinement):
 
     def collect(self, state: PtychographyState, batch: Batch, gradients: Gradients) -> dict[str, Array]:
         """Return gradients 2 Re Σ (∂L/∂P*)* ∂P/∂C and weights Σ|∂P/∂C|² Σ|O|², (2, aberration)."""
-        found = np.zeros((2, len(self._basis)))
-        for i, change in enumerate(self._directions(state)):
-            found[0, i] = 2 * np.vdot(gradients.probe, change).real / self.model.curvature
-            found[1, i] = np.sum(np.abs(change) ** 2 * gradients.object_weight, dtype=np.float64)
-        return {"aberrations": found}
+        changes, xp = self._directions(state), array_module(state.probe)
+        slopes = [2 * xp.vdot(gradients.probe, change).real / self.model.curvature for change in changes]
+        weights = [xp.sum(xp.abs(change) ** 2 * gradients.object_weight, dtype=np.float64) for change in changes]
+        return {"aberrations": numbers_to_host(slopes + weights).reshape(2, -1)}
 
     def apply(self, state: PtychographyState, sums: Mapping[str, Array]) -> None:
         """Add up over the sweep."""
         add_to(state.memory, "aberration_sums", sums["aberrations"])
 
     def finish(self, state: PtychographyState) -> None:
-        """Take the step of the sweep."""
+        """Take the step of the sweep; from a device the probe's power comes to the host, and the phase goes there."""
         gradient, weight = state.memory["aberration_sums"]
         # In the unit of the defocus that makes as much phase over the probe's spectrum
         spectrum = fft2(state.probe)
-        power = np.sum(np.abs(spectrum) ** 2, axis=0)
+        power = to_host(np.sum(np.abs(spectrum) ** 2, axis=0))
         spreads = [np.sqrt(np.sum(power * (b - _mean(power, b)) ** 2)) for b in (self._defocus, *self._basis)]
         unit = spreads[0] / np.maximum(spreads[1:], 1e-30)
         scaled = bold_step(
             state.memory, "aberration", gradient * unit, weight * unit**2, self._options.max_step_angstrom
         )
         state.refined["aberrations"] = state.refined["aberrations"] + scaled * unit
-        phase = np.exp(-1j * np.tensordot(scaled * unit, self._basis, axes=1))
-        state.probe = ifft2(spectrum * phase.astype(spectrum.dtype)).astype(state.probe.dtype, copy=False)
+        phase = np.exp(-1j * np.tensordot(scaled * unit, self._basis, axes=1)).astype(spectrum.dtype)
+        state.probe = ifft2(spectrum * beside(spectrum, phase)).astype(state.probe.dtype, copy=False)
         state.memory["aberration_sums"] = np.zeros_like(state.memory["aberration_sums"])
 
     def _directions(self, state: PtychographyState) -> list[ComplexArray]:
         """Return ∂P/∂C (mode, y, x) of each aberration, without the part that is only a phase of the probe."""
         spectrum = fft2(state.probe)
         power = np.sum(np.abs(spectrum) ** 2, axis=0)
-        flat = [(b - _mean(power, b)).astype(power.dtype) for b in self._basis]
+        basis = self._copies.of("basis", self._basis, power)
+        flat = [(b - _mean(power, b)).astype(power.dtype) for b in basis]
         return [ifft2(-1j * b * spectrum) for b in flat]
 
 
-def _mean(power: FloatArray, values: FloatArray) -> float:
-    return float(np.sum(power * values) / np.sum(power))
+def _mean(power: FloatArray, values: FloatArray) -> Array:
+    """Return the mean of ``values`` (ky, kx) under weights, a number where they live."""
+    xp = array_module(power)
+    found: Array = xp.sum(power * values) / xp.sum(power)
+    return found

@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.placement import batch_beside
 from hpcrec.models.ptychography import Gradients, PtychographyModel
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement, RefinementOptions, spread
@@ -54,8 +55,9 @@ class Annealing(Refinement):
         state.memory.setdefault("start_positions", state.positions.copy())
 
     def collect(self, state: PtychographyState, batch: Batch, gradients: Gradients) -> dict[str, Array]:
-        """Return the best shift (position, 2) of each position of the batch."""
+        """Return the best shift (position, 2) of each position of the batch, whose patterns move to the object once."""
         positions, n = state.positions, len(state.positions)
+        batch = batch_beside(state.obj, batch)
         best = np.zeros((len(batch.indices), 2))
         lowest = self._errors(state, batch)
         for trial in self._trials(state.iteration, n):

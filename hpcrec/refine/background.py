@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter1d
 
-from hpcrec.backend.array import Array, BoolArray, FloatArray
+from hpcrec.backend.array import Array, BoolArray, FloatArray, array_module
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.ptychography import Gradients, PtychographyModel
 from hpcrec.options import options
@@ -30,7 +30,7 @@ class BackgroundOptions(RefinementOptions):
 
 
 class Background(Refinement):
-    """Counts b ≥ 0 (ky, kx) beside those of the sample, changed once a sweep."""
+    """Counts b ≥ 0 (ky, kx) beside those of the sample, changed once a sweep; they live where the object does."""
 
     Options = BackgroundOptions
     wanted = ("background",)
@@ -41,15 +41,14 @@ class Background(Refinement):
 
     def prepare(self, state: PtychographyState) -> None:
         """Begin with the counts of the options."""
-        shape = self.model.pattern_shape
-        state.refined.setdefault("background", np.full(shape, self._options.start_counts))
-        state.memory.setdefault("background_sums", np.zeros((2, *shape)))
+        shape, xp = self.model.pattern_shape, array_module(state.obj)
+        state.refined.setdefault("background", xp.full(shape, self._options.start_counts, np.float64))
+        state.memory.setdefault("background_sums", xp.zeros((2, *shape)))
 
     def collect(self, state: PtychographyState, batch: Batch, gradients: Gradients) -> dict[str, Array]:
         """Return gradient and weight (2, ky, kx)."""
-        added = gradients.added
-        gradient = added["background"].astype(np.float64) / self.model.curvature
-        return {"background": np.stack([gradient, added["background_weight"]])}
+        gradient, weight = (gradients.added[f"background{more}"].astype(np.float64) for more in ("", "_weight"))
+        return {"background": array_module(weight).stack([gradient / self.model.curvature, weight])}
 
     def apply(self, state: PtychographyState, sums: Mapping[str, Array]) -> None:
         """Add up over the sweep."""
@@ -58,7 +57,7 @@ class Background(Refinement):
     def finish(self, state: PtychographyState) -> None:
         """Take a share of the least-squares step, smooth, and keep what is positive."""
         gradient, weight = state.memory["background_sums"]
-        step = np.divide(gradient, weight, out=np.zeros_like(gradient), where=weight > 0)
+        step = gradient / np.where(weight > 0, weight, np.inf)
         found = state.refined["background"] - self._options.step * step
         if self._options.smoothing_pixels > 0:
             found = smoothed(found, weight > 0, self._options.smoothing_pixels)
@@ -71,7 +70,15 @@ def smoothed(values: FloatArray, known: BoolArray, width: float) -> FloatArray:
 
     Bad pixels would else draw their neighbours to what they happen to hold.
     """
-    light = gaussian_filter(known.astype(np.float64), width, mode="wrap")
-    total = gaussian_filter(np.where(known, values, 0.0), width, mode="wrap")
-    found: FloatArray = np.divide(total, light, out=values.copy(), where=light > 1e-6)
+    xp = array_module(values)
+    along_y, along_x = (xp.asarray(_gaussian(n, width)) for n in values.shape)
+    light = along_y @ known.astype(np.float64) @ along_x.T
+    total = along_y @ xp.where(known, values, 0.0) @ along_x.T
+    near = light > 1e-6
+    return xp.where(near, total / xp.where(near, light, 1), values)  # type: ignore[no-any-return]
+
+
+def _gaussian(n: int, width: float) -> FloatArray:
+    """Return G (n, n) that smooths n values, the last beside the first, under a Gaussian of ``width``."""
+    found: FloatArray = gaussian_filter1d(np.eye(n), width, axis=0, mode="wrap")
     return found

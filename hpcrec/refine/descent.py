@@ -33,4 +33,4 @@ def bold_step(
 
 def add_to(memory: dict[str, Array], name: str, values: Array) -> None:
     """Add ``values`` to what ``memory`` keeps under ``name``."""
-    memory[name] = memory[name] + values if name in memory else np.array(values)
+    memory[name] = memory[name] + values if name in memory else values.copy()

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hpcrec.backend.array import Array, FloatArray
+from hpcrec.backend.array import Array, FloatArray, numbers_to_host
 from hpcrec.backend.fft import fft2
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.placement import Copies
 from hpcrec.models.ptychography import Gradients, PtychographyModel
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement, RefinementOptions
@@ -42,6 +43,7 @@ class Thickness(Refinement):
     def __init__(self, model: PtychographyModel, options: ThicknessOptions) -> None:
         super().__init__(model, options)
         self._options = options
+        self._copies = Copies()
 
     def prepare(self, state: PtychographyState) -> None:
         """Begin with the model's distances."""
@@ -50,8 +52,9 @@ class Thickness(Refinement):
 
     def collect(self, state: PtychographyState, batch: Batch, gradients: Gradients) -> dict[str, Array]:
         """Return gradients (slice − 1,), and ΣI, ΣIr, ΣIr² of the patterns, in one array."""
-        rate, light = self.model.rate, self._light(state, batch)
-        moments = [float(np.sum(light * rate**power)) for power in range(3)]
+        light = self._light(state, batch)
+        rate = self._copies.of("rate", self.model.rate, light)
+        moments = numbers_to_host([np.sum(light * rate**power) for power in range(3)])
         gradient = gradients.added.get("thickness", np.zeros(state.n_slices - 1)) / self.model.curvature
         return {"thickness": np.concatenate([gradient, moments])}
 

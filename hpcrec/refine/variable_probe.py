@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hpcrec.backend.array import Array
+from hpcrec.backend.array import Array, FloatArray, array_module, to_host
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.placement import beside
 from hpcrec.models.ptychography import Gradients, PtychographyModel
 from hpcrec.options import options
 from hpcrec.physics.probe import orthogonal_start_modes
@@ -46,13 +47,13 @@ class VariableProbe(Refinement):
         self._options = options
 
     def prepare(self, state: PtychographyState) -> None:
-        """Begin with derivatives of the probe, and without weights."""
+        """Begin with derivatives of the probe, made on the host, and without weights."""
         if "variation" not in state.refined:
             n = self._options.modes
             # −i k P̂ is a shift of the probe, −i k² P̂ its defocus: what real weights should bring
-            modes = -1j * orthogonal_start_modes(state.probe[0], n + 1, share=0.5 / n)[1:]
+            modes = -1j * orthogonal_start_modes(to_host(state.probe[0]), n + 1, share=0.5 / n)[1:]
             norms = np.sqrt(np.sum(np.abs(modes) ** 2, axis=(1, 2), keepdims=True))
-            state.refined["variation"] = (modes / norms).astype(state.probe.dtype)
+            state.refined["variation"] = beside(state.probe, (modes / norms).astype(state.probe.dtype))
             state.refined["coefficients"] = np.zeros((len(state.positions), n))
 
     def collect(self, state: PtychographyState, batch: Batch, gradients: Gradients) -> dict[str, Array]:
@@ -78,8 +79,9 @@ class VariableProbe(Refinement):
         changed = coefficients.copy()
         changed[touched] -= self._options.weight_step * gradient[touched] / damped
         # The least-squares step explains all that is left by these weights: far too long while they are young
-        size = sums["variation_weight"][:, None, None] * float(sums["variation_object"].max()) / touched.sum()
-        step = np.divide(sums["variation"], curvature * size, out=np.zeros_like(sums["variation"]), where=size > 0)
+        size = sums["variation_weight"] * float(sums["variation_object"].max()) / touched.sum()
+        gain = np.divide(1, curvature * size, out=np.zeros_like(size), where=size > 0)
+        step = sums["variation"] * beside(sums["variation"], gain)[:, None, None]
         length = np.sqrt(np.sum(np.abs(step) ** 2, axis=(1, 2), keepdims=True))
         share = np.minimum(1.0, self._options.mode_step / np.maximum(length, 1e-30))
         modes = state.refined["variation"] - share * step
@@ -89,19 +91,24 @@ class VariableProbe(Refinement):
     def finish(self, state: PtychographyState) -> None:
         """Make the weights' means zero, which the probe takes up, and the components orthonormal."""
         modes, coefficients = state.refined["variation"].astype(np.complex128), state.refined["coefficients"]
-        mean = coefficients.mean(axis=0)
-        probe = state.probe[0] + np.tensordot(mean, modes, axes=1).astype(state.probe.dtype)
-        coefficients = coefficients - mean
-        flat = modes.reshape(len(modes), -1)
+        mean, flat, xp = coefficients.mean(axis=0), modes.reshape(len(modes), -1), array_module(modes)
+        change = beside(modes, mean.astype(modes.dtype)) @ flat
+        probe = state.probe[0] + change.reshape(modes.shape[1:]).astype(state.probe.dtype)
         # Real weights allow a real turn only: orthonormal in the real sense, Re⟨U, U'⟩
-        real = np.hstack([flat.real, flat.imag])
-        gram = real @ real.T
-        values, vectors = np.linalg.eigh(gram)
-        order = np.argsort(values)[::-1]
-        size = np.sqrt(np.maximum(values[order], 1e-30))
-        turn = vectors[:, order]
-        turn = turn * np.sign(turn[np.abs(turn).argmax(axis=0), np.arange(len(turn))])
-        flat = (turn.T @ flat) / size[:, None]
+        real = xp.concatenate([flat.real, flat.imag], axis=1)
+        root, inverse = _roots(to_host(real @ real.T))
+        flat = beside(modes, inverse.astype(modes.dtype)) @ flat
         state.refined["variation"] = flat.reshape(modes.shape).astype(state.probe.dtype)
-        state.refined["coefficients"] = (coefficients @ turn) * size
-        state.probe = np.concatenate([probe[None], state.probe[1:]])
+        state.refined["coefficients"] = (coefficients - mean) @ root
+        state.probe = xp.concatenate([probe[None], state.probe[1:]])
+
+
+def _roots(gram: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return G^½ and G^(−½) (m, m) of a Gram matrix, with which components become orthonormal and turn least.
+
+    Löwdin, J. Chem. Phys. 18, 365 (1950). Components of equal strength have no principal directions: of these round-off
+    would choose, another one on other numbers of ranks.
+    """
+    values, vectors = np.linalg.eigh(gram)
+    size = np.sqrt(np.maximum(values, 1e-30))
+    return (vectors * size) @ vectors.T, (vectors / size) @ vectors.T

@@ -7,12 +7,14 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
-import scipy
+from scipy.fft import next_fast_len
 
-from hpcrec.backend.array import ComplexArray, FloatArray, real_dtype
+from hpcrec.backend.array import ComplexArray, FloatArray, array_module, real_dtype, to_host
+from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import window_corners
 from hpcrec.models.base import PtychographyState
+from hpcrec.models.placement import beside
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.objectives.constraints import (
     GAUGES,
@@ -42,8 +44,9 @@ class Constraints:
 
     Pointwise constraints act where the object is held. Gauges, and what ties neighbours, need the whole object: it is
     gathered on the first rank of the group, changed there and handed out again, at most once a sweep, so that the
-    answer does not depend on ranks; that rank must have room for three to ten copies of the whole object. What
-    engines remember of object and probe (momenta) is left as it is.
+    answer does not depend on ranks; that rank must have room for three to ten copies of the whole object. An object on
+    a device is gathered and handed out through host memory, and changed on the device. What engines remember of object
+    and probe (momenta) is left as it is.
     """
 
     def __init__(self, job: Job, model: PtychographyModel, power: float) -> None:
@@ -104,14 +107,17 @@ def whole_copies(job: Job) -> int:
 
 
 def illumination_share(probe: ComplexArray, positions: FloatArray, grid: Grid) -> FloatArray:
-    """Return Σ_j Σ_m |P_m(r − R_j)|² (y, x) on whole pixels, its maximum 1, by one convolution."""
-    (ny, nx), real = probe.shape[-2:], real_dtype(probe.dtype)
-    visits = np.zeros((grid.shape[0] - ny + 1, grid.shape[1] - nx + 1), real)
+    """Return Σ_j Σ_m |P_m(r − R_j)|² (y, x) on whole pixels, its maximum 1: one convolution where the probe lives."""
+    xp, (ny, nx), real = array_module(probe), probe.shape[-2:], real_dtype(probe.dtype)
+    # As no window leaves the grid, the periodic convolution joins no edges
+    shape = [next_fast_len(n) for n in grid.shape]
+    visits, power = np.zeros(shape, real), xp.zeros(shape, real)
     np.add.at(visits, tuple(window_corners(positions, grid, (ny, nx)).T), 1)
-    light = scipy.signal.fftconvolve(visits, np.sum(np.abs(probe) ** 2, axis=0))
+    power[:ny, :nx] = np.sum(np.abs(probe) ** 2, axis=0)
+    light = ifft2(fft2(xp.asarray(visits)) * fft2(power)).real[: grid.shape[0], : grid.shape[1]]
     # Round-off of the transforms is no light
-    light = np.maximum(light - 1e-6 * light.max(), 0)
-    return np.asarray(light / max(float(light.max()), 1e-30), real)
+    light = xp.maximum(light - 1e-6 * light.max(), 0)
+    return (light / xp.maximum(light.max(), 1e-30)).astype(real, copy=False)  # type: ignore[no-any-return]
 
 
 def _apply_whole(
@@ -121,19 +127,17 @@ def _apply_whole(
     gauges: Iterable[Gauge],
     constraints: Iterable[ObjectConstraint],
 ) -> None:
-    """Gather the object on the first rank, change it there, and hand it out with the waves."""
-    waves, obj = _waves(state), exchange.whole(state.obj)
-    if obj is not None:
-        shape = obj.shape
-        light = illumination_share(state.probe, state.positions, state.grid)
-        around = replace(around, light=light)
-        obj = _by_state(state, obj)
+    """Gather the object on the first rank's host, change it where it lived, and hand it out with the waves."""
+    waves, whole = _waves(state), exchange.whole(state.obj)
+    if whole is not None:
+        around = replace(around, light=illumination_share(state.probe, state.positions, state.grid))
+        obj = _by_state(state, beside(state.obj, whole))
         for gauge in gauges:
             obj, waves = gauge.apply(obj, waves, around)
-        obj = _each(constraints, obj, around).reshape(shape)
-    state.obj = exchange.place(obj)
+        whole = to_host(_each(constraints, obj, around).reshape(whole.shape))
+    state.obj = beside(state.obj, exchange.place(whole))
     if gauges:
-        _keep_waves(state, exchange.communicator.broadcast(waves))
+        _keep_waves(state, beside(state.probe, exchange.communicator.broadcast(to_host(waves))))
         _keep_power(state)
 
 
@@ -159,7 +163,7 @@ def _by_state(state: PtychographyState, obj: ComplexArray) -> ComplexArray:
 def _waves(state: PtychographyState) -> ComplexArray:
     """Return the probe's modes and their variations (wave, y, x)."""
     variation = state.refined.get("variation")
-    return state.probe if variation is None else np.concatenate([state.probe, variation])
+    return state.probe if variation is None else array_module(variation).concatenate([state.probe, variation])  # type: ignore[no-any-return]
 
 
 def _keep_waves(state: PtychographyState, waves: ComplexArray) -> None:
@@ -171,7 +175,7 @@ def _keep_waves(state: PtychographyState, waves: ComplexArray) -> None:
 
 def _keep_power(state: PtychographyState) -> None:
     """Let engines hold the power that the probe has now."""
-    state.memory["probe_power"] = np.array([np.sum(abs(state.probe) ** 2, dtype=np.float64)])
+    state.memory["probe_power"] = np.array([float(np.sum(abs(state.probe) ** 2, dtype=np.float64))])
 
 
 def constraint_faults(job: Job) -> list[str]:

@@ -1,11 +1,11 @@
 """Engines on arrays of a device, by the stand-in for CuPy, against the same on NumPy's; no GPU has run them."""
 
-import copy
 from dataclasses import fields
 
 import numpy as np
 import pytest
-from phantom import Phantom, refinements, size_for
+from on_device import assert_same, pair, run
+from phantom import Phantom
 
 from hpcrec.engines import ENGINES, engine_class
 from hpcrec.engines.base import visit
@@ -48,52 +48,6 @@ def cases():
             yield pytest.param(name, n_slices, more, id="-".join([name, str(n_slices), *map(str, more.values())]))
 
 
-def pair(cupy, n_slices=2, loss="amplitude"):
-    """A phantom of two modes in double precision, its start on the host and on the device."""
-    phantom = Phantom(n_slices, 2, precision="double", loss=loss)
-    phantom.start.windowed = True
-    return phantom, copy.deepcopy(phantom.start), state_on(cupy, phantom.start)
-
-
-def run(phantom, start, name, n_sweeps=2, refine=None, **options):
-    """Sweep from a start; return the engine and Σ(√I − √I₀)² of each sweep."""
-    cls = engine_class(name)
-    engine = cls(phantom.model, cls.Options(**{"probe_start": 0} | options), refinements(phantom.model, refine or {}))
-    engine.prepare(start)
-    # Few scattered patterns move an object that waits for the sweep's end so badly that round-off grows to 1e-7
-    size, told = size_for(name, 32 if "object_update" in options else 16), []
-    exchange = make_exchange("replicated", SerialCommunicator(), start.positions, start.grid, phantom.model.shape)
-    for seed in range(n_sweeps):
-        batches = phantom.batches(size, seed)
-        told.append(sum(float(visit(engine, start, b, exchange.total).sums["error"][0]) for b in batches))
-        engine.finish_iteration(start)
-    return engine, told
-
-
-def arrays(state):
-    """All arrays of a state by name."""
-    found = {"obj": state.obj, "probe": state.probe, "positions": state.positions}
-    for group in ("refined", "object_memory", "memory", "pattern_memory"):
-        found |= {f"{group}: {name}": values for name, values in getattr(state, group).items()}
-    return found
-
-
-def assert_same(cupy, device, host, tolerance, unlike=()):
-    """Relative to the largest value of each array but those ``unlike``; each stands where it would go to."""
-    back = arrays(state_on(cupy, state_on(np, device)))
-    wanted = arrays(host)
-    assert arrays(device).keys() == wanted.keys()
-    for name, values in arrays(device).items():
-        assert type(values) is type(back[name]), f"{name} is not where a state is moved to"
-        assert values.dtype == wanted[name].dtype, name
-        found = values.get() if isinstance(values, cupy.ndarray) else values
-        if name not in unlike:
-            # Infinite where nothing was found yet
-            differ, size = found != wanted[name], np.abs(wanted[name]).max(initial=0)
-            off = np.abs(found[differ] - wanted[name][differ]).max(initial=0)
-            assert off <= tolerance * size, (name, off, size)
-
-
 @pytest.mark.parametrize(("name", "n_slices", "more"), list(cases()))
 def test_a_sweep_is_that_of_the_host(cupy, name, n_slices, more):
     """Two sweeps in double precision, two modes: transforms' and sums' round-off grows to some 1e-13."""
@@ -107,6 +61,16 @@ def test_a_sweep_is_that_of_the_host(cupy, name, n_slices, more):
         assert change > 1e-3 * np.abs(before).max(), one
         assert np.abs(getattr(device, one).get() - after).max() <= 1e-9 * change, one
     assert_same(cupy, device, host, 1e-8)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_single_precision_stays_single(cupy, name):
+    """Of values nothing is asked but their sum: what a sweep makes of round-off depends on the engine."""
+    phantom, host, device = pair(cupy, 1, precision="single")
+    (_, wanted), (_, found) = run(phantom, host, name, 1), run(phantom, device, name, 1)
+    assert found == pytest.approx(wanted, rel=1e-4)
+    assert_same(cupy, device, host)
+    assert device.obj.dtype == device.probe.dtype == np.complex64
 
 
 @pytest.mark.parametrize("name", OPTIONS)

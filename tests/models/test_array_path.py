@@ -154,6 +154,20 @@ def test_exit_waves_and_projections_are_those_of_the_host(cupy, precision, n_mod
         assert_close(b.get(), a, name, precision)
 
 
+def test_a_batch_waits_for_the_device_once(cupy, monkeypatch):
+    """What comes back is the loss, error and counts together; of responses these and all products."""
+    model, _, there, batch = twins(cupy, "double", 3, 2)
+    copies, get = [], cupy.ndarray.get
+    monkeypatch.setattr(cupy.ndarray, "get", lambda a: copies.append(a.shape) or get(a))
+    model.gradients(there, batch, ("probe",))
+    assert copies == [(3,)]
+    change = Field(there.box, cupy.zeros_like(there.obj))
+    responses(model, there, batch, change, there.probe)
+    assert copies[1:] == [(3,), (len(batch.indices), 5)]
+    losses_along(model, there, batch, change.values, there.probe, [0.0, 0.1, 0.2])
+    assert copies[3:] == [(3,)]
+
+
 def test_fields_of_a_device_add_up(cupy):
     rng = np.random.default_rng(4)
     parts = [Field(Box(y, y + 4, x, x + 5), rng.random((2, 4, 5))) for y, x in ((0, 0), (2, 3))]

@@ -133,6 +133,31 @@ def test_a_varying_probe_is_found():
     assert np.std(left) < 0.5 * np.std(drift)
 
 
+def test_components_of_equal_strength_stay_what_they_are():
+    """Round-off would choose among their directions, another one on other numbers of ranks."""
+    case = Case()
+    cls = refinement_class("variable_probe")
+    refinement, ends = cls(case.model, cls.Options(modes=3)), []
+    start = replace(case.truth, refined={})
+    refinement.prepare(start)
+    rng = np.random.default_rng(2)
+    start.refined["coefficients"] = rng.standard_normal((100, 3))
+    before = start.refined["variation"].copy()
+    for noise in (0.0, 1e-7):
+        state = replace(start, refined=dict(start.refined))
+        state.refined["variation"] = (
+            1.02 * before * (1 + noise * rng.standard_normal(before.shape)).astype(np.complex64)
+        )
+        refinement.finish(state)
+        ends.append(state.refined)
+    for found in ends:
+        # Single precision
+        assert np.abs(found["variation"] - before).max() < 1e-6
+        products = [np.tensordot(r["coefficients"], r["variation"], axes=1) for r in (start.refined, found)]
+        mean = np.tensordot(start.refined["coefficients"].mean(axis=0), before, axes=1)
+        np.testing.assert_allclose(products[1], 1.02 * (products[0] - mean), atol=1e-5)
+
+
 def test_annealing_finds_positions_that_are_far_off():
     """Errors of 0.5 Å rms; half-pixel gradients would need many sweeps."""
     case = Case()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from one_tilt import run_one, silent
 from hpcrec.errors import ConfigError
 from hpcrec.geometry.grid import object_grid
 from hpcrec.io.base import open_series
+from hpcrec.models.base import PtychographyState
+from hpcrec.models.placement import state_on
 from hpcrec.objectives.constraints import GAUGES, OBJECT_CONSTRAINTS, PROBE_CONSTRAINTS, constraint_class
 from hpcrec.parallel.communicator import SerialCommunicator, run_ranks
 from hpcrec.run.config import check_job, load_job
@@ -92,6 +96,36 @@ def test_a_resumed_tilt_equals_an_uninterrupted_one(tiny_job: Path, tmp_path: Pa
     np.testing.assert_array_equal(again.obj, whole.obj)
     np.testing.assert_array_equal(again.probe, whole.probe)
     np.testing.assert_array_equal(again.data_error, whole.data_error)
+
+
+@pytest.mark.parametrize(("exchange", "size"), [("replicated", 1), ("replicated", 2), ("tiled", 2)])
+def test_constraints_on_a_device_are_those_of_the_host(
+    cupy: ModuleType, tiny_job: Path, tmp_path: Path, exchange: str, size: int
+) -> None:
+    """All of them at once, after two sweeps in double precision; by the stand-in for CuPy, no GPU has run it."""
+    job = job_with(tiny_job, *EVERYTHING, "ptychography.precision=double", f"parallel.exchange={exchange}")
+
+    def both(group: Any) -> list[PtychographyState]:
+        with open_series(job.data) as series:
+            run = TiltRun(job, series, common_grid(job, series), 1, group, tmp_path, silent)
+            for _ in range(2):
+                run.sweep()
+            ends = [copy.deepcopy(run.state), state_on(cupy, run.state)]
+            for state in ends:
+                run.constraints.free_scale(state)
+                run.constraints.apply(state, run.exchange)
+            assert np.abs(ends[0].obj - run.state.obj).max() > 1e-3
+            return ends
+
+    for host, device in run_ranks(size, both):
+        for found, wanted in (
+            (device.obj, host.obj),
+            (device.probe, host.probe),
+            (device.refined["variation"], host.refined["variation"]),
+        ):
+            assert isinstance(found, cupy.ndarray)
+            assert np.abs(found.get() - wanted).max() <= 1e-12 * np.abs(wanted).max()
+        assert device.memory["probe_power"] == pytest.approx(host.memory["probe_power"], rel=1e-12)
 
 
 def test_bounds_hold_at_the_end_and_set_the_scale(tiny_job: Path, tmp_path: Path) -> None:
