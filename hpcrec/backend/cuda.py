@@ -20,10 +20,15 @@ from hpcrec.backend.array import Array, BoolArray, ComplexArray, IntArray, array
 SIZES: Final = (64, 96, 128)
 LOSSES: Final = {"amplitude": "AMPLITUDE", "anscombe": "AMPLITUDE", "poisson": "POISSON"}
 COUNTS: Final = {"uint8": "unsigned char", "uint16": "unsigned short"}
+Kernels = Literal["fused", "stripes", "projector"]
 # What a product of two factors may be off, in single precision, from a propagator that is one
 _SEPARABLE = 1e-6
 _SHARED = ("device.cuh", "lines.cuh", "lanes.cuh", "loss.cuh")
-_SOURCES: Final = {"fused": ("fused.cuh", "entry.cuh"), "stripes": ("stripes.cuh", "stripes_entry.cuh")}
+_SOURCES: Final = {
+    "fused": (*_SHARED, "fused.cuh", "entry.cuh"),
+    "stripes": (*_SHARED, "stripes.cuh", "stripes_entry.cuh"),
+    "projector": ("device.cuh", "projector.cuh", "turns.cuh", "projector_entry.cuh"),
+}
 # The struct Sheet of lanes.cuh
 SHEET: Final = [(name, np.int32) for name in ("height", "width", "top", "left")]
 _ADDRESSES = (
@@ -101,10 +106,10 @@ class Layout:
         return np.exp(-2j * np.pi * turns).astype(np.complex64)  # type: ignore[no-any-return]
 
 
-def source(kernels: Literal["fused", "stripes"]) -> str:
-    """Return the source of the fused or the striped kernels for NVRTC."""
+def source(kernels: Kernels) -> str:
+    """Return the source of the fused or the striped kernels, or of the projector's, for NVRTC."""
     folder = files("hpcrec.backend") / "kernels"
-    texts = [(folder / name).read_text(encoding="utf-8") for name in (*_SHARED, *_SOURCES[kernels])]
+    texts = [(folder / name).read_text(encoding="utf-8") for name in _SOURCES[kernels]]
     # Each file guards itself where a compiler finds it by name; joined they are one
     return "\n".join(text.replace("#pragma once\n", "") for text in texts)
 

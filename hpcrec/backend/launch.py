@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Final
 
 from hpcrec.backend.array import Array
-from hpcrec.backend.cuda import compile_options, source
+from hpcrec.backend.cuda import Kernels, compile_options, source
 
 Launch = Callable[[str, tuple[int, int], int, int, Array], None]
 """Starts a kernel: its C++ name, blocks along x and y, threads and bytes of shared memory of a block, argument."""
+_PREFIXES: Final[dict[str, Kernels]] = {"stripe_": "stripes", "tomography_": "projector"}
 # What a block may take without asking
 _PLAIN_SHARED = 48 * 1024
 
 
 @lru_cache(maxsize=64)
-def _compiled(kernels: Literal["fused", "stripes"], name: str, device: int) -> Any:
+def _compiled(kernels: Kernels, name: str, device: int) -> Any:
     """Return a kernel of a device; CuPy keeps its code on disk."""
     cupy = import_module("cupy")
     module = cupy.RawModule(code=source(kernels), options=compile_options(), name_expressions=(name,))
@@ -27,7 +28,8 @@ def _compiled(kernels: Literal["fused", "stripes"], name: str, device: int) -> A
 def launch(name: str, blocks: tuple[int, int], threads: int, shared: int, argument: Array) -> None:
     """Start a kernel on the current device and stream; ``argument``: a structure of one element, by value."""
     cupy = import_module("cupy")
-    kernel = _compiled("stripes" if name.startswith("stripe_") else "fused", name, cupy.cuda.Device().id)
+    kernels = next((found for prefix, found in _PREFIXES.items() if name.startswith(prefix)), "fused")
+    kernel = _compiled(kernels, name, cupy.cuda.Device().id)
     if shared > _PLAIN_SHARED:
         kernel.max_dynamic_shared_size_bytes = shared
     kernel(blocks, (threads,), (argument,), shared_mem=shared)
