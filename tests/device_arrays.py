@@ -203,7 +203,7 @@ def _make_module():
     for name in KNOWN:
         setattr(module, name, functools.partial(_call, getattr(np, name)))
     module.fft, module.linalg = ModuleType("cupy.fft"), ModuleType("cupy.linalg")
-    for name in ("fft2", "ifft2", "fftn", "ifftn", "fftfreq"):
+    for name in ("fft2", "ifft2", "fftn", "ifftn", "fftfreq", "irfft", "rfft"):
         setattr(module.fft, name, functools.partial(_call, getattr(np.fft, name)))
     for name in ("eigh", "norm"):
         setattr(module.linalg, name, functools.partial(_call, getattr(np.linalg, name)))

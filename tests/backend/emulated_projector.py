@@ -8,11 +8,16 @@ from kernel_chains import KERNELS, compiled
 from hpcrec.backend import projector
 
 
-class EmulatedKernels:
-    """Kernels of the shared library; ``launches`` are the names of those that were started."""
+def emulated(folder, kernels=KERNELS):
+    """Compile the sources in ``kernels`` to a library in ``folder``."""
+    return EmulatedKernels(compiled("projector_host.cpp", kernels, folder))
 
-    def __init__(self, folder, kernels=KERNELS):
-        self.library = compiled("projector_host.cpp", kernels, folder)
+
+class EmulatedKernels:
+    """Kernels of a shared library; ``launches`` are the names of those that were started."""
+
+    def __init__(self, library):
+        self.library = library
         self.launches = []
 
     def launch(self, name, blocks, threads, shared, arguments):

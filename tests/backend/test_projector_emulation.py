@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from emulated_projector import EmulatedKernels
+from emulated_projector import emulated
 from kernel_chains import KERNELS
 
 from hpcrec.backend import cuda, projector
@@ -20,7 +20,7 @@ TOLERANCE = 1e-6
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return EmulatedKernels(tmp_path_factory.mktemp("projector"))
+    return emulated(tmp_path_factory.mktemp("projector"))
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_missing_barrier_shows(cupy, monkeypatch, tmp_path):
             assert text.count("  barrier();\n") == 2
             text = text.replace("  barrier();\n", "")
         (tmp_path / path.name).write_text(text, encoding="utf-8")
-    monkeypatch.setattr(projector, "launch", EmulatedKernels(tmp_path, tmp_path).launch)
+    monkeypatch.setattr(projector, "launch", emulated(tmp_path, tmp_path).launch)
     found = exact_and_found(cupy, (9, 13, 11), (9, 12), poses("straight"))
     assert not found["forward"] <= 1e-2
 
