@@ -16,10 +16,11 @@ IMPLICIT = (
 )
 # All of them are in CuPy; of keyword arguments the stand-in knows less than that: it takes what NumPy takes
 NAMES = """
-abs absolute add all any arange argmax ascontiguousarray bitwise_and bitwise_or clip concatenate conj conjugate copy
-cos diff divide equal exp full greater greater_equal hypot invert isfinite less less_equal log logical_and logical_not
-matmul max maximum mean min minimum moveaxis multiply negative not_equal ones ones_like positive power prod repeat
-reshape roll sign sin sqrt square stack subtract sum take tensordot transpose true_divide vdot zeros zeros_like
+abs absolute add all any arange argmax ascontiguousarray bincount bitwise_and bitwise_or clip concatenate conj
+conjugate copy cos diff divide equal exp flatnonzero full greater greater_equal hypot invert isfinite less less_equal
+log logical_and logical_not matmul max maximum mean median min minimum moveaxis multiply negative not_equal ones
+ones_like positive power prod repeat reshape roll sign sin sqrt square stack subtract sum take tensordot transpose
+true_divide vdot zeros zeros_like
 """
 KNOWN = NAMES.split()
 UFUNCS = {name for name in KNOWN if isinstance(getattr(np, name), np.ufunc)}
