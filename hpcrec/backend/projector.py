@@ -6,15 +6,15 @@ adjoint is the natural gather, each voxel reading its footprint. The forward way
 pixel walks the strip of voxels that reaches it; for others a warp owns a tile of 32 × 32 pixels in shared memory, each
 lane the pixels of its own row v, and walks the columns of voxels above the tile.
 
-Work of an update (a voxel in a projection), degree 2, counted from the source and not measured:
+Work of an update (a voxel in a projection) at degree 2: instructions as the assembler lists them for sm_90, of the way
+that most updates take; bytes counted from the source. None of it is measured.
 
-* about y alone, lines of y across the threads, four numbers a thread: three multiply-adds, and the weights and places,
-  some 20 operations, for four; 12 bytes from the caches. From memory: the volume, or what of it the projections walked
-  side by side do not share (blocks of all projections run together), and 8 bytes a voxel for the turned copy; images
-  stay in the second cache.
-* any pose, forward: three voxels a pixel, each with one weight along v and three along u, and four products, some 50
-  operations; 4 bytes from the caches, and 24 to and from shared memory. Adjoint: nine multiply-adds, six weights, some
-  45 operations; 36 bytes from the caches.
+* about y alone, forward 17 instructions and 12 bytes from the caches, adjoint 11 and 12: lines of y lie across the
+  threads, each of which sums eight numbers with weights found once. From memory: forward, what the projections do not
+  share of the volume (blocks of all projections run side by side); adjoint, the volume once, as images stay in the
+  second cache; both ways 8 bytes a voxel for the turned copy.
+* any pose, forward some 200 instructions, 4 bytes from the caches and 24 to and from shared memory; adjoint 107, and 36
+  bytes from the caches.
 
 The NumPy twin is :func:`hpcrec.backend.kernels.projection.projection_matrix`.
 """
@@ -31,6 +31,8 @@ from hpcrec.backend.cuda import address
 from hpcrec.backend.launch import launch
 
 BORDER: Final = 2
+QUADS: Final = 2
+"""Times four numbers of a line that a thread sums for poses about y."""
 _TILE: Final = 32
 _ROW_THREADS: Final = 256
 _WARPS: Final = 4
@@ -88,8 +90,13 @@ class Geometry:
 
     @property
     def lanes(self) -> int:
-        """Threads side by side along y that take four voxels each: a power of two."""
-        return min(1 << max(self.width // 4 - 1, 0).bit_length(), _TILE)
+        """Threads side by side along y that take :data:`QUADS` times four voxels each: a power of two."""
+        return min(1 << max(-(-self.width // (4 * QUADS)) - 1, 0).bit_length(), _TILE)
+
+    @property
+    def stripes(self) -> int:
+        """Blocks along y of the kernels for poses about y."""
+        return -(-self.width // (4 * QUADS * self.lanes))
 
 
 def fixed_maps(affine: FloatArray) -> Array:
@@ -186,6 +193,16 @@ def _run(xp: Any, name: str, geometry: Geometry, source: Array, target: Array, s
     launch(name, blocks, threads, shared, numbers)
 
 
+def kernel_names() -> list[str]:
+    """Return the C++ names of all variants of the kernels."""
+    degrees, either = (1, 2), (False, True)
+    names = [f"tomography_project_rows<{d}{_flags(a)}>" for d in degrees for a in either]
+    names += [f"tomography_back_project_rows<{d}>" for d in degrees]
+    names += [f"tomography_project_any<{d}{_flags(a, b)}>" for d in degrees for a in either for b in either]
+    names += [f"tomography_back_project_any<{d}{_flags(a)}>" for d in degrees for a in either]
+    return names + [f"tomography_{kind}<{str(a).lower()}>" for kind in ("turn", "step") for a in either]
+
+
 def _flags(*values: bool) -> str:
     return "".join(f", {str(value).lower()}" for value in values)
 
@@ -206,11 +223,11 @@ def project(volume: FloatArray, geometry: Geometry, moment: bool) -> FloatArray:
         _run(xp, name, geometry, columns, images, 0, blocks, 32 * _WARPS, _TILE_BYTES)
         return images  # type: ignore[no-any-return]
     lines = xp.empty((n, n_u, geometry.width), np.float32)
-    blocks = n * -(-n_u // (_ROW_THREADS // geometry.lanes)), -(-geometry.width // (4 * geometry.lanes))
+    blocks = n * -(-n_u // (_ROW_THREADS // geometry.lanes)), geometry.stripes
     name = f"tomography_project_rows<{geometry.degree}{_flags(moment)}>"
     _run(xp, name, geometry, columns, lines, 0, blocks, _ROW_THREADS, 0)
     taps = _spline_taps(geometry.affine[:, 1, 3], geometry.degree, geometry.scale)
-    _turn(xp, lines, images[:, 0], taps, None, to_lines=False, n_along=n_y)
+    _turn(xp, lines, images.reshape(n, n_v, n_u), taps, None, to_lines=False, n_along=n_y)
     return images  # type: ignore[no-any-return]
 
 
@@ -226,7 +243,7 @@ def back_project(stack: FloatArray, geometry: Geometry) -> FloatArray:
         taps = _spline_taps(geometry.affine[:, 1, 3], geometry.degree, geometry.scale)
         lines = xp.zeros((n, n_u + 2 * BORDER, geometry.width), np.float32)
         _turn(xp, images, lines, taps, None, to_lines=True, n_along=n_y, border=BORDER)
-        blocks = -(-n_x * n_z // (_ROW_THREADS // geometry.lanes)), -(-geometry.width // (4 * geometry.lanes))
+        blocks = -(-n_x * n_z // (_ROW_THREADS // geometry.lanes)), geometry.stripes
         name = f"tomography_back_project_rows<{geometry.degree}>"
         _run(xp, name, geometry, lines, columns, 0, blocks, _ROW_THREADS, 0)
     else:

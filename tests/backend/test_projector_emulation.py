@@ -82,6 +82,7 @@ SHAPES = [((9, 13, 11), (9, 12)), ((7, 150, 40), (160, 37)), ((38, 6, 8), (20, 7
 def test_kernels_equal_the_host(kernels, cupy, kind, footprint, shape, detector):
     found = exact_and_found(cupy, shape, detector, poses(kind), footprint=footprint)
     assert all(value <= TOLERANCE for value in found.values()), found
+    assert set(kernels.launches) <= set(projector.kernel_names())
     used = {name.partition("<")[0] for name in kernels.launches}
     ways = "rows" if kind == "straight" else "any"
     assert used == {"tomography_turn", f"tomography_project_{ways}", f"tomography_back_project_{ways}"}
@@ -123,7 +124,7 @@ def test_far_pixels_are_as_exact_as_near_ones(kernels, cupy):
     """A volume 3000 voxels long: single precision would know its places to 2·10⁻⁴ pixels only."""
     for kind in ("straight", "nearly"):
         found = exact_and_found(cupy, (2, 5, 3000), (9, 3001), poses(kind, 2))
-        assert all(value <= 2 * TOLERANCE for value in found.values()), found
+        assert all(value <= TOLERANCE for value in found.values()), found
 
 
 def test_a_repeated_call_gives_the_same_bits(kernels, cupy):
@@ -200,5 +201,7 @@ def test_a_missing_barrier_shows(cupy, monkeypatch, tmp_path):
 def test_the_source_holds_all_kernels():
     text = cuda.source("projector")
     assert "#include" not in text
-    for name in ("project_rows", "back_project_rows", "project_any", "back_project_any", "turn", "step"):
-        assert f"tomography_{name}(const __grid_constant__" in text
+    names = projector.kernel_names()
+    assert len(set(names)) == 22
+    for name in names:
+        assert f"{name.partition('<')[0]}(const __grid_constant__" in text

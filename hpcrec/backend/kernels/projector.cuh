@@ -7,7 +7,7 @@
 #pragma once
 
 constexpr int BORDER = 2;
-constexpr int ROW_THREADS = 256;
+constexpr int ROW_THREADS = 256, QUADS = 2;  // of a thread, lanes apart
 constexpr int TILE = 32, TILE_WARPS = 4, TILE_STRIDE = TILE + 1, TILE_ROOM = (TILE + 4) * TILE_STRIDE;
 
 using Fixed = long long;
@@ -76,9 +76,28 @@ INLINE Fixed floor_quotient(Fixed a, Fixed b) { return a >= 0 ? a / b : -((-a + 
 
 // ---- Poses about y alone: u depends on x and z, v is y; weights serve whole lines of y
 
-// Four numbers of the line of pixel u: the voxels of each line across the strip of the volume that reaches the pixel
+// What a thread sums of a line: quads lanes apart, of which those beyond the line repeat the first and are not kept
+struct Quads {
+  float4 sums[QUADS];
+  int apart[QUADS];
+  INLINE Quads(const ProjectorArguments &p, int quad) {
+    UNROLL for (int i = 0; i < QUADS; ++i) {
+      sums[i] = float4{0.f, 0.f, 0.f, 0.f};
+      apart[i] = 4 * (quad + i * p.lanes) < p.width ? i * p.lanes : 0;
+    }
+  }
+  INLINE void add(float by, const float4 *line) {
+    UNROLL for (int i = 0; i < QUADS; ++i) add_scaled(sums[i], by, cached(line + apart[i]));
+  }
+  INLINE void store(float4 *line) const {
+    UNROLL for (int i = 0; i < QUADS; ++i)
+      if (i == 0 || apart[i] > 0) line[apart[i]] = sums[i];
+  }
+};
+
+// The line of pixel u: the voxels of each line across the strip of the volume that reaches the pixel
 template <int DEGREE, bool MOMENT>
-INLINE float4 sum_of_pixel(const ProjectorArguments &p, const Map &map, int u, int quad) {
+INLINE void sum_pixel(const ProjectorArguments &p, const Map &map, int u, int quad, Quads &sum) {
   const bool along_x = magnitude(map.u[0]) >= magnitude(map.u[2]);
   const Fixed of_x = map.u[0], of_z = map.u[2], reach = (Fixed)(REACH<DEGREE> * 2) * HALF;
   Fixed step = along_x ? of_x : of_z, turn = along_x ? of_z : of_x, base = map.u[3] - (Fixed)u * WHOLE;
@@ -88,7 +107,6 @@ INLINE float4 sum_of_pixel(const ProjectorArguments &p, const Map &map, int u, i
   const int n_inner = along_x ? p.n_x : p.n_z, n_outer = along_x ? p.n_z : p.n_x, quads = p.width / 4;
   const Fixed stride = along_x ? quads : (Fixed)p.n_x * quads, apart = along_x ? (Fixed)p.n_x * quads : quads;
   const float4 *line = (const float4 *)p.source + quad;
-  float4 sum = {0.f, 0.f, 0.f, 0.f};
   int first = (int)floor_quotient(-reach - base, step) + 1;
   const float onward = as_float(step);
   for (int outer = 0; outer < n_outer; ++outer, base += turn, line += apart) {
@@ -96,14 +114,14 @@ INLINE float4 sum_of_pixel(const ProjectorArguments &p, const Map &map, int u, i
     while (base + step * first <= -reach) ++first;
     float distance = near_float(base + step * first), depth = 0.f;
     if (MOMENT) depth = as_float(map.depth[3] + turned * outer + deeper * first);
-    for (int inner = first; distance < REACH<DEGREE>; ++inner, distance += onward) {
+    const float4 *from = line + stride * first;
+    for (int inner = first; distance < REACH<DEGREE>; ++inner, distance += onward, from += stride) {
       if (inner < 0 || inner >= n_inner) continue;
       float weight = spline<DEGREE>(distance);
       if (MOMENT) weight *= depth + as_float(deeper) * (float)(inner - first);
-      add_scaled(sum, weight, cached(line + stride * inner));
+      sum.add(weight, from);
     }
   }
-  return sum;
 }
 
 // Blocks (projection first, then pixels; quads): writes lines (projection, u, width)
@@ -111,29 +129,28 @@ template <int DEGREE, bool MOMENT>
 INLINE void project_rows(ProjectorThread *threads, const ProjectorArguments &p, int block, int stripe) {
   FOR_EACH_THREAD(t) {
     const int k = block % p.n_maps, u = block / p.n_maps * (ROW_THREADS / p.lanes) + t.index / p.lanes;
-    const int quad = stripe * p.lanes + t.index % p.lanes;
+    const int quad = stripe * p.lanes * QUADS + t.index % p.lanes;
     if (u < p.n_u && 4 * quad < p.width) {
-      float4 *line = (float4 *)p.target + ((Fixed)k * p.n_u + u) * (p.width / 4);
-      line[quad] = sum_of_pixel<DEGREE, MOMENT>(p, p.maps[k], u, quad);
+      Quads sum(p, quad);
+      sum_pixel<DEGREE, MOMENT>(p, p.maps[k], u, quad, sum);
+      sum.store((float4 *)p.target + ((Fixed)k * p.n_u + u) * (p.width / 4) + quad);
     }
   }
 }
 
-// Four voxels of a line from the lines (projection, u with border, width)
-template <int DEGREE> INLINE float4 sum_of_voxels(const ProjectorArguments &p, int x, int z, int quad) {
+// Voxels of a line from the lines (projection, u with border, width)
+template <int DEGREE> INLINE void sum_voxels(const ProjectorArguments &p, int x, int z, int quad, Quads &sum) {
   const int quads = p.width / 4;
   const float4 *image = (const float4 *)p.source + quad;
-  float4 sum = {0.f, 0.f, 0.f, 0.f};
   for (int k = 0; k < p.n_maps; ++k, image += (Fixed)(p.n_u + 2 * BORDER) * quads) {
     const Map &map = p.maps[k];
     const Footprint<DEGREE> u(map.u[3] + map.u[0] * x + map.u[2] * z);
     if (u.nearest < -1 || u.nearest > p.n_u) continue;
     const float4 *line = image + (Fixed)(u.nearest - 1 + BORDER) * quads;
-    add_scaled(sum, u.low, cached(line));
-    add_scaled(sum, u.middle, cached(line + quads));
-    add_scaled(sum, u.high, cached(line + 2 * quads));
+    sum.add(u.low, line);
+    sum.add(u.middle, line + quads);
+    sum.add(u.high, line + 2 * quads);
   }
-  return sum;
 }
 
 // Blocks (columns of voxels; quads): writes lines (z, x, width)
@@ -141,13 +158,13 @@ template <int DEGREE>
 INLINE void back_project_rows(ProjectorThread *threads, const ProjectorArguments &p, int block, int stripe) {
   FOR_EACH_THREAD(t) {
     const Fixed column = (Fixed)block * (ROW_THREADS / p.lanes) + t.index / p.lanes;
-    const int quad = stripe * p.lanes + t.index % p.lanes;
+    const int quad = stripe * p.lanes * QUADS + t.index % p.lanes;
     if (column < (Fixed)p.n_x * p.n_z && 4 * quad < p.width) {
-      float4 sum = {0.f, 0.f, 0.f, 0.f};
+      Quads sum(p, quad);
       const int2 range = p.ranges ? p.ranges[column] : int2{0, p.n_y};
-      if (4 * quad < range.y && 4 * quad + 4 > range.x)
-        sum = sum_of_voxels<DEGREE>(p, (int)(column % p.n_x), (int)(column / p.n_x), quad);
-      ((float4 *)p.target)[column * (p.width / 4) + quad] = sum;
+      if (4 * quad < range.y && 4 * (quad + (QUADS - 1) * p.lanes + 1) > range.x)
+        sum_voxels<DEGREE>(p, (int)(column % p.n_x), (int)(column / p.n_x), quad, sum);
+      sum.store((float4 *)p.target + column * (p.width / 4) + quad);
     }
   }
 }
@@ -182,12 +199,24 @@ struct Tile {
   }
 };
 
-// Where the voxel 0 of a column of voxels lands: u and v from the tile's first pixel and the lane's, bin and depth
+// A place in the map, of voxels: u and v from the tile's first pixel and the lane's, bin from the tile's, depth
+struct Place {
+  Fixed u, v, bin, depth;
+  INLINE void move(const Place &step, Fixed steps) {
+    u += step.u * steps, v += step.v * steps, bin += step.bin * steps, depth += step.depth * steps;
+  }
+};
+INLINE Place step_of(const Map &map, int axis) { return {map.u[axis], map.v[axis], map.bin[axis], map.depth[axis]}; }
+
+// A column of voxels: its values, and the voxel ``first`` where the lane's pixel begins, which lands at ``place``
 struct Column {
   const float *values;
-  Fixed u, v, bin, depth;
-  INLINE void move(const Map &map, int axis, Fixed steps) {
-    u += map.u[axis] * steps, v += map.v[axis] * steps, bin += map.bin[axis] * steps, depth += map.depth[axis] * steps;
+  int n, first;
+  Fixed stride;
+  Place place, step;
+  INLINE void begin(Fixed reach) {
+    while (place.v - step.v > -reach) place.move(step, -1), --first;
+    while (place.v <= -reach) place.move(step, 1), ++first;
   }
 };
 
@@ -197,29 +226,28 @@ INLINE float bin_weight(float place, bool is_first, bool is_last) {
   return fmaxf(1.f - fabsf(place), 0.f);
 }
 
-// Adds what the voxels first to last of a column give the lane's pixels; those of one nearest row are summed before
-template <int DEGREE, bool MOMENT, bool BINS>
-INLINE void add_column(const Tile &tile, Column column, int first, int last) {
-  const int axis = tile.way.axes[0];
-  const Fixed stride = tile.stride(axis);
-  column.move(tile.map, axis, first);
-  const Fixed moved = column.u + HALF;
+// Adds what the voxels of a column give the lane's pixels; those of one nearest row are summed before
+template <int DEGREE, bool MOMENT, bool BINS> INLINE void add_column(const Tile &tile, const Column &column) {
+  const Fixed moved = column.place.u + HALF;
   int row = (int)(moved >> 32);
-  float beyond = (float)(unsigned)moved * FRACTION - .5f, distance = near_float(column.v);
-  const float along_u = as_float(tile.map.u[axis]), along_v = as_float(tile.map.v[axis]);
+  float beyond = (float)(unsigned)moved * FRACTION - .5f, distance = near_float(column.place.v);
+  const float along_u = as_float(column.step.u), along_v = as_float(column.step.v);
+  const float *from = column.values + column.stride * column.first;
   float low = 0.f, middle = 0.f, high = 0.f;
-  for (int i = first; i <= last; ++i, beyond += along_u, distance += along_v) {
+  for (int i = column.first; distance < REACH<DEGREE>;
+       ++i, beyond += along_u, distance += along_v, from += column.stride) {
     if (fabsf(beyond) > .5f) {
       tile.add(row, low, middle, high);
       const float whole = rintf(beyond);
       row += (int)whole, beyond -= whole, low = middle = high = 0.f;
     }
-    float value = cached(column.values + stride * i) * spline<DEGREE>(distance);
+    if (i < 0 || i >= column.n) continue;
+    float value = cached(from) * spline<DEGREE>(distance);
     if (BINS) {
-      const float place = as_float(column.bin + tile.map.bin[axis] * (i - first));
+      const float place = as_float(column.place.bin + column.step.bin * (i - column.first));
       value *= bin_weight(place, tile.bin == 0, tile.bin == tile.p.n_bins - 1);
     }
-    if (MOMENT) value *= as_float(column.depth + tile.map.depth[axis] * (i - first));
+    if (MOMENT) value *= as_float(column.place.depth + column.step.depth * (i - column.first));
     const Footprint<DEGREE> u(beyond);
     low += u.low * value, middle += u.middle * value, high += u.high * value;
   }
@@ -253,26 +281,33 @@ template <int DEGREE, bool BINS> INLINE Run planes_of(const Tile &tile) {
 
 template <int DEGREE, bool MOMENT, bool BINS> INLINE void add_plane(const Tile &tile, int plane) {
   const Way &way = tile.way;
-  const int along = way.axes[0], across = way.axes[1], n_along = tile.length(along);
-  const float half = .5f * (TILE - 1) + REACH<DEGREE>, per_v = 1.f / as_float(tile.map.v[along]);
-  const Fixed u = tile.map.u[3] - (Fixed)tile.u * WHOLE, v = tile.map.v[3] - (Fixed)tile.v * WHOLE;
-  Column column = {tile.p.source + tile.stride(way.axes[2]) * plane, u, v - (Fixed)(tile.v_of_lane - tile.v) * WHOLE,
-                   tile.map.bin[3] - (Fixed)tile.bin * WHOLE, tile.map.depth[3]};
-  column.move(tile.map, way.axes[2], plane);
-  const float to_u = .5f * (TILE - 1) - as_float(column.u);
-  const float to_v = .5f * (TILE - 1) - as_float(v + tile.map.v[way.axes[2]] * plane);
+  const Map &map = tile.map;
+  const int along = way.axes[0], n_along = tile.length(along);
+  const float half = .5f * (TILE - 1) + REACH<DEGREE>;
+  Place place = {map.u[3] - (Fixed)tile.u * WHOLE, map.v[3] - (Fixed)tile.v * WHOLE,
+                 map.bin[3] - (Fixed)tile.bin * WHOLE, map.depth[3]};
+  place.move(step_of(map, way.axes[2]), plane);
+  const float to_u = .5f * (TILE - 1) - as_float(place.u), to_v = .5f * (TILE - 1) - as_float(place.v);
   const Run rows(way.column[0] * to_u + way.column[1] * to_v, half * (fabsf(way.column[0]) + fabsf(way.column[1])),
                  n_along);
   if (rows.first > rows.last) return;
   const Run lines(way.line[0] * to_u + way.line[1] * to_v, half * (fabsf(way.line[0]) + fabsf(way.line[1])),
-                  tile.length(across));
-  column.move(tile.map, across, lines.first);
-  column.values += tile.stride(across) * lines.first;
+                  tile.length(way.axes[1]));
+  Place across = step_of(map, way.axes[1]);
+  place.v -= (Fixed)(tile.v_of_lane - tile.v) * WHOLE;
+  place.move(across, lines.first);
+  Column column = {tile.p.source + tile.stride(way.axes[2]) * plane + tile.stride(way.axes[1]) * lines.first,
+                   n_along, 0, tile.stride(along), place, step_of(map, along)};
+  // Splines are even: mirrored, each column is walked towards larger v
+  if (column.step.v < 0) column.step.v = -column.step.v, column.place.v = -column.place.v, across.v = -across.v;
+  const Fixed reach = (Fixed)(REACH<DEGREE> * 2) * HALF;
+  column.first = (int)floor_quotient(-reach - column.place.v, column.step.v) + 1;
+  column.place.move(column.step, column.first);
   for (int line = lines.first; line <= lines.last; ++line) {
-    const Run met(-as_float(column.v) * per_v, REACH<DEGREE> * fabsf(per_v), n_along);
-    if (met.first <= met.last) add_column<DEGREE, MOMENT, BINS>(tile, column, met.first, met.last);
-    column.move(tile.map, across, 1);
-    column.values += tile.stride(across);
+    column.begin(reach);
+    add_column<DEGREE, MOMENT, BINS>(tile, column);
+    column.place.move(across, 1);
+    column.values += tile.stride(way.axes[1]);
   }
 }
 

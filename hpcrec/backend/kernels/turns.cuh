@@ -1,5 +1,5 @@
-// Turns between planes (row, column) and lines (column, along) of numbers, a tile of 32 × 32 a block, with three taps along;
-// and the solvers' step.
+// Turns between planes (row, column) and lines (column, along) of numbers, a tile of 32 × 32 a block, with three taps
+// along; and the solvers' step.
 #pragma once
 
 constexpr int TURN_THREADS = 256, TURN_ROWS = TURN_THREADS / TILE;
