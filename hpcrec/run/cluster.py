@@ -74,6 +74,8 @@ class _Seated:
 
 
 def _on_host(value: Any) -> Any:
+    if type(value) is tuple:
+        return tuple(map(_on_host, value))
     return to_host(value) if array_module(value) is not np else value
 
 

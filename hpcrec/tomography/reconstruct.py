@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from hpcrec.errors import DataError, DivergedError
 from hpcrec.models.tomography import Misfit, TomographyModel
 
 logger = logging.getLogger(__name__)
+_APART: Final = np.empty(0, np.float32)
 
 
 class Executor(Protocol):
@@ -131,19 +132,19 @@ class SlabVolume:
         return [np.ascontiguousarray(array[:, y0:y1]) for y0, y1 in self.slabs]
 
     def project(self, model: TomographyModel) -> FloatArray:
-        """Return the blurred projections of all slabs at their points: (projection, y, x)."""
-        return model.smooth(sum_stacks(self.executor.map(project_slab, self._repeat(model), self.states)))
+        """Return the projections of all slabs at their points, not yet blurred: (projection, y, x)."""
+        return sum_stacks(self.executor.map(project_slab, self._repeat(model), self.states))
 
     def update(self, solver: Solver, model: TomographyModel, residual: FloatArray, scalars: Scalars) -> None:
-        """Take one step on every slab; ``residual`` is the weighted one, not yet blurred."""
-        shared = self.executor.share(model.smooth(residual))
+        """Take one step on every slab; ``residual`` is the weighted one, blurred."""
+        shared = self.executor.share(residual)
         self.states = self.executor.keep(
             update_slab, *map(self._repeat, (solver, model)), self.states, *map(self._repeat, (shared, scalars))
         )
 
     def highest_back_projection(self, model: TomographyModel, stack: FloatArray) -> float:
-        """Return max Aᵀ stack over all slabs."""
-        shared = self.executor.share(model.smooth(stack))
+        """Return max Aᵀ stack over all slabs; ``stack`` is already blurred."""
+        shared = self.executor.share(stack)
         return float(max(self.executor.map(_highest, self._repeat(model), self.states, self._repeat(shared))))
 
     def gather(self) -> FloatArray:
@@ -176,6 +177,38 @@ def model_norm(model: TomographyModel, executor: Executor) -> float:
     return model.norm() if executor.device == "cpu" else executor.map(_norm, [model], [executor.device])[0]
 
 
+Judge = Callable[[TomographyModel, FloatArray], tuple[Misfit, FloatArray]]
+"""From projections that are not yet blurred: their misfit, and apart from it its residual, blurred, for the slabs."""
+
+
+def judge_by(executor: Executor, data: FloatArray, weights: FloatArray) -> Judge:
+    """Return what compares projections with ``data`` (projection, y, x): here, or on a GPU of the executor's.
+
+    There data and weights stay on the first worker, which does all the filtering; projections and residual travel.
+    """
+    if executor.device == "cpu":
+        return lambda model, projected: _judged(model, projected, (data, weights))
+    held = executor.keep(_held, [data], [weights], [executor.device])
+
+    def judge(model: TomographyModel, projected: FloatArray) -> tuple[Misfit, FloatArray]:
+        found: tuple[Misfit, FloatArray] = executor.map(_judged, [model], [projected], held)[0]
+        return found
+
+    return judge
+
+
+def _held(data: FloatArray, weights: FloatArray, device: Literal["cpu", "gpu"]) -> tuple[FloatArray, FloatArray]:
+    xp = library(device)
+    return xp.asarray(data), xp.asarray(weights)
+
+
+def _judged(
+    model: TomographyModel, projected: FloatArray, held: tuple[FloatArray, FloatArray]
+) -> tuple[Misfit, FloatArray]:
+    found = model.misfit(model.smooth(array_module(held[0]).asarray(projected)), *held)
+    return replace(found, residual=_APART), model.smooth(found.residual)
+
+
 def iterate(
     volume: SlabVolume,
     solver: Solver,
@@ -192,14 +225,12 @@ def iterate(
 ) -> tuple[list[Misfit], Scalars | None]:
     """Run ``n_iterations`` of ``solver`` on ``volume``; stop early when the rms residual reaches ``noise`` (rad).
 
-    The misfit is found where the executor's projections come to: here, or on this process's GPU.
+    Returns each iteration's misfit without its residual, and the last numbers.
     """
     history: list[Misfit] = []
+    judge = judge_by(volume.executor, data, weights)
     for i in range(n_iterations):
-        projected = volume.project(model)
-        xp = array_module(projected)
-        data, weights = xp.asarray(data), xp.asarray(weights)
-        found = model.misfit(projected, data, weights)
+        found, residual = judge(model, volume.project(model))
         if not np.isfinite(found.loss):
             raise DivergedError(f"the tomographic residual is not finite at iteration {i}; the step is too long")
         history.append(found)
@@ -209,7 +240,7 @@ def iterate(
             logger.info("stopped at iteration %d: the residual reached the noise", i)
             break
         scalars = solver.scalars(scalars, found.loss, norm, scale)
-        volume.update(solver, model, found.residual, scalars)
+        volume.update(solver, model, residual, scalars)
     return history, scalars
 
 
@@ -250,6 +281,7 @@ def reconstruct(
     data, weights = np.asarray(data, np.float32), np.asarray(weights, np.float32)
     executor = executor or InlineExecutor()
     volume = SlabVolume(model, executor, n_slabs, support, start)
+    _, residual = judge_by(executor, data, weights)(model, np.zeros_like(data))
     history, _ = iterate(
         volume,
         solver,
@@ -258,7 +290,7 @@ def reconstruct(
         weights,
         n_iterations=solver.options.n_iterations,
         norm=model_norm(model, executor),
-        scale=volume.highest_back_projection(model, -model.misfit(np.zeros_like(data), data, weights).residual),
+        scale=volume.highest_back_projection(model, -residual),
         noise=noise,
         callback=callback,
     )
