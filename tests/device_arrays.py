@@ -18,9 +18,9 @@ IMPLICIT = (
 NAMES = """
 abs absolute add all angle any arange arctan argmax ascontiguousarray bincount bitwise_and bitwise_or clip concatenate
 conj conjugate copy cos cumsum diff divide equal exp flatnonzero flip full greater greater_equal hypot invert isfinite
-left_shift less less_equal log logical_and logical_not matmul max maximum mean min minimum moveaxis multiply negative
-not_equal ones ones_like positive power prod repeat reshape roll searchsorted sign sin sqrt square stack subtract sum
-take tensordot transpose true_divide vdot zeros zeros_like
+left_shift less less_equal log logical_and logical_not matmul max maximum mean median min minimum moveaxis multiply
+negative not_equal ones ones_like positive power prod repeat reshape roll searchsorted sign sin sqrt square stack
+subtract sum take tensordot transpose true_divide vdot zeros zeros_like
 """
 KNOWN = NAMES.split()
 UFUNCS = {name for name in KNOWN if isinstance(getattr(np, name), np.ufunc)}
@@ -222,7 +222,7 @@ def _make_module():
     for name in KNOWN:
         setattr(module, name, functools.partial(_call, getattr(np, name)))
     module.fft, module.linalg = ModuleType("cupy.fft"), ModuleType("cupy.linalg")
-    for name in ("fft2", "ifft2", "fftn", "ifftn", "fftfreq"):
+    for name in ("fft2", "ifft2", "fftn", "ifftn", "fftfreq", "irfft", "rfft"):
         setattr(module.fft, name, functools.partial(_call, getattr(np.fft, name)))
     for name in ("eigh", "norm"):
         setattr(module.linalg, name, functools.partial(_call, getattr(np.linalg, name)))

@@ -21,14 +21,15 @@ from hpcrec.backend.array import Array, BoolArray, ComplexArray, IntArray, array
 SIZES: Final = (64, 96, 128)
 LOSSES: Final = {"amplitude": "AMPLITUDE", "anscombe": "AMPLITUDE", "poisson": "POISSON"}
 COUNTS: Final = {"uint8": "unsigned char", "uint16": "unsigned short"}
+Kernels = Literal["fused", "stripes", "windows", "projector"]
 # What a product of two factors may be off, in single precision, from a propagator that is one
 _SEPARABLE = 1e-6
-Kernels = Literal["fused", "stripes", "windows"]
 _SHARED = ("device.cuh", "lines.cuh", "lanes.cuh", "loss.cuh", "sums.cuh", "events.cuh")
 _SOURCES: Final = {
     "fused": (*_SHARED, "fused.cuh", "entry.cuh"),
     "stripes": (*_SHARED, "stripes.cuh", "stripes_entry.cuh"),
     "windows": ("device.cuh", "windows.cuh", "windows_entry.cuh"),
+    "projector": ("device.cuh", "projector.cuh", "turns.cuh", "projector_entry.cuh"),
 }
 # The struct Sheet of lanes.cuh
 SHEET: Final = [(name, np.int32) for name in ("height", "width", "top", "left")]
@@ -108,7 +109,7 @@ class Layout:
 
 
 def source(kernels: Kernels) -> str:
-    """Return the source of the fused or the striped kernels, or of those for windows, for NVRTC."""
+    """Return the source of the fused or the striped kernels, of those for windows, or of the projector's, for NVRTC."""
     folder = files("hpcrec.backend") / "kernels"
     texts = [(folder / name).read_text(encoding="utf-8") for name in _SOURCES[kernels]]
     # Each file guards itself where a compiler finds it by name; joined they are one

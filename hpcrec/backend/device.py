@@ -103,6 +103,17 @@ def free_unused() -> None:
         cupy.get_default_memory_pool().free_all_blocks()
 
 
+def library(kind: Literal["cpu", "gpu"]) -> ModuleType:
+    """Return the library of arrays on the processor or on the current GPU: NumPy, or CuPy, which must be there."""
+    return np if kind == "cpu" else import_module("cupy")
+
+
+def gpu_fault() -> str | None:
+    """Say why this process can use no GPU, or return None; no device becomes current."""
+    found, fault = _find()
+    return fault if found is None else None
+
+
 def describe() -> str:
     """Say in one line which GPUs this process sees, or why none; no device becomes current."""
     found, fault = _find()

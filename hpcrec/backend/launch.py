@@ -13,7 +13,7 @@ from hpcrec.errors import DeviceError
 
 Launch = Callable[[str, tuple[int, int], int, int, Array], None]
 """Starts a kernel: its C++ name, blocks along x and y, threads and bytes of shared memory of a block, argument."""
-_PREFIXES: Final[dict[str, Kernels]] = {"stripe_": "stripes", "window_": "windows"}
+_PREFIXES: Final[dict[str, Kernels]] = {"stripe_": "stripes", "window_": "windows", "tomography_": "projector"}
 # What a block may take without asking
 _PLAIN_SHARED = 48 * 1024
 

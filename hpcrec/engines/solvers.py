@@ -8,11 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from hpcrec.backend.array import BoolArray, FloatArray
+from hpcrec.backend.array import BoolArray, FloatArray, array_module
+from hpcrec.backend.device import library
 from hpcrec.errors import ConfigError
 from hpcrec.models.tomography import TomographyModel
 
@@ -24,7 +25,7 @@ SOLVERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SlabState:
-    """One slab of the volume under reconstruction; a plain bundle of arrays, ready for a checkpoint.
+    """One slab of the volume under reconstruction; a plain bundle of arrays, on the host or on one device.
 
     slab : rows [y0, y1) of the whole volume
     volume : (z, rows, x) float32, the coefficients in rad/Å
@@ -81,22 +82,25 @@ def start_slab(
     slab: tuple[int, int],
     support: BoolArray | None = None,
     volume: FloatArray | None = None,
+    device: Literal["cpu", "gpu"] = "cpu",
 ) -> SlabState:
-    """Return the state of a slab at ``volume`` (z, rows, x), zero by default."""
-    shape = (model.volume_shape[0], slab[1] - slab[0], model.volume_shape[2])
-    if volume is None:
-        volume = np.zeros(shape, np.float32)
-    return SlabState(slab=slab, volume=volume, point=volume, support=support)
+    """Return the state of a slab at ``volume`` (z, rows, x), zero by default, on the host or the current GPU."""
+    xp, shape = library(device), (model.volume_shape[0], slab[1] - slab[0], model.volume_shape[2])
+    volume = xp.zeros(shape, np.float32) if volume is None else xp.asarray(volume)
+    return SlabState(slab=slab, volume=volume, point=volume, support=None if support is None else xp.asarray(support))
 
 
 def project_slab(model: TomographyModel, state: SlabState) -> FloatArray:
-    """Return the slab's share of the projections at ``point``, without the model's blur: (projection, y, x)."""
+    """Return the slab's share of the projections at ``point``, beside it, not blurred: (projection, y, x)."""
     return model.projector(state.slab, state.support).forward(state.point)
 
 
 def back_project_slab(model: TomographyModel, state: SlabState, stack: FloatArray) -> FloatArray:
-    """Return Aᵀ stack on the slab (z, rows, x), zero outside its support; ``stack`` is already blurred."""
-    back = model.projector(state.slab, state.support).adjoint(stack)
+    """Return Aᵀ stack on the slab (z, rows, x), zero outside its support; ``stack`` is already blurred.
+
+    A slab on a device copies a stack on the host to it.
+    """
+    back = model.projector(state.slab, state.support).adjoint(array_module(state.point).asarray(stack))
     return back if state.support is None else back * state.support
 
 

@@ -10,7 +10,8 @@ from hpcrec.backend.kernels.variation import flatten_plane
 
 def shrink_positive(values: FloatArray, threshold: float) -> FloatArray:
     """Return max(v − τ, 0): the proximal map of τ Σ v on v ≥ 0 (positivity, with sparsity for τ > 0)."""
-    return np.maximum(values - np.asarray(threshold, values.dtype), 0)
+    xp = array_module(values)
+    return xp.maximum(values - values.dtype.type(threshold), 0)  # type: ignore[no-any-return]
 
 
 def shrink(values: FloatArray, threshold: float) -> FloatArray:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from hpcrec.backend.array import BoolArray, FloatArray, IntArray
+from hpcrec.backend import projector
+from hpcrec.backend.array import BoolArray, FloatArray, IntArray, array_module, to_host
 from hpcrec.backend.kernels.aligned import back_project_aligned, is_aligned, project_aligned
 from hpcrec.backend.kernels.projection import BORDER, back_project, project
 from hpcrec.backend.kernels.volume import derivative_images
@@ -35,10 +37,13 @@ class Projector(LinearOperator):
     bin_thickness : Å; default the volume's depth / n_bins. The bins are centred at depth zero
     slab : rows [y0, y1) of the volume held here; arrays passed in have these rows only. Projections of slabs add up
     pixel_size : Å, default ``voxel_size``
-    support : boolean (z, rows of the slab, x); voxels before the first and after the last True of each (z, x) column
-        are taken as zero and get zero from the adjoint. Default all
+    support : boolean (z, rows of the slab, x), on host or device; voxels before the first and after the last True of
+        each (z, x) column are taken as zero and get zero from the adjoint. Default all
     threads : threads of one call, which change no bit of the result; default those of the process
-    dtype : of volumes and projections
+    dtype : of volumes and projections; on a device float32 alone
+
+    Volumes and projections live on the host or on a device, results live beside them. On a device the kernels of
+    :mod:`hpcrec.backend.projector` run, whose weights are those of the host to 10⁻⁶ pixels.
 
     Poses that turn about y only, with pixels as large as voxels and one bin, take the fast way of
     :mod:`hpcrec.backend.kernels.aligned`.
@@ -82,7 +87,10 @@ class Projector(LinearOperator):
         self._degree = _DEGREES[footprint]
         self._scale = self.voxel_size**3 / self.pixel_size**2
         self._affine = np.array([self._map(pose) for pose in self.poses], np.float64).reshape(-1, 4, 4)
-        self._ranges = self._column_ranges(support)
+        if support is not None and support.shape != self.volume_shape:
+            raise ConfigError(f"support must have the slab's shape {self.volume_shape}, got {support.shape}")
+        self._support = support
+        self._of_device: IntArray | None = None
         alike = [n_bins == 1 and is_aligned(affine, self.volume_shape) for affine in self._affine]
         self._straight, self._turned = np.flatnonzero(alike), np.flatnonzero(~np.array(alike, np.bool_))
 
@@ -107,22 +115,67 @@ class Projector(LinearOperator):
         affine[3] = lengths[3]
         return affine
 
-    def _column_ranges(self, support: BoolArray | None) -> IntArray:
+    @cached_property
+    def _ranges(self) -> IntArray:
+        """First and one-past-last y (z, x, 2) of each column of voxels."""
         n_z, n_y, n_x = self.volume_shape
+        if self._support is not None:
+            return to_host(_column_ranges(self._support))
         ranges = np.empty((n_z, n_x, 2), np.int64)
-        if support is None:
-            ranges[..., 0], ranges[..., 1] = 0, n_y
-            return ranges
-        if support.shape != self.volume_shape:
-            raise ConfigError(f"support must have the slab's shape {self.volume_shape}, got {support.shape}")
-        filled = support.any(axis=1)
-        ranges[..., 0] = np.where(filled, support.argmax(axis=1), 0)
-        ranges[..., 1] = np.where(filled, n_y - support[:, ::-1].argmax(axis=1), 0)
+        ranges[..., 0], ranges[..., 1] = 0, n_y
         return ranges
+
+    def _ranges_beside(self, a: FloatArray) -> IntArray | None:
+        """Return the ranges as the kernels of a device take them, where ``a`` lives; made once."""
+        if self._support is not None and self._of_device is None:
+            xp = array_module(a)
+            self._of_device = xp.ascontiguousarray(_column_ranges(xp.asarray(self._support)), np.int32)
+        return self._of_device
+
+    def _on_device(self, chosen: IntArray, a: FloatArray) -> projector.Geometry:
+        """Return what a device's kernels know of some of the poses, all straight or all turned, for ``a``."""
+        if self.dtype != np.float32:
+            raise ConfigError(f"projections on a device are float32, not {self.dtype}")
+        return projector.Geometry(
+            affine=self._affine[chosen],
+            aligned=chosen is self._straight,
+            degree=self._degree,
+            scale=self._scale,
+            volume_shape=self.volume_shape,
+            detector_shape=self.detector_shape,
+            n_bins=self.n_bins,
+            ranges=self._ranges_beside(a),
+        )
+
+    def _project_on_device(self, volume: FloatArray, moment: bool) -> FloatArray:
+        xp, ways = array_module(volume), [w for w in (self._straight, self._turned) if len(w) > 0]
+        if volume.size == 0 or not ways:
+            return xp.zeros(self.range, self.dtype)  # type: ignore[no-any-return]
+        volume = xp.ascontiguousarray(volume, self.dtype)
+        parts = [projector.project(volume, self._on_device(way, volume), moment) for way in ways]
+        if len(parts) == 1:
+            return parts[0].reshape(self.range)
+        stack = xp.empty((len(self.poses), *parts[0].shape[1:]), self.dtype)
+        for way, part in zip(ways, parts):
+            stack[xp.asarray(way)] = part
+        return stack.reshape(self.range)  # type: ignore[no-any-return]
+
+    def _back_project_on_device(self, stack: FloatArray) -> FloatArray:
+        """Return the adjoint for ``stack`` (projection, bin, y, x)."""
+        xp, ways = array_module(stack), [w for w in (self._straight, self._turned) if len(w) > 0]
+        if 0 in self.volume_shape or not ways:
+            return xp.zeros(self.volume_shape, self.dtype)  # type: ignore[no-any-return]
+        stack = xp.ascontiguousarray(stack, self.dtype)
+        if len(ways) == 1:
+            return projector.back_project(stack, self._on_device(ways[0], stack))
+        one, other = (projector.back_project(stack[xp.asarray(way)], self._on_device(way, stack)) for way in ways)
+        return one + other
 
     def _splat(self, volume: FloatArray, moment: bool) -> FloatArray:
         if volume.shape != self.volume_shape:
             raise ConfigError(f"the volume must have the slab's shape {self.volume_shape}, got {volume.shape}")
+        if array_module(volume) is not np:
+            return self._project_on_device(volume, moment)
         volume = np.ascontiguousarray(volume, self.dtype)
         if len(self._turned) == 0:
             return self._splat_straight(volume, moment)
@@ -171,6 +224,8 @@ class Projector(LinearOperator):
         shape = (len(self.poses), self.n_bins, height, width)
         if b.size != np.prod(shape):
             raise ConfigError(f"the stack must have the shape {shape}, got {b.shape}")
+        if array_module(b) is not np:
+            return self._back_project_on_device(b.reshape(shape))
         stack = np.ascontiguousarray(b.reshape(shape), self.dtype)
         if len(self._straight) == 0:
             return self._gather_turned(stack)
@@ -194,6 +249,14 @@ class Projector(LinearOperator):
 
         run_parts(task, n_z, self.threads)
         return np.ascontiguousarray(columns.transpose(0, 2, 1))
+
+
+def _column_ranges(support: BoolArray) -> IntArray:
+    """Return first and one-past-last True y (z, x, 2) of each column of ``support`` (z, y, x), zeros where none is."""
+    xp, filled = array_module(support), support.any(axis=1)
+    last = support.shape[1] - support[:, ::-1].argmax(axis=1)
+    ends = [xp.where(filled, support.argmax(axis=1), 0), xp.where(filled, last, 0)]
+    return xp.ascontiguousarray(xp.stack(ends, axis=-1))  # type: ignore[no-any-return]
 
 
 def turning_axes(rotation: FloatArray) -> FloatArray:
@@ -220,8 +283,8 @@ def pose_jacobian(
 
 def operator_norm(apply_normal: Callable[[Any], Any], start: FloatArray, n_steps: int = 15) -> float:
     """Return ‖A‖² as the largest eigenvalue of AᵀA by power iteration from ``start``; a bound from below, ~1 % low."""
-    vector, value = start, 0.0
+    vector, value = start, float(np.linalg.norm(start))
     for _ in range(n_steps):
-        vector = apply_normal(vector / np.linalg.norm(vector))
+        vector = apply_normal(vector / value)
         value = float(np.linalg.norm(vector))
     return value

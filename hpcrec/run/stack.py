@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from hpcrec.backend.array import Array, FloatArray
+from hpcrec.backend.array import Array, FloatArray, to_host
+from hpcrec.backend.device import library
 from hpcrec.errors import ConfigError, DataError
 from hpcrec.io.results import ProjectionStore
 from hpcrec.run.cluster import DaskExecutor
 from hpcrec.run.job import TomographySection
 from hpcrec.run.observers import Observer
 from hpcrec.tomography.align import downsample
-from hpcrec.tomography.denoise import denoise
+from hpcrec.tomography.denoise import DenoiseOptions, denoise
 from hpcrec.tomography.prepare import PreparedProjection, PrepareOptions, prepare_projection
 from hpcrec.tomography.turn import turn_image, turn_weight
 
@@ -136,7 +138,7 @@ def _images(
     """Denoise, then turn: a turn correlates the noise of neighbouring pixels, which the denoisers take as white."""
     n, phases, weights = len(prepared), [p.phase for p in prepared], [p.weight for p in prepared]
     denoised = section.denoise.method != "none"
-    used = executor.map(denoise, phases, [section.denoise] * n) if denoised else phases
+    used = executor.map(_denoised, phases, [section.denoise] * n, [executor.device] * n) if denoised else phases
     if section.tilt_axis_deg % 360 == 0:
         return _Images(phases=phases, used=used, weights=weights, centre=centre)
     angle = -float(np.deg2rad(section.tilt_axis_deg))
@@ -145,6 +147,11 @@ def _images(
     phases = executor.map(_turned, phases, weights, [angle] * n, [centre] * n)
     used = executor.map(_turned, used, weights, [angle] * n, [centre] * n) if denoised else phases
     return _Images(phases=phases, used=used, weights=weights, centre=found[0][1])
+
+
+def _denoised(phase: FloatArray, options: DenoiseOptions, device: Literal["cpu", "gpu"]) -> FloatArray:
+    """Return one tilt's phase denoised on a device, brought to the host; all else of a stack's making is the host's."""
+    return to_host(denoise(library(device).asarray(phase), options))
 
 
 def _turned(phase: FloatArray, weight: FloatArray, angle: float, centre: tuple[int, int]) -> FloatArray:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from hpcrec.backend.array import Array, FloatArray
+from hpcrec.backend.array import Array, FloatArray, to_host
+from hpcrec.backend.device import library
 from hpcrec.engines.solvers import Solver, solver_class
 from hpcrec.io.checkpoint import latest_good, save_checkpoint
 from hpcrec.io.results import VolumeResult, write_volume
@@ -76,11 +78,15 @@ class VolumeProblem:
         model, n = self.model(np.arange(len(self.weights))), self.executor.n_workers
         slabs = split_rows(self.shape[1], n)
         rows = [np.ascontiguousarray(coefficients[:, a:b]) for a, b in slabs]
-        return model.smooth(sum_stacks(self.executor.map(_reproject, [model] * len(slabs), slabs, rows)))
+        devices = [self.executor.device] * len(slabs)
+        parts = self.executor.map(_reproject, [model] * len(slabs), slabs, rows, devices)
+        return to_host(model.smooth(sum_stacks(parts)))
 
 
-def _reproject(model: TomographyModel, slab: tuple[int, int], volume: FloatArray) -> FloatArray:
-    return model.projector(slab).forward(volume)
+def _reproject(
+    model: TomographyModel, slab: tuple[int, int], volume: FloatArray, device: Literal["cpu", "gpu"]
+) -> FloatArray:
+    return model.projector(slab).forward(library(device).asarray(volume))
 
 
 def reconstruct_volume(job: Job, key: str, directory: RunDirectory, executor: DaskExecutor, observer: Observer) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from hpcrec.backend.array import BoolArray, FloatArray
+from hpcrec.backend.array import BoolArray, FloatArray, array_module, to_host
 from hpcrec.engines.fista import Fista, FistaOptions
 from hpcrec.engines.solvers import SlabState
 from hpcrec.errors import ConfigError, DataError
@@ -23,7 +23,7 @@ from hpcrec.models.tomography import TomographyModel
 from hpcrec.options import options
 from hpcrec.tomography.mask import MaskOptions, fitting_shape, resize_mask, seen_mask, support_mask
 from hpcrec.tomography.pose_step import N_PARAMETERS, StepLimits, background, pose_of, pose_step, remove_gauge
-from hpcrec.tomography.reconstruct import Executor, InlineExecutor, SlabVolume, iterate, sum_stacks
+from hpcrec.tomography.reconstruct import Executor, InlineExecutor, SlabVolume, iterate, model_norm, sum_stacks
 
 logger = logging.getLogger(__name__)
 
@@ -146,8 +146,9 @@ def centres_of_mass(stack: FloatArray, weights: FloatArray, pixel_size: float, t
 
 
 def _measure(model: TomographyModel, state: SlabState) -> FloatArray:
-    projector = model.projector(state.slab, state.support)
-    return np.stack([projector.forward(state.volume), projector.depth_moment(state.volume)])
+    projector, xp = model.projector(state.slab, state.support), array_module(state.volume)
+    images = projector.forward(state.volume), projector.depth_moment(state.volume)
+    return xp.stack(images)  # type: ignore[no-any-return]
 
 
 def _trial(model: TomographyModel, state: SlabState) -> FloatArray:
@@ -182,8 +183,9 @@ class _Scale:
 
 
 def _losses(model: TomographyModel, projected: FloatArray, data: FloatArray, weights: FloatArray) -> FloatArray:
-    weighted = np.sqrt(weights) * (projected - data)
-    return np.asarray(np.einsum("kij,kij->k", weighted, model.filtered(weighted), dtype=np.float64))
+    xp = array_module(projected)
+    weighted = xp.sqrt(xp.asarray(weights)) * (projected - xp.asarray(data))
+    return to_host(xp.sum(weighted * model.filtered(weighted), axis=(1, 2), dtype=np.float64))
 
 
 def _propose(
@@ -210,8 +212,9 @@ def _propose(
     ]
     k = len(parameters)
     steps = scale.executor.map(
-        pose_step, [model] * k, images, moments, scale.data, scale.weights, parameters, scale.centre, damping, limits
-    )
+        pose_step, [model] * k, images, moments, scale.data, scale.weights, parameters, scale.centre, damping, limits,
+        [scale.executor.device] * k,
+    )  # fmt: skip
     return parameters + np.stack(steps), losses
 
 
@@ -222,7 +225,8 @@ def _align_scale(
     solver = Fista(FistaOptions(sparsity=0.0))
     model = scale.model(parameters, support.shape)
     volume = SlabVolume(model, scale.executor, scale.n_slabs, support)
-    norm, radius, damping = model.norm(), _radius(support, scale.pixel_size), np.full(len(parameters), 1e-3)
+    norm = model_norm(model, scale.executor)
+    radius, damping = _radius(support, scale.pixel_size), np.full(len(parameters), 1e-3)
     for i in range(n_rounds):
         count = scale.options.volume_iterations * (3 if i == 0 else 1)
         history, _ = iterate(

@@ -10,9 +10,10 @@ from typing import Final
 import numpy as np
 from scipy.fft import dct
 
-from hpcrec.backend.array import Array, FloatArray, IntArray
+from hpcrec.backend.array import Array, FloatArray, IntArray, array_module
 from hpcrec.backend.kernels.bm3d import BLOCK, collaborative_filter
 from hpcrec.errors import DataError
+from hpcrec.tomography.blocks import filter_arrays
 
 _STEP: Final = 3
 _REACH: Final = 16
@@ -28,9 +29,11 @@ def bm3d(image: Array, sigma: float, threads: int | None = None) -> FloatArray:
     Two stages: a hard threshold of 2.7 σ on groups of up to 16 blocks, then empirical Wiener factors of that estimate
     on groups of up to 32. Blocks belong together when their mean squared difference is below 6 σ² (first; 2 σ² is
     noise alone) and 1.5 σ² (second). ``threads``: default those of the process.
+    An image on a device is denoised there, by the array code of :mod:`hpcrec.tomography.blocks`, to the same values but
+    where rounding decides which blocks are alike.
     Raises DataError for an image smaller than a block.
     """
-    noisy = np.ascontiguousarray(image, np.float32)
+    noisy: FloatArray = array_module(image).ascontiguousarray(image, np.float32)
     if noisy.ndim != 2 or min(noisy.shape) < BLOCK:
         raise DataError(f"BM3D needs an image of at least {BLOCK}×{BLOCK} pixels, got shape {noisy.shape}")
     if sigma <= 0:
@@ -51,20 +54,13 @@ def _stage(
 ) -> FloatArray:
     basis = dct(np.eye(BLOCK), axis=0, norm="ortho").astype(np.float32)
     kaiser = np.kaiser(BLOCK, _KAISER_BETA)
-    estimate: FloatArray = collaborative_filter(
-        noisy,
-        pilot,
-        _starts(noisy.shape[0]),
-        _starts(noisy.shape[1]),
-        basis,
-        np.outer(kaiser, kaiser).astype(np.float32),
-        n_max,
-        _REACH,
-        limit * sigma**2 * BLOCK**2,
-        float(sigma),
-        shrinkage,
-        threads,
-    )
+    window = np.outer(kaiser, kaiser).astype(np.float32)
+    starts = _starts(noisy.shape[0]), _starts(noisy.shape[1])
+    distance = limit * sigma**2 * BLOCK**2
+    arguments = noisy, pilot, *starts, basis, window, n_max, _REACH, distance, float(sigma), shrinkage
+    if array_module(noisy) is not np:
+        return filter_arrays(*arguments)
+    estimate: FloatArray = collaborative_filter(*arguments, threads)
     return estimate
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from hpcrec.backend.array import Array, FloatArray
+from hpcrec.backend.array import Array, FloatArray, array_module, to_host
+from hpcrec.backend.device import library
 from hpcrec.geometry.pose import Pose, rotation_from_angles
 from hpcrec.models.tomography import TomographyModel
 from hpcrec.operators.projection import pose_jacobian, turning_axes
@@ -45,9 +47,10 @@ def background(parameters: Array, shape: tuple[int, int], pixel_size: float) -> 
 
 
 def _columns(image: FloatArray, moment: FloatArray, parameters: Array, pixel_size: float) -> FloatArray:
-    y, x = ((np.arange(n, dtype=np.float32) - n // 2) * pixel_size for n in image.shape)
-    flat = np.stack([np.ones_like(image), y[:, None] + 0 * image, x[None, :] + 0 * image])
-    return np.concatenate([pose_jacobian(image, moment, pose_of(parameters), pixel_size), flat])
+    xp = array_module(image)
+    y, x = (xp.asarray(((np.arange(n) - n // 2) * pixel_size).astype(np.float32)) for n in image.shape)
+    flat = xp.stack([xp.ones_like(image), y[:, None] + 0 * image, x[None, :] + 0 * image])
+    return xp.concatenate([pose_jacobian(image, moment, pose_of(parameters), pixel_size), flat])  # type: ignore[no-any-return]
 
 
 def pose_step(
@@ -60,20 +63,25 @@ def pose_step(
     centre: FloatArray,
     damping: float,
     limits: StepLimits,
+    device: Literal["cpu", "gpu"] = "cpu",
 ) -> FloatArray:
     """Return the step (8,) that lowers this projection's misfit at a fixed volume: Levenberg–Marquardt with priors.
 
     image, moment, data, weights : (y, x) projection and depth moment of the volume, measurement, trust
     parameters, centre : (8,) present values and the values the priors pull to
+    device : where the work is done; images are copied to the current GPU, parameters and step are the host's
     Solves (Jᵀ W^½ F W^½ J / σ² + μ diag + Σ⁻²) p = −Jᵀ W^½ F W^½ r / σ² − Σ⁻² (parameters − centre).
     """
-    root = np.sqrt(weights)
+    xp = library(device)
+    image, moment, data, weights = (xp.asarray(a) for a in (image, moment, data, weights))
+    root = xp.sqrt(weights)
     columns = _columns(image, moment, parameters, model.voxel_size) * root
-    residual = (image + background(parameters, model.detector_shape, model.voxel_size) - data) * root
-    filtered = model.filtered(columns)
+    under = xp.asarray(background(parameters, model.detector_shape, model.voxel_size))
+    residual = (image + under - data) * root
+    filtered = model.filtered(columns).reshape(N_PARAMETERS, -1).astype(np.float64)
     variance = max(limits.noise, 1e-12) ** 2
-    normal = np.einsum("aij,bij->ab", filtered, columns, dtype=np.float64) / variance
-    gradient = np.einsum("aij,ij->a", filtered, residual, dtype=np.float64) / variance
+    normal = to_host(filtered @ columns.reshape(N_PARAMETERS, -1).astype(np.float64).T) / variance
+    gradient = to_host(filtered @ residual.ravel().astype(np.float64)) / variance
     free = limits.expected > 0
     prior = 1 / limits.expected[free] ** 2
     matrix = normal[np.ix_(free, free)] + np.diag(damping * np.diag(normal)[free] + prior)

@@ -19,6 +19,8 @@
 
 struct float2 { float x, y; };
 struct ulonglong2 { unsigned long long x, y; };
+struct float4 { float x, y, z, w; };
+struct int2 { int x, y; };
 static inline float2 make_float2(float x, float y) { return float2{x, y}; }
 
 static std::mt19937 chance(1);
@@ -67,7 +69,9 @@ static inline void run_block(int n_threads, std::function<void()> work) {
   }
 }
 
+static inline float cached(const float *address) { return *address; }
 static inline float2 cached(const float2 *address) { return *address; }
+static inline float4 cached(const float4 *address) { return *address; }
 static inline void add_shared(float *address, float value) { *address += value; }
 static inline void add_shared(float2 *address, float2 value) { address->x += value.x; address->y += value.y; }
 static inline void add_shared(unsigned long long *address, long long value) { *address += value; }

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import correlate1d
 
-from hpcrec.backend.kernels.volume import derivative_images, proximal_step
+from hpcrec.backend.kernels.volume import derivative_arrays, derivative_images, proximal_step
 from hpcrec.objectives.regularizers import shrink, shrink_positive
 
 
@@ -23,7 +23,7 @@ def test_step_equals_the_numpy_twin(positive, dtype):
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (9, 30), (40, 7)])
-def test_derivative_images_equal_the_numpy_twin(shape):
+def test_derivative_images_equal_the_numpy_twin(shape, cupy):
     rng = np.random.default_rng(1)
     image, moment, turns = rng.normal(size=shape), rng.normal(size=shape), rng.normal(size=(3, 3))
     stencil = np.array([-1, 9, -45, 0, 45, -9, 1]) / 60 / 0.4
@@ -33,4 +33,8 @@ def test_derivative_images_equal_the_numpy_twin(shape):
     expected = np.stack([-gy, -gx, *(n[2] * swirl - n[1] * mx + n[0] * my for n in turns)])
     for threads in (1, 3):
         found = derivative_images(image, moment, turns, (0.3, -0.2), 0.4, threads)
+        np.testing.assert_allclose(found, expected, atol=1e-12 * np.abs(expected).max())
+    twin = derivative_arrays(image, moment, turns, (0.3, -0.2), 0.4)
+    there = derivative_images(cupy.asarray(image), cupy.asarray(moment), turns, (0.3, -0.2), 0.4)
+    for found in (twin, there.get()):
         np.testing.assert_allclose(found, expected, atol=1e-12 * np.abs(expected).max())

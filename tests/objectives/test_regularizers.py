@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hpcrec.objectives.regularizers import _flattened, flatten_variation, shrink, shrink_positive
+from hpcrec.objectives.regularizers import _flattened, flatten_variation, shrink, shrink_positive, total_variation
 
 
 @pytest.mark.parametrize(("prox", "penalty", "low"), [(shrink_positive, np.abs, 0.0), (shrink, np.abs, -3.0)])
@@ -11,6 +11,17 @@ def test_proximal_maps_against_search(prox, penalty, low):
         best = candidates[np.argmin(0.5 * (candidates - value) ** 2 + 0.6 * penalty(candidates))]
         # half a step of the search grid
         assert prox(np.array([value]), 0.6)[0] == pytest.approx(best, abs=6e-4)
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 1), (0, 1, 2)])
+def test_volumes_on_a_device_give_what_those_of_the_host_do(cupy, axes):
+    values = np.random.default_rng(3).normal(size=(7, 9, 8))
+    there = cupy.asarray(values)
+    for prox in (shrink, shrink_positive):
+        np.testing.assert_allclose(prox(there, 0.3).get(), prox(values, 0.3), atol=1e-15)
+    found = flatten_variation(there, 0.4, axes, 12)
+    np.testing.assert_allclose(found.get(), flatten_variation(values, 0.4, axes, 12), atol=1e-12)
+    assert total_variation(found, axes) == pytest.approx(total_variation(found.get(), axes), rel=1e-12)
 
 
 def test_type_is_kept():

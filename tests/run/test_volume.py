@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "backend"))
+
+from emulated_projector import emulated
 
 from hpcrec.analysis.atoms import AtomOptions
+from hpcrec.backend import projector
 from hpcrec.data.experiment import NuisanceOptions, SimulationOptions, TiltOptions, TiltTruth, tilt_truth
 from hpcrec.data.specimen import Specimen, posed, specimen_from_atoms
 from hpcrec.engines.fista import FistaOptions
@@ -207,3 +215,29 @@ def test_angles_about_another_axis_mean_the_same_rotation() -> None:
         about_first = turn_rotation(rotation_from_angles(*before), 0.45)
         np.testing.assert_allclose(turn_rotation(rotation_from_angles(*after), 0.5), about_first, atol=1e-12)
     np.testing.assert_allclose(angles_about(0.5, angles, 0.5), angles, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.emulation
+def test_a_stage_on_a_device_finds_the_host_s_volume(
+    tmp_path: Path, cupy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Denoised, aligned and reconstructed on the pretended device, whose kernels the CPU runs: no GPU has run this."""
+    kernels = emulated(tmp_path)
+    monkeypatch.setattr(projector, "launch", kernels.launch)
+    changes = {"half_sets": False, "fista": FistaOptions(n_iterations=4), "denoise": DenoiseOptions(method="bm3d")}
+    found = {}
+    for device in ("cpu", "gpu"):
+        directory = write_run(tmp_path / device, 0.0)
+        job = job_of(directory.path, 0.0, **changes)
+        options = dataclasses.replace(job.tomography.alignment, rounds=(2,), volume_iterations=2)
+        job = dataclasses.replace(job, tomography=dataclasses.replace(job.tomography, alignment=options))
+        reconstruct_volume(job, "key", directory, Here(device=device), silent)
+        assert bool(kernels.launches) == (device == "gpu")
+        found[device] = read_volume(directory.volume)
+    wanted, there = found["cpu"], found["gpu"]
+    assert np.abs(there.volume - wanted.volume).max() < 1e-3 * np.abs(wanted.volume).max()
+    for name in ("projections/denoised", "projections/reprojected"):
+        expected = wanted.arrays[name]
+        assert np.abs(there.arrays[name] - expected).max() < 1e-3 * np.abs(expected).max(), name
+    np.testing.assert_allclose(there.arrays["convergence/r1"], wanted.arrays["convergence/r1"], rtol=1e-4)

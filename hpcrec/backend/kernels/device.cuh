@@ -10,7 +10,9 @@
 
 INLINE void barrier() { __syncthreads(); }
 INLINE void warp_barrier() { __syncwarp(); }
+INLINE float cached(const float *address) { return __ldg(address); }
 INLINE float2 cached(const float2 *address) { return __ldg(address); }
+INLINE float4 cached(const float4 *address) { return __ldg(address); }
 
 // Sums that other blocks add to at the same time
 INLINE void add_shared(float *address, float value) { atomicAdd(address, value); }
