@@ -8,6 +8,7 @@ x or along y, are rows or columns of tiles, so that one order serves both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
@@ -141,6 +142,21 @@ def events_of(counts: Array) -> Events:
         starts=starts,
         edges=edges.astype(_edge_type(edges[:, -1])),
         places=(_repeated(hit, flat[hit]) & (_PIXELS - 1)).astype(np.uint8),
+    )
+
+
+def joined(parts: Sequence[Events]) -> Events:
+    """Return the patterns of several, one after the other; all of one shape, type and device, at least one."""
+    packed = [part.packed() for part in parts]
+    xp, first = array_module(packed[0].starts), packed[0]
+    ends = np.cumsum([0, *(len(part.places) for part in packed)])
+    widest = np.result_type(*(part.edges.dtype for part in packed))
+    return Events(
+        pattern_shape=first.pattern_shape,
+        dtype=first.dtype,
+        starts=xp.concatenate([part.starts + int(end) for part, end in zip(packed, ends)]),
+        edges=xp.concatenate([part.edges.astype(widest, copy=False) for part in packed]),
+        places=xp.concatenate([part.places for part in packed]),
     )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
+from hpcrec.backend import stripes
 from hpcrec.backend.array import Array, BoolArray
-from hpcrec.backend.cuda import Layout, gaps_of
+from hpcrec.backend.cuda import SIZES, Layout, gaps_of
 from hpcrec.backend.launch import launch, resident_blocks, shared_room
 from hpcrec.models import fused, multislice, striped
 from hpcrec.models.chain import Chain, ChainSums
@@ -28,6 +29,11 @@ def family(chain: Chain, patterns: Array | Events, sums: ChainSums, *, determini
     if known and _shared(chain) <= shared_room():
         return "fused"
     return "striped" if striped.fault(chain, patterns, sums) is None else "array"
+
+
+def prefers_events(window: tuple[int, int]) -> bool:
+    """Whether windows go to kernels that read electrons' places as they are."""
+    return window[0] == window[1] and window[0] in stripes.SIZES and window[0] not in SIZES
 
 
 def add_gradients(

@@ -17,6 +17,7 @@ from hpcrec.errors import DataError
 from hpcrec.geometry.scan import held_out_positions
 from hpcrec.models.base import PtychographyState
 from hpcrec.models.chain import good_pixels
+from hpcrec.models.events import Events, dense
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.parallel.exchange import Exchange
 from hpcrec.run.job import QualitySection
@@ -50,8 +51,8 @@ class Assessor:
             table[chunk] = np.concatenate(rows)
         return self._exchange.communicator.sum(table)  # type: ignore[no-any-return]
 
-    def _figures(self, state: PtychographyState, indices: IntArray, patterns: Array) -> FloatArray:
-        measured = to_host(patterns)
+    def _figures(self, state: PtychographyState, indices: IntArray, patterns: Array | Events) -> FloatArray:
+        measured = to_host(dense(patterns))
         good = good_pixels(self._model.detector, measured, self._scan.read_good(indices))
         return pattern_figures(to_host(self._model.simulate(state, indices)), measured, good)
 

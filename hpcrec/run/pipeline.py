@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from hpcrec.backend.device import free_unused
 from hpcrec.data.dataset import Identity, TiltSeries
 from hpcrec.errors import DataError, ParallelError
 from hpcrec.io.atomic import remove_leftovers
@@ -143,7 +144,9 @@ def _tomography(job: Job, raw: dict[str, Any], directory: RunDirectory, n_ranks:
     with _stage("tomography", text, observer):
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with cluster.cluster(workers, job.parallel.scheduler) as executor:
+                # Workers share the memory that is free when they begin
+                free_unused()
+                with cluster.cluster(workers, job.parallel.scheduler, job.parallel.device) as executor:
                     volume.reconstruct_volume(job, key, directory, executor, observer)
                 break
             except cluster.WorkersLostError as fault:

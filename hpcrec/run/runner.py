@@ -21,6 +21,7 @@ from hpcrec.geometry.scan import hilbert_order
 from hpcrec.geometry.tiles import Box, window_corners
 from hpcrec.io.checkpoint import latest_good, save_checkpoint
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.launched import prefers_events
 from hpcrec.models.placement import state_on
 from hpcrec.models.stream import Block, StepRule, blocks_of
 from hpcrec.operators.resample import probe_like
@@ -121,7 +122,8 @@ class TiltRun:
         self.on_host = on_host
         self.reader: PatternReader = on_host
         if self.device.kind == "gpu":
-            self.reader = DeviceReader(on_host, mine, self.device, means.device_pattern_bytes)
+            events = job.ptychography.kernel == "auto" and prefers_events(setup.window)
+            self.reader = DeviceReader(on_host, mine, self.device, means.device_pattern_bytes, events=events)
         self.held_out = held_out(job.quality, setup)
         self.used = np.setdiff1d(np.arange(scan.n_positions), self.held_out)
         self.own = np.intersect1d(mine, self.used)

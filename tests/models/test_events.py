@@ -9,7 +9,7 @@ from test_ptychography import case
 from hpcrec.backend.array import array_module, to_host
 from hpcrec.errors import DataError
 from hpcrec.models import events as events_module
-from hpcrec.models.events import Events, dense, event_bytes, events_of, largest_total, smaller
+from hpcrec.models.events import Events, dense, event_bytes, events_of, joined, largest_total, smaller
 from hpcrec.models.line import losses_along
 from hpcrec.models.placement import batch_beside
 
@@ -144,3 +144,20 @@ def test_events_become_an_array_beside_an_object_unless_asked_for(cupy):
     assert isinstance(kept, Events)
     assert isinstance(kept.places, cupy.ndarray)
     np.testing.assert_array_equal(dense(batch_beside(state.obj, given).patterns), counts)
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_parts_are_joined(cupy, crowded):
+    """Of host or device, with edges of the widest type that one of them has."""
+    rng = np.random.default_rng(7)
+    counts = rng.poisson(0.2, (9, 40, 24)).astype(np.uint16)
+    if crowded:
+        counts[6, 3, 5] = 65535
+        counts[6, 3, 6] = 2
+    for on in (np, cupy):
+        parts = [events_of(on.asarray(counts[a:b])) for a, b in ((0, 4), (4, 5), (5, 9))]
+        parts[0] = parts[0].take(np.array([3, 2, 1, 0]))
+        whole = joined(parts)
+        assert whole.edges.dtype == (np.uint32 if crowded else np.uint16)
+        found = whole.dense()
+        np.testing.assert_array_equal(found if on is np else found.get(), np.concatenate([counts[3::-1], counts[4:]]))
