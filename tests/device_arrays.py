@@ -17,9 +17,10 @@ IMPLICIT = (
 # All of them are in CuPy, as test_real_cupy.py sees where that is installed
 NAMES = """
 abs absolute add all any arange argmax ascontiguousarray bitwise_and bitwise_or clip concatenate conj conjugate copy
-cos diff divide equal exp full greater greater_equal hypot invert isfinite less less_equal log logical_and logical_not
-matmul max maximum mean min minimum moveaxis multiply negative not_equal ones ones_like positive power prod repeat
-reshape roll sign sin sqrt square stack subtract sum take tensordot transpose true_divide vdot zeros zeros_like
+cos diff divide equal exp full greater greater_equal hypot invert isfinite left_shift less less_equal log logical_and
+logical_not matmul max maximum mean min minimum moveaxis multiply negative not_equal ones ones_like positive power
+prod repeat reshape roll sign sin sqrt square stack subtract sum take tensordot transpose true_divide vdot zeros
+zeros_like
 """
 KNOWN = NAMES.split()
 UFUNCS = {name for name in KNOWN if isinstance(getattr(np, name), np.ufunc)}
