@@ -67,7 +67,7 @@ def row(
         "kernel": name,
         "at a time": count,
         "patterns/s": rate,
-        "kernels alone/s": alone and bench.rate(count, alone),
+        "kernels alone/s": None if alone is None else bench.rate(count, alone),
         "predicted": predicted(bench, name, case),
         "over its transforms": rate * transforms / ffts if rate and ffts else None,
     }

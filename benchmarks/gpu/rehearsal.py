@@ -5,11 +5,12 @@ It needs g++ and the folder ``tests``; what it times means nothing.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -29,27 +30,39 @@ def pretended_cupy() -> Any:
     """Return the stand-in for CuPy with what the benchmark and hpcrec's launches ask for beside arrays."""
     for folder in (_TESTS, _TESTS / "backend"):
         sys.path.insert(0, str(folder))
-    cupy: Any = import_module("device_arrays").MODULE
-    emulated = _emulated_kernels(Path(tempfile.mkdtemp(prefix="hpcrec-rehearsal-")))
-    cupy.RawModule = lambda **asked: _Module(emulated, **asked)
+    arrays, cupy = import_module("device_arrays"), _stand_in()
+    emulation = _Emulation(Path(tempfile.mkdtemp(prefix="hpcrec-rehearsal-")))
+    cupy.RawModule = lambda **asked: _Module(emulation, **asked)
     pool = SimpleNamespace(set_limit=lambda size: None, free_all_blocks=lambda: None)
     cupy.get_default_memory_pool = lambda: pool
-    cupy.cuda = SimpleNamespace(
+    vars(cupy.cuda).update(
         Device=_Device,
-        Event=_Event,
+        get_elapsed_time=lambda start, end: 0.0,
         set_allocator=lambda allocator: None,
-        get_elapsed_time=lambda start, end: 1e3 * (end.at - start.at),
         cufft=SimpleNamespace(CUFFT_FORWARD=-1, CUFFT_INVERSE=1),
-        runtime=SimpleNamespace(
-            CUDARuntimeError=type("CUDARuntimeError", (RuntimeError,), {}),
-            getDeviceCount=lambda: 1,
-            getDeviceProperties=lambda number: dict(_PROPERTIES),
-            memGetInfo=lambda: (1 << 30, 1 << 30),
-        ),
     )
+    cupy.cuda.runtime.getDeviceProperties = lambda number: dict(_PROPERTIES)
     profiler, fftpack = ModuleType("cupyx.profiler"), ModuleType("cupyx.scipy.fftpack")
     profiler.benchmark, fftpack.get_fft_plan = _benchmark, _Plan  # type: ignore[attr-defined]
     sys.modules.update({"cupy": cupy, "cupyx.profiler": profiler, "cupyx.scipy.fftpack": fftpack})
+    if hasattr(arrays, "TRANSFORMS"):
+        sys.modules["cupyx.scipy.fft"] = arrays.TRANSFORMS
+    return cupy
+
+
+def _stand_in() -> Any:
+    """Return the stand-in of the tests with one GPU, and with its streams where they have them."""
+    if find_spec("device_runtime"):
+        return import_module("device_runtime").with_runtime(n_devices=1)
+    cupy = import_module("device_arrays").MODULE
+    cupy.cuda = SimpleNamespace(
+        Event=lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None),
+        runtime=SimpleNamespace(
+            CUDARuntimeError=type("CUDARuntimeError", (RuntimeError,), {}),
+            getDeviceCount=lambda: 1,
+            memGetInfo=lambda: (1 << 30, 1 << 30),
+        ),
+    )
     return cupy
 
 
@@ -68,27 +81,10 @@ class _Device:
         """Nothing is under way."""
 
 
-class _Event:
-    """A moment of the processor's clock."""
-
-    def __init__(self) -> None:
-        self.at = float("nan")
-
-    def record(self) -> None:
-        """Take the moment."""
-        self.at = time.perf_counter()
-
-    def synchronize(self) -> None:
-        """Nothing is under way."""
-
-
 def _benchmark(func: Callable[[], object], *, n_repeat: int, n_warmup: int, max_duration: float, name: str) -> Any:
-    times = []
     for _ in range(n_warmup + n_repeat):
-        start = time.perf_counter()
         func()
-        times.append(time.perf_counter() - start)
-    return SimpleNamespace(gpu_times=np.array([times[n_warmup:]]))
+    return SimpleNamespace(gpu_times=np.zeros((1, n_repeat)))
 
 
 class _Plan:
@@ -145,17 +141,44 @@ class _Kernel:
         self._work(grid, block, args, shared_mem)
 
 
-def _emulated_kernels(folder: Path) -> Callable[..., None]:
-    """Return what runs hpcrec's kernels by their C++ names, compiled for the processor as their tests do it."""
-    chains = import_module("kernel_chains")
-    launches = {}
-    for kernels, sign in (("fused", "add_gradients"), ("stripes", "stripe_")):
-        (folder / kernels).mkdir()
-        library = chains.compiled(f"{kernels}_host.cpp", chains.KERNELS, folder / kernels)
-        launches[sign] = import_module(f"test_{kernels}_emulation").launcher(library)
+class _Emulation:
+    """hpcrec's kernels by their C++ names, compiled for the processor as in their tests, when first asked for."""
 
-    def launch(name: str, *told: Any) -> None:
-        next(run for sign, run in launches.items() if name.startswith(sign))(name, *told)
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._made = (
+            folder,
+            {"add_gradients": _fused, "stripe_": _stripes, "window_": _windows_of_objects},
+        )
+        self._launches: dict[str, Callable[..., None]] = {}
+
+    def __call__(self, name: str, *told: Any) -> None:
+        sign = next(sign for sign in self._made if name.startswith(sign))
+        if sign not in self._launches:
+            folder = self._folder / sign
+            folder.mkdir()
+            self._launches[sign] = self._made[sign](folder)
+        self._launches[sign](name, *told)
+
+
+def _library(source: str, folder: Path) -> Any:
+    chains = import_module("kernel_chains")
+    return chains.compiled(source, chains.KERNELS, folder)
+
+
+def _fused(folder: Path) -> Any:
+    return import_module("test_fused_emulation").launcher(_library("fused_host.cpp", folder))
+
+
+def _stripes(folder: Path) -> Any:
+    return import_module("test_stripes_emulation").launcher(_library("stripes_host.cpp", folder))
+
+
+def _windows_of_objects(folder: Path) -> Any:
+    library = _library("windows_host.cpp", folder)
+
+    def launch(name: str, blocks: tuple[int, int], threads: int, shared: int, arguments: Any) -> None:
+        numbers = name.startswith("window_products"), 8 if "float2" in name else 16
+        assert library.run_windows(ctypes.c_void_p(arguments.ctypes.data), *numbers) == 0
 
     return launch
 
