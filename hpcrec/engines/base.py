@@ -94,7 +94,7 @@ def visit(
     ``exchange(partial, peaks)`` adds the partials of all ranks. The patterns move to where the object lives, once for
     all passes.
     """
-    name, told, batch = engine.passes[0], Total({}, {}), batch_beside(state.obj, batch)
+    name, told, batch = engine.passes[0], Total({}, {}), batch_beside(state.obj, batch, events=True)
     while name != DONE:
         total = exchange(engine.accumulate(name, state, batch), engine.peaks.get(name, ()))
         told = total if "loss" in total.sums else told

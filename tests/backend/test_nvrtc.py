@@ -5,6 +5,7 @@ from itertools import groupby
 import pytest
 
 from benchmarks import gpu_budget, gpu_compilers
+from benchmarks.gpu import passes
 from hpcrec.backend import cuda, stripes
 
 FAULT = gpu_compilers.fault("nvrtc")
@@ -56,6 +57,14 @@ def test_a_recent_multiprocessor_holds_the_blocks_that_are_started(n):
     shared = cuda.Layout(n).shared_bytes(2)
     for architecture in ("sm_90", "sm_100"):
         assert gpu_budget.blocks(architecture, 64, shared, cuda.Layout(n).threads) >= cuda.Layout(n).blocks
+
+
+@pytest.mark.parametrize("architecture", gpu_budget.LIMITS)
+@pytest.mark.parametrize("name", passes.KERNELS)
+def test_the_passes_of_the_benchmark_compile(name, architecture):
+    source = passes.SOURCE.read_text(encoding="utf-8")
+    told = gpu_compilers.assembler_report("nvrtc", source, passes.OPTIONS, name, "", architecture)
+    assert gpu_budget.budget(told)[1:] == (0, 0)
 
 
 def test_every_kernel_is_among_the_compiled():

@@ -1,4 +1,4 @@
-"""The gradient of ``benchmarks.gpu`` written for PyTorch the usual way: indexed patches, FFTs, automatic derivative."""
+"""The same gradient written for PyTorch the usual way: indexed patches, FFTs, automatic derivative."""
 
 from __future__ import annotations
 
@@ -13,26 +13,30 @@ from hpcrec.models.chain import Chain
 from hpcrec.objectives.losses import AMPLITUDE_FLOOR
 
 
-def torch_gradient(chain: Chain, patterns: Any, *, compiled: bool) -> Callable[[], None] | None:
-    """Return what computes the gradients of patterns on whole pixels once; None where PyTorch or its GPU is missing.
-
-    ``chain`` and ``patterns`` are on the device; the same amplitude loss as hpcrec's.
-    """
+def torch_fault(place: str) -> str | None:
+    """Say why PyTorch cannot compute at ``place``, "cuda" or "cpu", or return None."""
     if find_spec("torch") is None:
-        return None
+        return "PyTorch is not installed"
     torch = import_module("torch")
-    if not torch.cuda.is_available():
-        return None
+    return None if place == "cpu" or torch.cuda.is_available() else "PyTorch sees no GPU"
+
+
+def torch_gradient(chain: Chain, patterns: Any, place: str, *, compiled: bool) -> Callable[[], tuple[Any, Any]]:
+    """Return what computes the gradients of patterns on whole pixels by object and probe (dL/d conj z) once.
+
+    ``chain`` and ``patterns`` are on the device of hpcrec; the same amplitude loss as hpcrec's.
+    """
+    torch = import_module("torch")
     n, n_slices = chain.spectrum.shape[-1], chain.obj.shape[1]
 
     def taken(a: Any, kind: Any) -> Any:
-        return torch.as_tensor(a.get(), device="cuda", dtype=kind)
+        return torch.as_tensor(a.get(), device=place, dtype=kind)
 
     obj = taken(chain.obj[0], torch.complex64).requires_grad_()
     probe = taken(chain.spectrum, torch.complex64).requires_grad_()
     factors, counts = taken(chain.propagators, torch.complex64), taken(patterns, torch.float32)
-    corners = torch.as_tensor(chain.corners[: len(patterns), 0].astype(np.int64), device="cuda")
-    along = torch.arange(n, device="cuda")
+    corners = torch.as_tensor(chain.corners[: len(patterns), 0].astype(np.int64), device=place)
+    along = torch.arange(n, device=place)
     rows, columns = corners[:, 0, None, None] + along[:, None], corners[:, 1, None, None] + along
 
     def loss() -> Any:
@@ -47,9 +51,12 @@ def torch_gradient(chain: Chain, patterns: Any, *, compiled: bool) -> Callable[[
 
     run = torch.compile(loss) if compiled else loss
 
-    def work() -> None:
+    def work() -> tuple[Any, Any]:
         obj.grad = probe.grad = None
         run().backward()
-        torch.cuda.synchronize()
+        if place == "cuda":
+            torch.cuda.synchronize()
+        # PyTorch's gradient by a complex number z is dL/d Re z + i dL/d Im z, twice that by conj z
+        return obj.grad / 2, probe.grad / 2
 
     return work

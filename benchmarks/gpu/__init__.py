@@ -1,0 +1,1 @@
+"""What one GPU does, correctness first: ``python -m benchmarks.gpu``, see ``__main__.py``."""
