@@ -50,7 +50,7 @@ def models(n: int, n_slices: int, n_modes: int) -> dict[str, tuple[PtychographyM
         box=Box(0, grid.shape[0], 0, grid.shape[1]),
     )
     batch = Batch(np.arange(N_POSITIONS), rng.poisson(10, (N_POSITIONS, n, n)).astype(np.uint16))
-    kernels = ("compiled", "numpy")
+    kernels = ("compiled", "array")
     return {k: (PtychographyModel((n, n), SAMPLING, WAVELENGTH, 5.0, kernel=k), state, batch) for k in kernels}
 
 
@@ -76,7 +76,7 @@ def rates(n: int, n_slices: int, n_modes: int) -> dict[str, object]:
         "cores": 1,
         "patterns/s": rate["compiled"],
         "fastest": N_POSITIONS / min(times["compiled"]),
-        "numpy twin": rate["numpy"],
+        "numpy twin": rate["array"],
         "FFT floor": rate["floor"],
         "share of floor": statistics.median(shares),
         "transforms": statistics.median(faster),

@@ -55,7 +55,7 @@ def make_phantom(side: int, n: int = 64, n_slices: int = 1) -> Phantom:
         grid=grid,
         box=Box(0, grid.shape[0], 0, grid.shape[1]),
     )
-    model = PtychographyModel((n, n), _SAMPLING, _WAVELENGTH, thickness, kernel="numpy")
+    model = PtychographyModel((n, n), _SAMPLING, _WAVELENGTH, thickness, kernel="array")
     counts = rng.poisson(model.simulate(truth, np.arange(side**2))).astype(np.uint16)
     start = copy.deepcopy(truth)
     start.obj[...] = 1

@@ -11,8 +11,9 @@ from hpcrec.backend.array import BoolArray, ComplexArray, FloatArray, array_modu
 from hpcrec.geometry.tiles import Box
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import KeptWaves
+from hpcrec.models.gradients import Gradients
 from hpcrec.models.partial import Field, Partial, Total
-from hpcrec.models.ptychography import Gradients, PtychographyModel, Wanted
+from hpcrec.models.ptychography import PtychographyModel, Wanted
 from hpcrec.objectives.constraints import CONSTRAINTS
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement

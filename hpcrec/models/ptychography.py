@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Literal
@@ -29,6 +29,7 @@ from hpcrec.models import compiled, launched, multislice, trusted
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums, Detector, KeptWaves, cleaned, good_pixels, joined, share_of
 from hpcrec.models.events import Events, dense
+from hpcrec.models.gradients import Gradients
 from hpcrec.models.placement import Copies, batch_beside, beside
 from hpcrec.models.refined import object_weight, probe_gradient, refined_gradients
 from hpcrec.models.room import DEFAULT_BYTES, Room
@@ -40,35 +41,6 @@ from hpcrec.physics.propagation import propagation_fault, propagation_rate, tilt
 
 _BLOCK_PIXELS = 1 << 26
 Wanted = Literal["probe", "positions", "tilt", "thickness", "variation", "intensity", "background"]
-
-
-@dataclass(frozen=True, slots=True)
-class Gradients:
-    """Sums over the patterns of one share; gradients are ∂L/∂z* of complex z, so dL = 2 Re Σ (∂L/∂z*)* dz.
-
-    box : object pixels that ``obj`` and ``illumination`` cover
-    obj : (slice, y, x) gradient by the object; illumination : (slice, y, x) Σ|ψ_s|² over patterns and parts
-    loss, error, counts : the loss, Σ(√Î − √I)² and ΣI over the good pixels
-    object_weight : (y, x) Σ|O_1|² over the windows, if anything of the probe is wanted
-    probe : (mode, y, x) gradient by the probe
-    windows : instead of ``obj`` and ``illumination``, which are empty then, where a caller asked for it
-    of_patterns : arrays (n, …) float64 of the share's own patterns, ``added`` arrays summed over them, as far as
-        wanted; each with its weight (``…_weight``), see :mod:`hpcrec.models.refined`:
-        of_patterns: "positions" (n, 2) in 1/Å; "tilt" (n, 2) by tan θ; "coefficients" (n, m); "intensity" (n,) by c
-        added: "thickness" (slice − 1,) in 1/Å; "variation" (m, y, x) by U*; "background" (ky, kx)
-    """
-
-    box: Box
-    obj: ComplexArray
-    illumination: FloatArray
-    loss: float
-    error: float
-    counts: float
-    object_weight: FloatArray
-    probe: ComplexArray
-    of_patterns: dict[str, FloatArray] = field(default_factory=dict)
-    added: dict[str, Array] = field(default_factory=dict)
-    windows: WindowSums | None = None
 
 
 class PtychographyModel:
@@ -85,9 +57,10 @@ class PtychographyModel:
     propagation : "fresnel" or "exact", between slices
     precision : "single" or "double"
     band_limit : square band limit of the propagator as a fraction of Nyquist; None keeps all frequencies
-    kernel : "compiled" loops; "numpy", their plain twin, which takes arrays of a device too; "launched", a device's own
-        kernels; or "auto": compiled loops where they know precision (single) and detector (sharp pixels, no binning),
-        else, and for an object on a device, the plain twin
+    kernel : "compiled" loops; "array" code, their plain twin, which takes arrays of a device too; "launched", a
+        device's own kernels; or "auto": compiled loops where they know precision (single) and detector (sharp pixels,
+        no binning), for an object on a device its own kernels where they know what is asked for and agree with array
+        code, array code else
     threads : of the compiled kernel; each has object sums of its own
     wave_bytes : of waves that a device may have at a time, 0: two gibibytes; halved where its memory does not suffice
     deterministic : on a device, gradients are the same to the last bit from run to run: the striped kernels' sums are
@@ -114,7 +87,7 @@ class PtychographyModel:
         propagation: Literal["fresnel", "exact"] = "fresnel",
         precision: Literal["single", "double"] = "single",
         band_limit: float | None = None,
-        kernel: Literal["auto", "numpy", "compiled", "launched"] = "auto",
+        kernel: Literal["auto", "array", "compiled", "launched"] = "auto",
         threads: int = 1,
         wave_bytes: int = 0,
         deterministic: bool = False,
@@ -134,9 +107,9 @@ class PtychographyModel:
         self._propagators: tuple[bytes, ComplexArray] = (b"", np.zeros((0, *shape), self.dtype))
         fault = compiled.fault(detector, precision)
         if kernel == "compiled" and fault:
-            raise ConfigError(f"kernel: {fault}; use 'numpy' or 'auto'")
+            raise ConfigError(f"kernel: {fault}; use 'array' or 'auto'")
         self._kernel = kernel
-        self._on_host = multislice if kernel == "numpy" or fault else compiled
+        self._on_host = multislice if kernel == "array" or fault else compiled
         self._copies, self._waves = Copies(), Room(wave_bytes or DEFAULT_BYTES)
         self.threads = Threads(threads)
         self.deterministic = deterministic
@@ -163,7 +136,7 @@ class PtychographyModel:
         if self._kernel == ("launched" if on_host else "compiled"):
             where = "on the processor" if on_host else "on a GPU"
             raise ConfigError(f"kernel: {self._kernel!r} cannot be used where the object lives, {where}; use 'auto'")
-        on_device = {"launched": launched, "numpy": multislice}.get(self._kernel, trusted)
+        on_device = {"launched": launched, "array": multislice}.get(self._kernel, trusted)
         return self._on_host if on_host else on_device
 
     def streams_on(self, state: PtychographyState) -> bool:

@@ -14,8 +14,9 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import Chain, ChainSums
 from hpcrec.models.cuts import add_products
 from hpcrec.models.detector import weigh
+from hpcrec.models.gradients import Gradients
 from hpcrec.models.placement import batch_beside
-from hpcrec.models.ptychography import Gradients, PtychographyModel, Wanted
+from hpcrec.models.ptychography import PtychographyModel, Wanted
 from hpcrec.models.refined import object_weight
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from hpcrec.backend.array import Array, ComplexArray, FloatArray, array_module, numbers_to_host, to_host
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.gradients import Gradients
 from hpcrec.models.placement import Copies, beside
-from hpcrec.models.ptychography import Gradients, PtychographyModel
+from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.options import options
 from hpcrec.physics.probe import aberration_basis
 from hpcrec.refine.base import Refinement, RefinementOptions

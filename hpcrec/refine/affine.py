@@ -8,7 +8,8 @@ import numpy as np
 
 from hpcrec.backend.array import Array, FloatArray
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.ptychography import Gradients, PtychographyModel
+from hpcrec.models.gradients import Gradients
+from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement, RefinementOptions
 

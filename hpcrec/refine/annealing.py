@@ -9,8 +9,9 @@ import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.gradients import Gradients
 from hpcrec.models.placement import batch_beside
-from hpcrec.models.ptychography import Gradients, PtychographyModel
+from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement, RefinementOptions, spread
 from hpcrec.refine.positions import limit_moves, without_drift

@@ -9,7 +9,8 @@ import numpy as np
 
 from hpcrec.backend.array import Array, FloatArray
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.ptychography import Gradients, PtychographyModel, Wanted
+from hpcrec.models.gradients import Gradients
+from hpcrec.models.ptychography import PtychographyModel, Wanted
 from hpcrec.options import options
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from hpcrec.backend.array import Array, FloatArray, numbers_to_host
 from hpcrec.backend.fft import fft2
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.gradients import Gradients
 from hpcrec.models.placement import Copies
-from hpcrec.models.ptychography import Gradients, PtychographyModel
+from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement, RefinementOptions
 from hpcrec.refine.descent import add_to, bold_step

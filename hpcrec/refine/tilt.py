@@ -9,7 +9,8 @@ from scipy.ndimage import gaussian_filter
 
 from hpcrec.backend.array import Array, FloatArray
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.ptychography import Gradients, PtychographyModel
+from hpcrec.models.gradients import Gradients
+from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.options import options
 from hpcrec.refine.base import Refinement, RefinementOptions, spread
 from hpcrec.refine.descent import add_to, bold_step

@@ -8,8 +8,9 @@ import numpy as np
 
 from hpcrec.backend.array import Array, FloatArray, array_module, to_host
 from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.gradients import Gradients
 from hpcrec.models.placement import beside
-from hpcrec.models.ptychography import Gradients, PtychographyModel
+from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.options import options
 from hpcrec.physics.probe import orthogonal_start_modes
 from hpcrec.refine.base import Refinement, RefinementOptions, spread

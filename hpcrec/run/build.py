@@ -50,6 +50,7 @@ def build_model(
         kernel=section.kernel,
         threads=means.threads,
         wave_bytes=means.wave_bytes,
+        deterministic=section.deterministic,
     )
 
 

@@ -13,6 +13,11 @@ from hpcrec.parallel.routes import Route
 from hpcrec.run.job import Job
 
 
+def device_name(job: Job) -> DeviceName:
+    """Return the device that a job asks for: compiled loops, where it wants them, run on processors."""
+    return "cpu" if job.ptychography.kernel == "compiled" else job.parallel.device
+
+
 def rank_device(name: DeviceName, world: Communicator) -> Device:
     """Make this rank's device current and return it; collective.
 

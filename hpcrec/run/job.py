@@ -120,7 +120,9 @@ class PtychographySection:
     object_states : mutually incoherent states of the object
     propagation : between slices: "fresnel", or "exact" for steep angles
     precision : of waves and object
-    kernel : "compiled" loops, their plain "numpy" twin, or "auto"
+    kernel : "compiled" loops of processors; plain "array" code, on GPUs too; or "auto", the fastest that knows what the
+        job asks for
+    deterministic : sums on GPUs are the same to the last bit from run to run; slower
     seed : of the order of batches
     checkpoint_every : sweeps between checkpoints of a tilt
     """
@@ -155,7 +157,8 @@ class PtychographySection:
     object_states: int = 1
     propagation: Literal["fresnel", "exact"] = "fresnel"
     precision: Literal["single", "double"] = "single"
-    kernel: Literal["auto", "numpy", "compiled"] = "auto"
+    kernel: Literal["auto", "array", "compiled"] = "auto"
+    deterministic: bool = False
     seed: int = 1
     checkpoint_every: int = 20
     epie: EpieOptions = field(default_factory=EpieOptions)

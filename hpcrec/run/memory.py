@@ -234,7 +234,7 @@ def compiled_kernel(job: Job) -> bool:
     detector = Detector(binning=job.detector.upsampling)
     blurred = job.detector.point_spread_pixels > 0
     known = fault(detector, job.ptychography.precision) is None and not blurred
-    return job.ptychography.kernel != "numpy" and known
+    return job.ptychography.kernel != "array" and known
 
 
 def _room_bytes(job: Job, series: TiltSeries) -> int:

@@ -27,6 +27,7 @@ from hpcrec.parallel.communicator import Communicator, SerialCommunicator
 from hpcrec.parallel.exchange import make_exchange
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.device_memory import device_rooms
+from hpcrec.run.devices import device_name
 from hpcrec.run.job import Job
 from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.memory import GIB, base_memory, memory_limit, rank_memory
@@ -143,7 +144,7 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     grid = common_grid(job, series)
     middle = int(np.argmin(np.abs(series.tilt_angles)))
     setup = tilt_setup(job, series, middle, grid)
-    chosen, device = job.parallel.threads, use_device(job.parallel.device, 0, n_ranks)
+    chosen, device = job.parallel.threads, use_device(device_name(job), 0, n_ranks)
     threads = max(1, available_cores() // n_ranks) if chosen == "auto" else chosen
     # Speed first: what a rank takes before any data is measured when all is loaded
     speed, limit = measure_speed(job, series, setup, Means(threads=threads, device=device)), memory_limit(job, n_ranks)
@@ -195,8 +196,11 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
 
 
 def n_workers(job: Job, n_ranks: int) -> int:
-    """Return the number of Dask workers that the tomography stage starts."""
-    return job.parallel.workers or max(1, min(available_cores(), n_ranks))
+    """Return the number of Dask workers that the tomography stage starts: at most one a core, or a GPU, or a rank."""
+    some = available_cores()
+    if job.parallel.device != "cpu" and (gpus := len(visible()) - 1) > 0:
+        some = gpus
+    return job.parallel.workers or max(1, min(some, n_ranks))
 
 
 def tomography_seconds(job: Job, series: TiltSeries, grid: Grid) -> float:

@@ -23,7 +23,7 @@ from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.crew import Crew, alone, muster
 from hpcrec.parallel.queue import Master
 from hpcrec.run.device_memory import device_rooms
-from hpcrec.run.devices import rank_device, routed
+from hpcrec.run.devices import device_name, rank_device, routed
 from hpcrec.run.job import Job
 from hpcrec.run.means import Means
 from hpcrec.run.memory import GIB, pattern_room
@@ -43,7 +43,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     ``observer`` hears the events of all groups, on rank 0. Results are ``checkpoints/tilt_0017.h5``, numbered as in
     the input file.
     """
-    device = rank_device(job.parallel.device, world)
+    device = rank_device(device_name(job), world)
     if device.kind == "cpu":
         _same_plans(job, probe_window(job, series), world, checkpoints, "fftw_wisdom")
         if job.ptychography.coarse_iterations:
@@ -107,7 +107,7 @@ def _same_plans(job: Job, window: tuple[int, int], world: Communicator, checkpoi
     Windows of sizes that hpcrec's own transforms know need no plans. Others' are kept as ``checkpoints/NAME``, and for
     further runs on this machine in the user's cache.
     """
-    compiled = job.ptychography.precision == "single" and job.ptychography.kernel != "numpy"
+    compiled = job.ptychography.precision == "single" and job.ptychography.kernel != "array"
     if not compiled or all(map(known_size, window)):
         return
     wisdom = b""

@@ -175,7 +175,7 @@ def test_a_model_on_a_device_takes_what_it_knows(cupy, kernel, monkeypatch, want
         )
         return model, state
 
-    model, state = model_and_state("numpy", "double")
+    model, state = model_and_state("array", "double")
     counts = rng.poisson(model.simulate(state, np.arange(6))[:, ::-1]).clip(0, 255).astype(np.uint8)
     batch = Batch(np.arange(6), counts, step=0, n_global=6)
     host = model.gradients(state, batch, wanted)

@@ -216,7 +216,7 @@ def test_a_model_on_a_device_takes_what_they_know(cupy, kernel, monkeypatch, wan
     probe = aberrated_probe(shape, SAMPLING, WAVELENGTH, 0.022, {"C10": -150.0})
     obj = np.exp(0.3j * rng.normal(size=(2, *grid.shape)))
     found, detector = {}, Detector(loss="poisson", mask=mask)
-    for kernels, precision in (("numpy", "double"), ("launched", "single")):
+    for kernels, precision in (("array", "double"), ("launched", "single")):
         model = PtychographyModel(
             shape, SAMPLING, WAVELENGTH, 20.0, detector=detector, precision=precision, kernel=kernels
         )
@@ -227,14 +227,14 @@ def test_a_model_on_a_device_takes_what_they_know(cupy, kernel, monkeypatch, wan
             grid=grid,
             box=Box(0, grid.shape[0], 0, grid.shape[1]),
         )
-        if kernels == "numpy":
+        if kernels == "array":
             counts = rng.poisson(model.simulate(state, np.arange(4))[:, ::-1]).clip(0, 255).astype(np.uint8)
         else:
             state = state_on(cupy, state)
         batch = Batch(np.arange(4), counts, step=0, n_global=4)
         found[kernels] = model.gradients(state, batch, wanted)
     assert len(launches) == (0 if "thickness" in wanted else len(stripes.passes(2, shifted=True)))
-    host, device = found["numpy"], found["launched"]
+    host, device = found["array"], found["launched"]
     for name in ("loss", "error", "counts"):
         assert getattr(device, name) == pytest.approx(getattr(host, name), rel=TOLERANCE)
     for name in ("obj", "illumination", "probe"):

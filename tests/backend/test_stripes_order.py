@@ -170,8 +170,8 @@ def test_a_model_on_a_device_is_deterministic_if_asked(cupy, kernel, monkeypatch
     obj = np.exp(0.3j * rng.normal(size=(2, *grid.shape)))
     batch = Batch(np.arange(4), events_of(rng.poisson(0.2, (4, *shape))), n_global=4)
     found = {}
-    for kernels, seed in (("numpy", 0), ("launched", 1), ("launched", 2)):
-        precision = "double" if kernels == "numpy" else "single"
+    for kernels, seed in (("array", 0), ("launched", 1), ("launched", 2)):
+        precision = "double" if kernels == "array" else "single"
         model = PtychographyModel(
             shape, SAMPLING, WAVELENGTH, 20.0, kernel=kernels, precision=precision, deterministic=True
         )
@@ -184,7 +184,7 @@ def test_a_model_on_a_device_is_deterministic_if_asked(cupy, kernel, monkeypatch
             whole_pixels=True,
         )
         kernel.begin_order(seed)
-        there = state if kernels == "numpy" else state_on(cupy, state)
+        there = state if kernels == "array" else state_on(cupy, state)
         found[kernels, seed] = model.gradients(there, batch, ("probe",))
     assert "stripe_back<128, true, false, true>" in launches
     host, *device = found.values()

@@ -71,7 +71,7 @@ def case(cupy, kernel_name):
 
 def test_a_kernel_that_agrees_is_compared_once(cupy, device, caplog):
     model, state, batch = case(cupy, "auto")
-    wanted = case(cupy, "numpy")[0].gradients(state, batch, ("probe",))
+    wanted = case(cupy, "array")[0].gradients(state, batch, ("probe",))
     for calls in (3, 4):
         found = model.gradients(state, batch, ("probe",))
         assert np.abs((found.obj - wanted.obj).get()).max() <= 1e-5 * np.abs(wanted.illumination.get()).max()
@@ -85,7 +85,7 @@ def test_a_kernel_that_agrees_is_compared_once(cupy, device, caplog):
 @pytest.mark.parametrize("wrong", [1.0, np.nan])
 def test_a_kernel_that_disagrees_is_told_and_not_used(cupy, device, caplog, wrong):
     model, state, batch = case(cupy, "auto")
-    wanted = case(cupy, "numpy")[0].gradients(state, batch, ("probe",))
+    wanted = case(cupy, "array")[0].gradients(state, batch, ("probe",))
     device["wrong"] = wrong
     for _ in range(2):
         found = model.gradients(state, batch, ("probe",))

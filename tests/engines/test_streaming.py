@@ -154,7 +154,7 @@ def double(phantom, model):
         detector=detector,
         flight=model.flight,
         precision="double",
-        kernel="numpy",
+        kernel="array",
     )
     state = copy.deepcopy(phantom.start)
     for values in (state.memory, state.object_memory, state.refined):

@@ -47,7 +47,7 @@ def twins(cupy, precision, *arguments, **more):
     """A model, a state on the host and the same on the device, and the batch on the host."""
     if "propagator" in more:
         more = more | {"propagator": near_factor()}
-    model, state, batch = case(*arguments, precision=precision, kernel="numpy", **more)
+    model, state, batch = case(*arguments, precision=precision, kernel="array", **more)
     if precision == "single":
         state.obj, state.probe = state.obj.astype(np.complex64), state.probe.astype(np.complex64)
     return model, state, state_on(cupy, state), batch
@@ -194,7 +194,7 @@ def test_auto_takes_array_code_where_no_kernel_can_be_compiled(cupy):
     there = state_on(cupy, state)
     assert model.code(there) is trusted
     assert model.code(state) is compiled
-    wanted = case(2, 1, precision="single", kernel="numpy")[0].gradients(state, batch, ("probe",))
+    wanted = case(2, 1, precision="single", kernel="array")[0].gradients(state, batch, ("probe",))
     found = model.gradients(there, batch, ("probe",), windowed=True)
     assert found.windows is None
     assert_close(found.obj.get(), wanted.obj, "obj", "single")

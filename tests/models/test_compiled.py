@@ -60,7 +60,7 @@ def twins(*arguments, precision="single", **more):
     """The same case for both kernels, on the same counts and on values that single precision holds."""
     if "propagator" in more:
         more = more | {"propagator": test_ptychography.near_factor()}
-    plain, _, _ = case(*arguments, precision=precision, kernel="numpy", **more)
+    plain, _, _ = case(*arguments, precision=precision, kernel="array", **more)
     fast, state, batch = case(*arguments, precision="single", kernel="compiled", **more)
     state.obj, state.probe = (a.astype(np.complex64).astype(a.dtype) for a in (state.obj, state.probe))
     return plain, fast, state, batch
@@ -250,7 +250,7 @@ def test_an_empty_share_is_legal():
 
 
 def test_bad_pixels_may_hold_anything():
-    for model, state, batch in (case(1, 1, "amplitude", True, kernel=k, precision="single") for k in ("numpy", "auto")):
+    for model, state, batch in (case(1, 1, "amplitude", True, kernel=k, precision="single") for k in ("array", "auto")):
         wanted = model.gradients(state, batch)
         bad = np.random.default_rng(7)
         mask = model.detector.mask

@@ -114,7 +114,7 @@ def test_what_is_no_count_is_refused():
         events_of(np.full((1, 16, 16), -1, np.int16))
 
 
-@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+@pytest.mark.parametrize("kernel", ["array", "compiled"])
 def test_a_model_on_the_host_takes_events_as_arrays(kernel):
     """Gradients, errors, cleaned patterns, saturated pixels and losses along a line are those of dense counts."""
     model, state, batch = case(2, 1, "amplitude", True, precision="single", kernel=kernel, saturation=200.0)

@@ -42,7 +42,7 @@ def case(n_slices, n_modes, loss="amplitude", masked=False, more=(), n_states=1,
         binning=binning,
         **{key: model_options.pop(key) for key in ("propagator", "blur", "saturation") if key in model_options},
     )
-    options = {"precision": "double", "kernel": "numpy"} | model_options
+    options = {"precision": "double", "kernel": "array"} | model_options
     model = PtychographyModel(SHAPE, SAMPLING, WAVELENGTH, THICKNESS, detector=seen, **options)
     everything = {
         "tilt": 0.01 * rng.standard_normal(2),
@@ -174,7 +174,7 @@ def test_gradients_are_exact_for_every_detector(kind, loss):
         assert found == pytest.approx(expected, rel=5e-6), name
 
 
-@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+@pytest.mark.parametrize("kernel", ["array", "compiled"])
 def test_a_near_field_image_moves_with_the_sample(kernel):
     """An even beam over a blob: where the position moves by any part of a pixel, the image moves back by as much."""
     precision = "single" if kernel == "compiled" else "double"
@@ -223,7 +223,7 @@ def test_dark_pixels_of_a_blurred_detector_have_counts():
     assert np.isfinite(found.obj).all()
 
 
-@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+@pytest.mark.parametrize("kernel", ["array", "compiled"])
 @pytest.mark.parametrize("loss", LOSS_NAMES)
 def test_pixels_of_a_patterns_own_mask_and_saturated_ones_do_not_count(loss, kernel):
     """Whatever a masked pixel holds, nothing changes; a saturated one is as if it were masked."""
@@ -295,7 +295,7 @@ def test_the_variation_is_added_to_the_first_mode():
 
 def test_gaps_have_the_thickness_that_was_refined():
     model, state, _ = case(3, 1)
-    thicker = PtychographyModel(SHAPE, SAMPLING, WAVELENGTH, 15.0, precision="double", kernel="numpy")
+    thicker = PtychographyModel(SHAPE, SAMPLING, WAVELENGTH, 15.0, precision="double", kernel="array")
     refined = {"thickness": np.full(2, 15.0)}
     found = model.simulate(replace(state, refined=refined), np.arange(5))
     np.testing.assert_allclose(found, thicker.simulate(state, np.arange(5)), rtol=1e-12)
@@ -392,7 +392,7 @@ def test_response_norms_of_one_slice():
     np.testing.assert_allclose(terms[:, :3].T, expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+@pytest.mark.parametrize("kernel", ["array", "compiled"])
 def test_responses_know_the_intensity_of_a_pattern(kernel):
     """A factor c is the same as a probe, and a change of it, √c times as strong."""
     precision, c = ("single", 4.0) if kernel == "compiled" else ("double", 1.7)
@@ -488,7 +488,7 @@ def test_single_precision_stays_single():
     assert model.simulate(state, np.arange(5)).dtype == np.float32
 
 
-@pytest.mark.parametrize("kernel", ["numpy", "auto"])
+@pytest.mark.parametrize("kernel", ["array", "auto"])
 def test_whole_pixels_are_exact_where_positions_are(kernel):
     """The short way without shifts and the exact one meet at positions on pixels."""
     model, state, batch = case(2, 2, more=("variation", "coefficients"), kernel=kernel)

@@ -18,7 +18,7 @@ TOLERANCE = 1e-5
 INDICES = np.array([3, 0, 5])
 
 
-def problem(n_states=1, flight=None, precision="double", kernel="numpy", threads=1, **detector):
+def problem(n_states=1, flight=None, precision="double", kernel="array", threads=1, **detector):
     """A model and a state of random values at sub-pixel positions under two modes."""
     rng, detector = np.random.default_rng(2), Detector(**detector)
     options = {"precision": precision, "kernel": kernel, "threads": threads}
@@ -182,7 +182,7 @@ def test_the_compiled_and_the_plain_waves_agree(n_states, flight, n_modes, near,
     mask = np.ones(SHAPE, bool)
     mask[3, 4:7] = bad != "mask"
     phase = np.exp(1j * np.random.default_rng(1).uniform(0, 6, SHAPE)) if near else None
-    kinds = ("double", "numpy", 1), ("single", "compiled", threads)
+    kinds = ("double", "array", 1), ("single", "compiled", threads)
     options = {"mask": mask if bad == "mask" else None, "loss": "poisson", "saturation": 29.0 if whole else None}
     plain, fast = (
         problem(n_states, flight, p, k, t, propagator=None if phase is None else phase.astype(f"c{c}"), **options)[0]

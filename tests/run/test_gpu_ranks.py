@@ -86,8 +86,8 @@ def test_patterns_that_do_not_fit_come_batch_by_batch(
     made: list[bool] = []
     begin = DeviceReader.__init__
 
-    def bounded(self: DeviceReader, reader: Any, share: Any, device: Any, room: int) -> None:
-        begin(self, reader, share, device, room if len(made) == 0 else 1000)
+    def bounded(self: DeviceReader, reader: Any, share: Any, device: Any, room: int, **more: Any) -> None:
+        begin(self, reader, share, device, room if len(made) == 0 else 1000, **more)
         made.append(self.resident)
 
     monkeypatch.setattr(DeviceReader, "__init__", bounded)
