@@ -13,7 +13,7 @@ def phantom(request):
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_engine_ends_where_it_does_on_the_processor(gpu, phantom, name):
-    """Ten iterations in single precision: on the processor, array code and compiled loops part by 3e-6."""
+    """Ten iterations: on the processor, array code and compiled loops part by 3e-6 in single precision."""
     if engine_class(name).one_slice_only and len(phantom.start.obj) > 1:
         pytest.skip(f"{name} takes one slice only")
     row = engines.compare(gpu, phantom, name, 10)
