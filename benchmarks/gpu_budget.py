@@ -1,4 +1,4 @@
-"""What each variant of the fused and the striped GPU kernels takes of a multiprocessor; no GPU is needed.
+"""What each variant of hpcrec's GPU kernels takes of a multiprocessor; no GPU is needed.
 
 ``python -m benchmarks.gpu_budget [--sizes 64 256] [--architectures sm_90] [--compiler nvcc]`` compiles them, by NVRTC
 as CuPy does (``pip install hpcrec[nvrtc]``) or else by nvcc, and prints registers and spills as the assembler reports
@@ -16,13 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from inspect import signature
-from itertools import product
-from typing import Literal, NamedTuple, get_args
+from itertools import chain, product
+from typing import NamedTuple, get_args
 
 from benchmarks.gpu_compilers import CompilerError, CompilerName, assembler_report, fault, version
 from benchmarks.limits import machine
 from benchmarks.table import add_json_option, report
-from hpcrec.backend import cuda, stripes
+from hpcrec.backend import cuda, projector, stripes, windows
 
 # Registers and bytes of shared memory of a multiprocessor, of the latter for one block, and threads
 LIMITS = {
@@ -42,9 +42,12 @@ FUSED = [
 
 
 class Variant(NamedTuple):
-    """A kernel, its C++ name, argument, threads and bytes of shared memory of a block, and its exchange."""
+    """A kernel, its C++ name, argument, threads and bytes of shared memory of a block, and its exchange.
 
-    kernels: Literal["fused", "stripes"]
+    ``n``: pixels of its windows, 0 where these are not its own; ``exchange`` 0: none
+    """
+
+    kernels: cuda.Kernels
     n: int
     name: str
     argument: str
@@ -120,6 +123,16 @@ def striped_variants(n: int) -> Iterator[Variant]:
         yield Variant("stripes", n, name, "StripeArguments", layout.threads, layout.shared_bytes(along_y), met)
 
 
+def other_variants() -> Iterator[Variant]:
+    """Return the variants of what serves array code and the tomography, whatever the sizes."""
+    for name in windows.kernel_names():
+        yield Variant("windows", 0, name, "WindowArguments", windows.THREADS, 0, 0.0)
+    arguments = {"tomography_turn": "TurnArguments", "tomography_step": "StepArguments"}
+    for name in projector.kernel_names():
+        argument = arguments.get(name.partition("<")[0], "ProjectorArguments")
+        yield Variant("projector", 0, name, argument, *projector.block_of(name), 0.0)
+
+
 def compiled(compiler: CompilerName, variant: Variant, architecture: str) -> str:
     """Compile one variant as CuPy would and return what the assembler says of it."""
     source, options = cuda.source(variant.kernels), cuda.compile_options()
@@ -177,7 +190,7 @@ def main() -> None:
     if compiler is None:
         sys.exit(f"no compiler for the kernels: {'; '.join(map(str, faults.values()))}")
     try:
-        for variant in variants(chosen.sizes):
+        for variant in chain(variants(chosen.sizes), other_variants()):
             for architecture in chosen.architectures:
                 rows.append(row(compiler, variant, architecture))
                 print("{kernel} {architecture}: {registers} registers".format(**rows[-1]), file=sys.stderr, flush=True)

@@ -203,6 +203,13 @@ def kernel_names() -> list[str]:
     return names + [f"tomography_{kind}<{str(a).lower()}>" for kind in ("turn", "step") for a in either]
 
 
+def block_of(name: str) -> tuple[int, int]:
+    """Return the threads and the bytes of shared memory of a kernel's blocks."""
+    if name.startswith("tomography_project_any"):
+        return 32 * _WARPS, _TILE_BYTES
+    return _ROW_THREADS, _TURN_BYTES if name.startswith("tomography_turn") else 0
+
+
 def _flags(*values: bool) -> str:
     return "".join(f", {str(value).lower()}" for value in values)
 

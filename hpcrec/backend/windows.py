@@ -24,9 +24,14 @@ ARGUMENTS: Final = np.dtype(
     align=True,
 )
 _TYPES: Final = {"complex64": "float2", "complex128": "double2"}
-_THREADS: Final = 256
+THREADS: Final = 256
 # Beyond these each thread takes several items: more blocks than a GPU runs at a time
 _MOST_BLOCKS: Final = 1 << 16
+
+
+def kernel_names() -> list[str]:
+    """Return the C++ names of all variants of the kernels."""
+    return [f"{kernel}<{kind}>" for kernel in ("window_times", "window_products") for kind in _TYPES.values()]
 
 
 def times(
@@ -95,5 +100,5 @@ def _start(
     arguments["corners"] = address(places)
     for name, number in numbers.items():
         arguments[name] = number
-    blocks = min(-(-numbers["n_items"] // _THREADS), _MOST_BLOCKS)
-    launch(f"{kernel}<{_TYPES[dtype]}>", (blocks, 1), _THREADS, 0, arguments)
+    blocks = min(-(-numbers["n_items"] // THREADS), _MOST_BLOCKS)
+    launch(f"{kernel}<{_TYPES[dtype]}>", (blocks, 1), THREADS, 0, arguments)

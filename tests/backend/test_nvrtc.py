@@ -51,6 +51,14 @@ def test_a_variant_compiles_within_its_budget(budgets, variant, architecture):
         assert held == min(cuda.Layout(variant.n).blocks, all_shared // (variant.shared + gpu_budget.RESERVED))
 
 
+@pytest.mark.parametrize("architecture", gpu_budget.LIMITS)
+@pytest.mark.parametrize("variant", gpu_budget.other_variants(), ids=names)
+def test_what_serves_array_code_and_the_tomography_spills_nothing(budgets, variant, architecture):
+    registers, stores, loads = budgets(variant, architecture)
+    assert (stores, loads) == (0, 0)
+    assert gpu_budget.blocks(architecture, registers, variant.shared, variant.threads) * variant.threads >= 512
+
+
 @pytest.mark.parametrize("n", cuda.SIZES)
 def test_a_recent_multiprocessor_holds_the_blocks_that_are_started(n):
     """With the factors of two different gaps."""
