@@ -52,7 +52,7 @@ def test_a_variant_compiles_within_its_budget(budgets, variant, architecture):
 
 
 @pytest.mark.parametrize("architecture", gpu_budget.LIMITS)
-@pytest.mark.parametrize("variant", gpu_budget.other_variants(), ids=names)
+@pytest.mark.parametrize("variant", list(gpu_budget.other_variants()), ids=names)
 def test_what_serves_array_code_and_the_tomography_spills_nothing(budgets, variant, architecture):
     registers, stores, loads = budgets(variant, architecture)
     assert (stores, loads) == (0, 0)

@@ -1,6 +1,9 @@
 // The kernels that a GPU starts: blocks (stripe, mode of a pattern of the chunk), or (stripe, pattern) at the detector.
 #pragma once
 
+// Blocks that a multiprocessor has registers for at least: a lone one waits at each of its barriers
+constexpr int STRIPE_BLOCKS = 2;
+
 template <class L> struct StripeBlock {
   Thread<L> thread;
   Room room;
@@ -15,21 +18,21 @@ template <class L> struct StripeBlock {
 };
 
 template <int N, bool ALONG_Y>
-__global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS) stripe_forward(const __grid_constant__ StripeArguments p) {
+__global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS, STRIPE_BLOCKS) stripe_forward(const __grid_constant__ StripeArguments p) {
   using L = StripeLayout<N, ALONG_Y>;
   StripeBlock<L> block(p);
   Stripe<L>::forward(&block.thread, block.room, p, blockIdx.x, blockIdx.y);
 }
 
 template <int N, bool ALONG_Y, Loss LOSS, class Count>
-__global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS) stripe_detect(const __grid_constant__ StripeArguments p) {
+__global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS, STRIPE_BLOCKS) stripe_detect(const __grid_constant__ StripeArguments p) {
   using L = StripeLayout<N, ALONG_Y>;
   StripeBlock<L> block(p);
   Stripe<L>::template detect<LOSS, Count>(&block.thread, block.room, p, blockIdx.x, blockIdx.y);
 }
 
 template <int N, bool ALONG_Y, bool SLOPES, bool FIXED>
-__global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS) stripe_back(const __grid_constant__ StripeArguments p) {
+__global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS, STRIPE_BLOCKS) stripe_back(const __grid_constant__ StripeArguments p) {
   using L = StripeLayout<N, ALONG_Y>;
   StripeBlock<L> block(p);
   Stripe<L>::template back<SLOPES, FIXED>(&block.thread, block.room, p, blockIdx.x, blockIdx.y);
