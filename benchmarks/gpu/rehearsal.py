@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -30,7 +29,7 @@ def pretended_cupy() -> Any:
     """Return the stand-in for CuPy with what the benchmark and hpcrec's launches ask for beside arrays."""
     for folder in (_TESTS, _TESTS / "backend"):
         sys.path.insert(0, str(folder))
-    arrays, cupy = import_module("device_arrays"), _stand_in()
+    arrays, cupy = import_module("device_arrays"), import_module("device_runtime").with_runtime(n_devices=1)
     emulation = _Emulation(Path(tempfile.mkdtemp(prefix="hpcrec-rehearsal-")))
     cupy.RawModule = lambda **asked: _Module(emulation, **asked)
     pool = SimpleNamespace(set_limit=lambda size: None, free_all_blocks=lambda: None)
@@ -47,22 +46,6 @@ def pretended_cupy() -> Any:
     sys.modules.update({"cupy": cupy, "cupyx.profiler": profiler, "cupyx.scipy.fftpack": fftpack})
     if hasattr(arrays, "TRANSFORMS"):
         sys.modules["cupyx.scipy.fft"] = arrays.TRANSFORMS
-    return cupy
-
-
-def _stand_in() -> Any:
-    """Return the stand-in of the tests with one GPU, and with its streams where they have them."""
-    if find_spec("device_runtime"):
-        return import_module("device_runtime").with_runtime(n_devices=1)
-    cupy = import_module("device_arrays").MODULE
-    cupy.cuda = SimpleNamespace(
-        Event=lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None),
-        runtime=SimpleNamespace(
-            CUDARuntimeError=type("CUDARuntimeError", (RuntimeError,), {}),
-            getDeviceCount=lambda: 1,
-            memGetInfo=lambda: (1 << 30, 1 << 30),
-        ),
-    )
     return cupy
 
 

@@ -1,8 +1,11 @@
 """Chains, counts and the plain answer that GPU kernels are compared with, and their sources compiled for the CPU."""
 
 import ctypes
+import hashlib
+import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,13 +28,25 @@ KERNELS = HERE.parents[1] / "hpcrec" / "backend" / "kernels"
 
 
 def compiled(source, kernels, folder, *more):
-    """Return the shared library of a kernel's source and the threads' stand-in; ``more`` options of the compiler."""
+    """Return the shared library of a kernel's source and the threads' stand-in; ``more`` options of the compiler.
+
+    Libraries are kept by what they were compiled from, as this takes up to half a minute; each user loads a copy, whose
+    random order nobody else moves on.
+    """
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed: the GPU kernel's source cannot be compiled for the CPU")
-    options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{kernels}", *more]
-    subprocess.run([compiler, *options, HERE / source, "-o", folder / "kernel.so"], check=True)
-    return ctypes.CDLL(str(folder / "kernel.so"))
+    options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", *more]
+    read = [HERE / source, HERE / "emulated.h", *sorted(Path(kernels).glob("*.cuh"))]
+    digest = hashlib.sha256("\n".join([compiler, *options, *(path.read_text("utf-8") for path in read)]).encode())
+    kept = Path(tempfile.gettempdir()) / f"hpcrec-emulated-{os.getuid()}" / f"{digest.hexdigest()[:24]}.so"
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as beside:
+            made = Path(beside) / kept.name
+            subprocess.run([compiler, *options, f"-I{kernels}", HERE / source, "-o", made], check=True)
+            made.replace(kept)
+    return ctypes.CDLL(shutil.copy(kept, Path(folder) / f"{digest.hexdigest()[:24]}.so"))
 
 
 def object_shape(n):
