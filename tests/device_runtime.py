@@ -143,5 +143,9 @@ def with_runtime(n_devices=2, free=30 << 30):
         ),
     )
     module.get_default_memory_pool = lambda: pool
+    plans = SimpleNamespace(set_size=lambda size: setattr(module, "plans", size))
+    module.fft = ModuleType("cupy.fft")
+    module.fft.__dict__.update(device_arrays.MODULE.fft.__dict__)
+    module.fft.config = SimpleNamespace(get_plan_cache=lambda: plans)
     module.used, module.pool = used, pool
     return module

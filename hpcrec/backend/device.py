@@ -35,6 +35,10 @@ class Device:
 
 
 PROCESSOR: Final = Device("cpu", np)
+# Of cuFFT that CuPy keeps for a thread. By number: a plan that exceeds the cache's limit of bytes is an error in CuPy
+_PLANS: Final = 4
+PLAN_BYTES: Final = _PLANS << 27
+"""What these plans take of a GPU's memory if each works in as much as array code transforms at a time."""
 
 
 def use_device(
@@ -44,8 +48,9 @@ def use_device(
 
     ``local_rank`` of the ``n_local`` ranks that see the same GPUs takes the GPU ``local_rank`` modulo these: those of a
     host, but where the launcher binds GPUs and shows each rank its own only, that rank alone. "auto" takes a GPU
-    if CuPy and a GPU are there, else the processor. CuPy's pool may take ``memory_bytes``, or if they are 0
-    ``memory_share`` of the GPU's free memory, shared evenly by the ranks that get the same GPU.
+    if CuPy and a GPU are there, else the processor. The device is current in this thread alone. CuPy's pool may take
+    ``memory_bytes``, or if they are 0 ``memory_share`` of the GPU's free memory, shared evenly by the ranks that get
+    the same GPU.
 
     Raises
     ------
@@ -62,6 +67,9 @@ def use_device(
     number = local_rank % n_devices
     try:
         cupy.cuda.Device(number).use()
+        # What a pool keeps is free, and plans of transforms keep room to work in
+        cupy.get_default_memory_pool().free_all_blocks()
+        cupy.fft.config.get_plan_cache().set_size(_PLANS)
         sharers = len(range(number, max(n_local, local_rank + 1), n_devices))
         limit = memory_bytes or int(memory_share * cupy.cuda.runtime.memGetInfo()[0] / sharers)
         cupy.get_default_memory_pool().set_limit(size=limit)

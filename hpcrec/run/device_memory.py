@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from hpcrec.backend.device import Device
+from hpcrec.backend.device import PLAN_BYTES, Device
 from hpcrec.data.batches import BLOCK_BYTES
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.engines import engine_class
@@ -63,11 +63,11 @@ def device_rooms(job: Job, series: TiltSeries, grid: Grid, size: int, device: De
 
 
 def _held_bytes(job: Job, series: TiltSeries, grid: Grid, size: int) -> int:
-    """Return the bytes of the object in an update, of exit waves that an engine keeps, and of the probe's arrays."""
+    """Return the bytes of the object in an update, of exit waves that an engine keeps, of the probe and of plans."""
     _, most = object_bytes(job, series, grid, size, compiled=False)
     engine = engine_class(job.ptychography.engine)
     waves = waves_bytes(job, series) * 2 / size if engine.keeps_waves else 0.0
-    return int(most + waves + _PROBE_ARRAYS * waves_bytes(job, series) / n_positions(series))
+    return int(most + waves + _PROBE_ARRAYS * waves_bytes(job, series) / n_positions(series)) + PLAN_BYTES
 
 
 def _share_bytes(job: Job, series: TiltSeries, size: int) -> int:

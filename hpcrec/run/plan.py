@@ -146,6 +146,7 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     setup = tilt_setup(job, series, middle, grid)
     chosen, device = job.parallel.threads, use_device(device_name(job), 0, n_ranks)
     threads = max(1, available_cores() // n_ranks) if chosen == "auto" else chosen
+    threads = 1 if device.kind == "gpu" else threads
     # Speed first: what a rank takes before any data is measured when all is loaded
     speed, limit = measure_speed(job, series, setup, Means(threads=threads, device=device)), memory_limit(job, n_ranks)
     size = group_size(job, series, grid, n_ranks, threads, device)

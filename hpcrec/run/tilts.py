@@ -80,13 +80,13 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
 
 
 def _means(job: Job, series: TiltSeries, grid: Grid, crew: Crew, n_ranks: int, device: Device) -> Means:
-    """Return what this rank may use for each tilt."""
+    """Return what this rank may use for each tilt; a GPU is current in one thread alone."""
     room = pattern_room(job, series, grid, crew.group.size, n_ranks, crew.threads, crew.size)
     means = Means(threads=crew.threads, pattern_bytes=room)
     if device.kind == "cpu":
         return means
     rooms = device_rooms(job, series, grid, crew.group.size, device)
-    return replace(means, device=device, device_pattern_bytes=rooms.patterns, wave_bytes=rooms.waves)
+    return replace(means, threads=1, device=device, device_pattern_bytes=rooms.patterns, wave_bytes=rooms.waves)
 
 
 def _arrangement(crew: Crew, device: Device) -> list[str]:

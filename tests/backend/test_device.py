@@ -41,7 +41,11 @@ def machine(monkeypatch):
             CUDARuntimeError=CUDARuntimeError,
         ),
     )
-    module.get_default_memory_pool = lambda: SimpleNamespace(set_limit=lambda size: setattr(asked, "limit", size))
+    module.get_default_memory_pool = lambda: SimpleNamespace(
+        set_limit=lambda size: setattr(asked, "limit", size), free_all_blocks=lambda: None
+    )
+    plans = SimpleNamespace(set_size=lambda size: setattr(asked, "plans", size))
+    module.fft = SimpleNamespace(config=SimpleNamespace(get_plan_cache=lambda: plans))
     monkeypatch.setitem(sys.modules, "cupy", module)
     return asked
 
@@ -57,6 +61,7 @@ def test_ranks_on_one_gpu_share_its_free_memory(machine, local_rank, n_local, sh
     assert device.kind == "gpu"
     assert device.module is sys.modules["cupy"]
     assert device.pool_bytes == machine.limit == (15 << 30) // sharers
+    assert machine.plans == 4
 
 
 def test_a_limit_in_bytes_is_taken_as_it_is(machine):

@@ -21,7 +21,7 @@ RawModule RawKernel.max_dynamic_shared_size_bytes cuda.Device.use cuda.Device.id
 cuda.Event.synchronize cuda.get_elapsed_time cuda.runtime.CUDARuntimeError cuda.runtime.memGetInfo
 cuda.runtime.getDeviceCount cuda.runtime.getDeviceProperties cuda.MemoryPool.free_all_blocks
 cuda.runtime.deviceGetPCIBusId cuda.get_current_stream cuda.Stream.synchronize cuda.alloc_pinned_memory
-cuda.memory.OutOfMemoryError get_default_memory_pool ndarray.itemsize ndarray.strides
+fft.config.get_plan_cache cuda.memory.OutOfMemoryError get_default_memory_pool ndarray.itemsize ndarray.strides
 """
 METHODS = ("all", "any", "argmax", "conj", "copy", "ravel", "reshape", "transpose", "sum", "mean", "max", "min")
 

@@ -27,7 +27,10 @@ def pretend(library, n_gpus=2):
             getDeviceCount=lambda: n_gpus, memGetInfo=lambda: (40 << 30, 40 << 30), CUDARuntimeError=RuntimeError
         ),
     )
-    module.get_default_memory_pool = lambda: SimpleNamespace(set_limit=lambda size: LIMITS.append(size))
+    module.get_default_memory_pool = lambda: SimpleNamespace(
+        set_limit=lambda size: LIMITS.append(size), free_all_blocks=lambda: None
+    )
+    module.fft.config = SimpleNamespace(get_plan_cache=lambda: SimpleNamespace(set_size=lambda size: None))
     sys.modules["cupy"] = module
     projector.launch = EmulatedKernels(ctypes.CDLL(library)).launch
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from device_runtime import OutOfMemoryError
 
+from hpcrec.backend.device import PLAN_BYTES
 from hpcrec.data.resident import DeviceReader
 from hpcrec.errors import DeviceError
 from hpcrec.io.base import open_series
@@ -23,6 +24,7 @@ from hpcrec.run.config import load_job
 from hpcrec.run.device_memory import device_rooms
 from hpcrec.run.devices import rank_device
 from hpcrec.run.job import Job
+from hpcrec.run.memory import GIB
 from hpcrec.run.plan import make_plan
 from hpcrec.run.start import common_grid
 from hpcrec.run.tilts import reconstruct_tilts
@@ -135,7 +137,7 @@ def test_waves_that_do_not_fit_are_made_in_pieces(
     monkeypatch.setattr(multislice, "add_gradients", bounded)
     assert_same(run_all(job, tmp_path / "b"), wanted)
     assert len(failed) == len(set(failed)) > 0  # what was too much is not tried again
-    assert gpus.pool.freed == len(failed)
+    assert gpus.pool.freed == len(failed) + len(gpus.used)
     assert "of waves at a time" in caplog.text
 
 
@@ -160,7 +162,7 @@ def test_the_plan_shares_a_gpu(tiny_job: Path, gpus: ModuleType) -> None:
         assert plan.resident
         # Four ranks on two GPUs, nine tenths of 30 GiB each
         assert plan.device_limit_gib == pytest.approx(13.5)
-        assert 0 < plan.device_gib < 0.1
+        assert 0 < plan.device_gib - PLAN_BYTES / GIB < 0.1
         grid = common_grid(job, series)
         device = rank_device("gpu", SerialCommunicator())
         rooms = device_rooms(job, series, grid, 1, device)
