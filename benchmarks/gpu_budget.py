@@ -126,7 +126,8 @@ def striped_variants(n: int) -> Iterator[Variant]:
 def other_variants() -> Iterator[Variant]:
     """Return the variants of what serves array code and the tomography, whatever the sizes."""
     for name in windows.kernel_names():
-        yield Variant("windows", 0, name, "WindowArguments", windows.THREADS, 0, 0.0)
+        argument = "WeighArguments" if name.startswith("window_weigh") else "WindowArguments"
+        yield Variant("windows", 0, name, argument, windows.THREADS, 0, 0.0)
     arguments = {"tomography_turn": "TurnArguments", "tomography_step": "StepArguments"}
     for name in projector.kernel_names():
         argument = arguments.get(name.partition("<")[0], "ProjectorArguments")

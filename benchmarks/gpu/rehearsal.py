@@ -5,7 +5,6 @@ It needs g++ and the folder ``tests``; what it times means nothing.
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import tempfile
 from collections.abc import Callable
@@ -157,13 +156,7 @@ def _stripes(folder: Path) -> Any:
 
 
 def _windows_of_objects(folder: Path) -> Any:
-    library = _library("windows_host.cpp", folder)
-
-    def launch(name: str, blocks: tuple[int, int], threads: int, shared: int, arguments: Any) -> None:
-        numbers = name.startswith("window_products"), 8 if "float2" in name else 16
-        assert library.run_windows(ctypes.c_void_p(arguments.ctypes.data), *numbers) == 0
-
-    return launch
+    return import_module("test_window_kernels").launcher(_library("windows_host.cpp", folder))
 
 
 def _as_numpy(value: Any) -> Any:

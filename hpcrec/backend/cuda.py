@@ -28,7 +28,7 @@ _SHARED = ("device.cuh", "lines.cuh", "lanes.cuh", "loss.cuh", "sums.cuh", "even
 _SOURCES: Final = {
     "fused": (*_SHARED, "fused.cuh", "entry.cuh"),
     "stripes": (*_SHARED, "stripes.cuh", "stripes_entry.cuh"),
-    "windows": ("device.cuh", "windows.cuh", "windows_entry.cuh"),
+    "windows": ("device.cuh", "loss.cuh", "windows.cuh", "weigh.cuh", "windows_entry.cuh"),
     "projector": ("device.cuh", "projector.cuh", "turns.cuh", "projector_entry.cuh"),
 }
 # The struct Sheet of lanes.cuh

@@ -1,6 +1,7 @@
-"""Windows of an object on a device, for array code: one kernel for a chunk of patterns instead of one a window.
+"""What array code does to the waves of a chunk on a device in one pass each: windows of the object, the detector.
 
-The kernels are those of ``kernels/windows.cuh``; their plain twins stand beside them in ``models/multislice.py``.
+The kernels are those of ``kernels/windows.cuh`` and ``kernels/weigh.cuh``; their plain twins stand in
+``models/cuts.py`` and ``models/detector.py``.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray, array_module
-from hpcrec.backend.cuda import address
+from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, IntArray, array_module, to_host
+from hpcrec.backend.cuda import COUNTS, LOSSES, address
 from hpcrec.backend.launch import Launch, launch
 
 _ADDRESSES = ("object", "wave", "gradient", "result", "light", "corners")
@@ -25,13 +26,25 @@ ARGUMENTS: Final = np.dtype(
 )
 _TYPES: Final = {"complex64": "float2", "complex128": "double2"}
 THREADS: Final = 256
+# The struct WeighArguments of weigh.cuh
+WEIGH: Final = np.dtype(
+    [(name, np.uint64) for name in ("far", "counts", "good", "totals")]
+    + [(name, np.int32) for name in ("n_pixels", "n_parts", "good_step", "n_blocks")]
+    + [("floor", np.float32)],
+    align=True,
+)
+WEIGHED: Final = COUNTS | {"uint32": "unsigned int", "int32": "int", "float32": "float"}
+"""Types of counts that :func:`weigh` takes."""
+# Stretches of a pattern that a thread takes one after the other: so many blocks a pattern and no more
+_BLOCKS_OF_PATTERN: Final = 16
 # Beyond these each thread takes several items: more blocks than a GPU runs at a time
 _MOST_BLOCKS: Final = 1 << 16
 
 
 def kernel_names() -> list[str]:
     """Return the C++ names of all variants of the kernels."""
-    return [f"{kernel}<{kind}>" for kernel in ("window_times", "window_products") for kind in _TYPES.values()]
+    names = [f"{kernel}<{kind}>" for kernel in ("window_times", "window_products") for kind in _TYPES.values()]
+    return names + [f"window_weigh<{loss}, {kind}>" for loss in sorted({*LOSSES.values()}) for kind in WEIGHED.values()]
 
 
 def times(
@@ -66,6 +79,36 @@ def add_products(
     numbers = _numbers(wave, obj, corners) | {"n_items": obj.shape[0] * obj.shape[1] * obj.shape[2]}
     arrays: dict[str, Array] = {"wave": wave, "gradient": gradient, "result": obj, "light": light}
     _start("window_products", wave.dtype.name, arrays, corners, numbers, launch)
+
+
+def weigh(
+    far: ComplexArray,
+    counts: Array,
+    good: BoolArray | None,
+    loss: str,
+    floor: float,
+    *,
+    launch: Launch = launch,
+) -> FloatArray:
+    """Multiply waves by ∂L/∂I of their pattern's intensity; return the sums (3,) of loss, error Σ(√Î − √I)² and counts.
+
+    far : (pattern, part, ky, kx) complex64, contiguous, overwritten; counts : (pattern, ky, kx) of :data:`WEIGHED`
+    good : (pattern or 1, ky, kx), True = good, or None; loss, floor : of ``cuda.LOSSES``, and its ε
+    """
+    xp, (n, n_parts, ny, nx) = array_module(far), far.shape
+    if n == 0:
+        return np.zeros(3)
+    n_blocks = min(-(-ny * nx // THREADS), _BLOCKS_OF_PATTERN)
+    counts, totals = xp.ascontiguousarray(counts), xp.zeros((n, n_blocks, THREADS // 32, 3), np.float64)
+    masks = None if good is None else xp.ascontiguousarray(good)
+    arguments = np.zeros((), WEIGH)
+    arguments["far"], arguments["counts"], arguments["totals"] = map(address, (far, counts, totals))
+    if masks is not None:
+        arguments["good"], arguments["good_step"] = address(masks), ny * nx if len(masks) > 1 else 0
+    arguments["n_pixels"], arguments["n_parts"], arguments["n_blocks"] = ny * nx, n_parts, n_blocks
+    arguments["floor"] = floor
+    launch(f"window_weigh<{LOSSES[loss]}, {WEIGHED[counts.dtype.name]}>", (n_blocks, n), THREADS, 0, arguments)
+    return to_host(totals).sum(axis=(0, 1, 2))  # type: ignore[no-any-return]
 
 
 def _numbers(wave: ComplexArray, obj: ComplexArray, corners: IntArray) -> dict[str, int]:

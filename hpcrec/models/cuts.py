@@ -8,7 +8,7 @@ import numpy as np
 
 from hpcrec.backend import windows
 from hpcrec.backend.array import ComplexArray, FloatArray, IntArray, array_module
-from hpcrec.backend.launch import compiles
+from hpcrec.models.served import served
 from hpcrec.operators.patches import add_patches, cut_patches
 
 
@@ -61,7 +61,7 @@ class LaunchedCuts:
 
 def cuts_of(obj: ComplexArray, corners: IntArray, window: tuple[int, int]) -> Cuts:
     """Return the windows at ``corners`` (position, flight, 2) of an object (state, slice, y, x)."""
-    return LaunchedCuts(obj, corners, window) if compiles(obj) else PlainCuts(obj, corners, window)
+    return LaunchedCuts(obj, corners, window) if served(obj) else PlainCuts(obj, corners, window)
 
 
 def add_products(obj: ComplexArray, light: FloatArray, wave: ComplexArray, g: ComplexArray, corners: IntArray) -> None:
@@ -70,7 +70,7 @@ def add_products(obj: ComplexArray, light: FloatArray, wave: ComplexArray, g: Co
     ``corners`` (position, flight, 2) count in ``obj``. The sums of a kernel run over the windows in the same order.
     """
     flat = corners.reshape(-1, 2)
-    if compiles(obj):
+    if served(obj):
         windows.add_products(obj, light, _merged(wave), _merged(g), flat)
         return
     for state in range(len(obj)):

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcrec.backend.array import Array, BoolArray, FloatArray, array_module, numbers_to_host, real_dtype, to_host
+from hpcrec.backend import windows
+from hpcrec.backend.array import (
+    Array,
+    BoolArray,
+    ComplexArray,
+    FloatArray,
+    array_module,
+    numbers_to_host,
+    real_dtype,
+    to_host,
+)
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.models.chain import Chain, ChainSums, Detector
-from hpcrec.objectives.losses import LOSSES, amplitude_error
+from hpcrec.models.served import served
+from hpcrec.objectives.losses import FLOORS, LOSSES, amplitude_error
 
 
 def detected(chain: Chain, part: slice, power: FloatArray) -> FloatArray:
@@ -16,6 +27,21 @@ def detected(chain: Chain, part: slice, power: FloatArray) -> FloatArray:
     if chain.scale is not None:
         counts = counts * pattern_factors(chain.scale[part], power)
     return counts if chain.background is None else counts + chain.background
+
+
+def weighs_waves(chain: Chain, patterns: Array, sums: ChainSums) -> bool:
+    """Whether :func:`weigh_waves` does all that is wanted at the detector: on a device that compiles kernels."""
+    detector = chain.detector
+    plain = detector.propagator is None and detector.blur is None and detector.binning == 1
+    alone = chain.scale is None and chain.background is None and sums.scale is None and sums.background is None
+    known = detector.loss in FLOORS and patterns.dtype.name in windows.WEIGHED and chain.obj.dtype == np.complex64
+    return served(chain.obj) and plain and alone and known
+
+
+def weigh_waves(chain: Chain, far: ComplexArray, patterns: Array, good: BoolArray | None, sums: ChainSums) -> None:
+    """Multiply waves (n, part, ky, kx) at the detector by ∂L/∂(power), and add to ``sums.totals``, by one kernel."""
+    loss = chain.detector.loss
+    sums.totals[:] += windows.weigh(far, patterns, good, loss, FLOORS[loss])
 
 
 def weigh(

@@ -14,7 +14,8 @@ from hpcrec.backend import cuda
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, array_module, to_host
 from hpcrec.backend.launch import Launch
 from hpcrec.models.chain import Chain, ChainSums
-from hpcrec.models.striped import FLOORS, chain_fault
+from hpcrec.models.striped import chain_fault
+from hpcrec.objectives.losses import FLOORS
 from hpcrec.operators.propagate import shift_ramps
 
 # Of the waves that all blocks save: of a GPU's memory a small part, and seldom reached

@@ -16,7 +16,7 @@ from hpcrec.backend.array import Array, BoolArray, ComplexArray, FloatArray, Int
 from hpcrec.backend.fft import empty_beside, fft2, fft2_inplace, filter_inplace, ifft2_inplace
 from hpcrec.models.chain import Chain, ChainSums, cleaned
 from hpcrec.models.cuts import Cuts, add_products, cuts_of
-from hpcrec.models.detector import detected, weigh
+from hpcrec.models.detector import detected, weigh, weigh_waves, weighs_waves
 from hpcrec.objectives.losses import LOSSES
 from hpcrec.operators.propagate import shift_ramps
 
@@ -41,15 +41,23 @@ def add_gradients(chain: Chain, patterns: Array, good: BoolArray | None, sums: C
     patterns = cleaned(patterns, good)
     for part in _chunks(chain):
         waves = _forward(chain, part)
-        weight = weigh(chain, part, _power(waves.far), patterns[part], _good(good, part), sums)
-        back = chain.detector.propagator is not None and sums.shifts is not None
-        seen = waves.far.copy() if back else None
-        waves.far *= weight[:, None]
-        if seen is not None:
-            _add_shifts_back(chain, part, seen, waves.far, sums)
+        if weighs_waves(chain, patterns, sums):
+            weigh_waves(chain, waves.far, patterns[part], _good(good, part), sums)
+        else:
+            _weigh(chain, part, waves, patterns[part], _good(good, part), sums)
         _backward(chain, part, waves, sums)
         if sums.entry:
             _add_entry_gradients(chain, part, waves, sums)
+
+
+def _weigh(chain: Chain, part: slice, waves: _Waves, patterns: Array, good: BoolArray | None, sums: ChainSums) -> None:
+    """Multiply the waves at the detector by ∂L/∂(power); add what is wanted there to ``sums``."""
+    weight = weigh(chain, part, _power(waves.far), patterns, good, sums)
+    back = chain.detector.propagator is not None and sums.shifts is not None
+    seen = waves.far.copy() if back else None
+    waves.far *= weight[:, None]
+    if seen is not None:
+        _add_shifts_back(chain, part, seen, waves.far, sums)
 
 
 def add_responses(

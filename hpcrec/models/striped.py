@@ -17,10 +17,8 @@ from hpcrec.backend.launch import Launch
 from hpcrec.models.chain import Chain, ChainSums
 from hpcrec.models.events import Events
 from hpcrec.models.fixed import Scales, complex_sums, real_sums, scales_of
-from hpcrec.objectives.losses import AMPLITUDE_FLOOR, ANSCOMBE_FLOOR, POISSON_FLOOR
+from hpcrec.objectives.losses import FLOORS
 
-FLOORS: Final = {"amplitude": AMPLITUDE_FLOOR, "anscombe": ANSCOMBE_FLOOR, "poisson": POISSON_FLOOR}
-"""ε of the losses that the kernels know."""
 # Copies of the probe's gradient: blocks that add to one seldom meet; estimated, not measured
 _COPIES: Final = 8
 # Of the waves of a chunk: enough patterns that a launch is long, of a GPU's memory a small part

@@ -89,6 +89,8 @@ def _masked(values: FloatArray, mask: BoolArray | None) -> FloatArray:
     return values if mask is None else values * mask
 
 
+FLOORS = {"amplitude": AMPLITUDE_FLOOR, "anscombe": ANSCOMBE_FLOOR, "poisson": POISSON_FLOOR}
+"""ε of the losses that the kernels of a GPU know."""
 LOSSES = {
     "amplitude": Loss(evaluate=amplitude_loss, curvature=1.0),
     "poisson": Loss(evaluate=poisson_loss, curvature=2.0),
