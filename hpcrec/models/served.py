@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from hpcrec.backend import windows
-from hpcrec.backend.array import Array, ComplexArray, array_module
+from hpcrec.backend.array import Array, ComplexArray, array_module, to_host
 from hpcrec.backend.launch import compiles, device_number
 from hpcrec.objectives.losses import FLOORS, LOSSES
 
@@ -56,19 +56,18 @@ def disagreement(xp: ModuleType) -> float:
         sums[:, y : y + 12, x : x + 16] += (gradient[j] * wave[j].conj()).sum(axis=1)
         light[:, y : y + 12, x : x + 16] += (np.abs(wave[j]) ** 2).sum(axis=1)
     there, waves, out = xp.asarray(obj), xp.asarray(wave), xp.zeros(wave.shape, np.complex64)
-    pairs: list[tuple[Any, Any]] = [
-        (windows.times(waves, there, corners, out, conjugate=True).get(), wave * seen.conj())
-    ]
+    windows.times(waves, there, corners, out, conjugate=True)
+    pairs: list[tuple[Any, Any]] = [(to_host(out), wave * seen.conj())]
     found = xp.zeros(obj.shape, np.complex64), xp.zeros(obj.shape, np.float32)
     windows.add_products(*found, waves, xp.asarray(gradient), corners)
-    pairs += [(found[0].get(), sums), (found[1].get(), light)]
+    pairs += [(to_host(found[0]), sums), (to_host(found[1]), light)]
     counts, good = rng.poisson(8, (4, 12, 16)).astype(np.uint16), rng.random((4, 12, 16)) > 0.1
     far = wave[:, 0].astype(complex)
     loss, weight = LOSSES["poisson"].evaluate((np.abs(far) ** 2).sum(axis=1), counts.astype(float), good)
     weighted = xp.asarray(np.ascontiguousarray(wave[:, 0]))
     totals = windows.weigh(weighted, xp.asarray(counts), xp.asarray(good), "poisson", FLOORS["poisson"])
     pairs += [
-        (weighted.get(), far * weight[:, None]),
+        (to_host(weighted), far * weight[:, None]),
         (totals[0], float(loss)),
         (totals[2], (counts * good).sum()),
     ]
