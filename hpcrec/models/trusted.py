@@ -26,6 +26,7 @@ add_responses = multislice.add_responses
 
 # Kernels and array code differ by some 1e-6 of the largest value in single precision; a broken kernel by itself
 _TOLERANCE: Final = 1e-3
+_PHASE: Final = 0.5
 _verdicts: dict[Hashable, bool] = {}
 
 
@@ -71,39 +72,43 @@ def _variant(chain: Chain, patterns: Array | Events, good: BoolArray | None, sum
 def _disagreement(
     chain: Chain, patterns: Array | Events, good: BoolArray | None, sums: ChainSums, deterministic: bool
 ) -> float:
-    """Return how far gradients of two patterns are off array code's, of the largest values for empty patterns.
+    """Return how far gradients of two patterns, and of two of random counts, are off array code's, of the largest.
 
-    Those are large where those of well fitted patterns are mostly round-off. Both patterns are seen at one place.
+    They are seen through an object of random phases: through one that fits them gradients would be round-off, and
+    through an empty one slopes by positions.
     """
-    few, xp, share = min(len(chain.corners), 2), array_module(chain.obj), slice(0, 2)
-    two = replace(part_of(chain, share), corners=np.repeat(chain.corners[:1], few, axis=0))
+    xp, share, window = array_module(chain.obj), slice(0, 2), chain.spectrum.shape[-2:]
+    rng = np.random.default_rng(0)
+    phases = _PHASE * rng.standard_normal((*chain.obj.shape[:2], *window))
+    two = part_of(chain, share)
+    two = replace(two, obj=xp.asarray(np.exp(1j * phases).astype(chain.obj.dtype)), corners=0 * two.corners)
     first = patterns[share]
-    empty: Any = xp.zeros(first.shape, first.dtype)
-    empty = events_of(empty) if isinstance(first, Events) else empty
+    drawn: Any = xp.asarray(rng.integers(0, 4, first.shape).astype(first.dtype))
+    drawn = events_of(drawn) if isinstance(first, Events) else drawn
     mask = good if good is None else good[share]
     found = []
-    for counts in (empty, first):
+    for counts in (drawn, first):
         rooms = [_room(two, sums), _room(two, sums)]
         launched.add_gradients(two, counts, mask, rooms[0], deterministic=deterministic)
         multislice.add_gradients(two, dense(counts), mask, rooms[1])
         found.append([_arrays(room) for room in rooms])
-    errors = []
-    for by_kernel, by_array in found:
-        for name, wanted in by_array.items():
-            scale = float(np.abs(found[0][1][name]).max()) or 1.0
-            errors.append(float(np.abs(by_kernel[name] - wanted).max()) / scale)
+    scales = {name: max(float(np.abs(pair[1][name]).max()) for pair in found) for name in found[0][1]}
+    errors = [
+        float(np.abs(by_kernel[name] - wanted).max()) / (scales[name] or 1.0)
+        for by_kernel, by_array in found
+        for name, wanted in by_array.items()
+    ]
     return max(errors) if np.isfinite(errors).all() else float("inf")
 
 
 def _room(chain: Chain, sums: ChainSums) -> ChainSums:
-    """Return empty sums for patterns at one place, of what ``sums`` has, on the pixels of their window."""
-    xp, window = array_module(chain.obj), chain.spectrum.shape[-2:]
-    shape, (y, x) = (*chain.obj.shape[:2], *window), chain.corners[0, 0].tolist()
+    """Return empty sums on the pixels of a chain's object, of what ``sums`` has."""
+    xp = array_module(chain.obj)
     return replace(
         sums,
-        origin=(y, x),
-        obj=xp.zeros(shape, sums.obj.dtype),
-        illumination=xp.zeros(shape, sums.illumination.dtype),
+        origin=(0, 0),
+        obj=xp.zeros(chain.obj.shape, sums.obj.dtype),
+        illumination=xp.zeros(chain.obj.shape, sums.illumination.dtype),
         totals=np.zeros(3),
         spectrum=None if sums.spectrum is None else xp.zeros_like(sums.spectrum),
         shifts=None if sums.shifts is None else np.zeros((len(chain.corners), *sums.shifts.shape[1:])),

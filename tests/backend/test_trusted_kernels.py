@@ -100,3 +100,22 @@ def test_an_empty_share_asks_for_nothing(cupy, device):
     model, state, batch = case(cupy, "auto")
     model.gradients(state, Batch(np.arange(0), batch.patterns[:0]), ("probe",))
     assert device["launches"] == []
+
+
+def test_slopes_by_positions_of_an_empty_object_are_no_disagreement(cupy, device, caplog):
+    """Behind it no pattern depends on the probe's position; wrong slopes are told even so."""
+    model, state, batch = case(cupy, "auto")
+    state.obj = cupy.asarray(np.ones(state.obj.shape, np.complex64))
+    model.gradients(state, batch, ("probe", "positions"))
+    assert caplog.records == []
+    trusted._verdicts.clear()
+    add_gradients = launched.fused.add_gradients
+
+    def without_slopes(chain, patterns, good, sums, *more):
+        add_gradients(chain, patterns, good, sums, *more)
+        sums.shifts[...] = 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launched.fused, "add_gradients", without_slopes)
+        model.gradients(state, batch, ("probe", "positions"))
+    assert len(caplog.records) == 1
