@@ -1,8 +1,8 @@
 // The kernels that a GPU starts: blocks (stripe, mode of a pattern of the chunk), or (stripe, pattern) at the detector.
 #pragma once
 
-// Blocks that a multiprocessor has registers for at least: a lone one waits at each of its barriers
-constexpr int STRIPE_BLOCKS = 2;
+// Blocks that a multiprocessor has registers for at least, 0: the compiler chooses. A lone one waits at its barriers
+template <int N> constexpr int STRIPE_BLOCKS = N == 512 ? 2 : 0;
 
 template <class L> struct StripeBlock {
   Thread<L> thread;
@@ -18,21 +18,21 @@ template <class L> struct StripeBlock {
 };
 
 template <int N, bool ALONG_Y>
-__global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS, STRIPE_BLOCKS) stripe_forward(const __grid_constant__ StripeArguments p) {
+__global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS, STRIPE_BLOCKS<N>) stripe_forward(const __grid_constant__ StripeArguments p) {
   using L = StripeLayout<N, ALONG_Y>;
   StripeBlock<L> block(p);
   Stripe<L>::forward(&block.thread, block.room, p, blockIdx.x, blockIdx.y);
 }
 
 template <int N, bool ALONG_Y, Loss LOSS, class Count>
-__global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS, STRIPE_BLOCKS) stripe_detect(const __grid_constant__ StripeArguments p) {
+__global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS, STRIPE_BLOCKS<N>) stripe_detect(const __grid_constant__ StripeArguments p) {
   using L = StripeLayout<N, ALONG_Y>;
   StripeBlock<L> block(p);
   Stripe<L>::template detect<LOSS, Count>(&block.thread, block.room, p, blockIdx.x, blockIdx.y);
 }
 
 template <int N, bool ALONG_Y, bool SLOPES, bool FIXED>
-__global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS, STRIPE_BLOCKS) stripe_back(const __grid_constant__ StripeArguments p) {
+__global__ void __launch_bounds__(StripeLayout<N, ALONG_Y>::THREADS, STRIPE_BLOCKS<N>) stripe_back(const __grid_constant__ StripeArguments p) {
   using L = StripeLayout<N, ALONG_Y>;
   StripeBlock<L> block(p);
   Stripe<L>::template back<SLOPES, FIXED>(&block.thread, block.room, p, blockIdx.x, blockIdx.y);
