@@ -28,6 +28,7 @@ from benchmarks.table import add_json_option, report
 from hpcrec.backend import device
 from hpcrec.backend.kernels.volume import proximal_step
 from hpcrec.engines.fista import Fista, FistaOptions
+from hpcrec.errors import DeviceError
 from hpcrec.geometry.pose import Pose, rotation_from_angles
 from hpcrec.models.tomography import TomographyModel
 from hpcrec.objectives.regularizers import flatten_variation
@@ -204,7 +205,10 @@ def main() -> None:
     parser.add_argument("--tilts", type=int, default=36)
     add_json_option(parser)
     chosen = parser.parse_args()
-    cupy, about = device.use_device("gpu").module, machine() | {"gpu": device.describe()}
+    try:
+        cupy, about = device.use_device("gpu").module, machine() | {"gpu": device.describe()}
+    except DeviceError as fault:
+        sys.exit(str(fault))
     print(about["gpu"])
     checked = errors(cupy)
     report("gpu_projector_errors", about, checked)
