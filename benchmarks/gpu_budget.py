@@ -33,9 +33,10 @@ LIMITS = {
 # Shared memory that the system keeps of each block
 RESERVED = 1024
 WARP, BANKS = 32, 16  # banks of pairs
-# The fused kernel for one mode and for several: on whole pixels, shifted, with slopes by positions
+# The fused kernel for one mode and for several: on whole pixels, shifted, with slopes by positions; and in fixed point
 FUSED = [
-    {"several": several, **shift}
+    {"several": several, **shift, "fixed": fixed}
+    for fixed in (False, True)
     for several in (False, True)
     for shift in ({}, {"shifted": True}, {"shifted": True, "slopes": True})
 ]
@@ -98,7 +99,7 @@ def variants(sizes: Sequence[int]) -> Iterator[Variant]:
         if n in cuda.SIZES:
             fused = cuda.Layout(n)
             met, shared = exchange(fused.elements, fused.lanes, fused.stride), fused.shared_bytes(n_factors=1)
-            for (loss, counts), chosen in product(detectors(cuda.COUNTS), FUSED):
+            for (loss, counts), chosen in product(detectors([*cuda.COUNTS, *cuda.EVENTS]), FUSED):
                 name = cuda.kernel_name(n, loss, counts, **chosen)
                 yield Variant("fused", n, name, "Arguments", fused.threads, shared, met)
         if n in stripes.SIZES:
@@ -116,7 +117,7 @@ def striped_variants(n: int) -> Iterator[Variant]:
     named = {
         stripes.kernel_name(n, one, loss, counts, **chosen): one.along_y
         for one in passes
-        for (loss, counts), chosen in product(detectors([*cuda.COUNTS, *stripes.EVENTS]), flags(stripes.kernel_name))
+        for (loss, counts), chosen in product(detectors([*cuda.COUNTS, *cuda.EVENTS]), flags(stripes.kernel_name))
     }
     for name, along_y in named.items():
         met = exchange(layout.elements, layout.lanes, layout.stride(along_y), along_y)

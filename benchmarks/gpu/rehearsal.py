@@ -148,7 +148,7 @@ def _library(source: str, folder: Path) -> Any:
 
 
 def _fused(folder: Path) -> Any:
-    return import_module("test_fused_emulation").launcher(_library("fused_host.cpp", folder))
+    return import_module("fused_kernels").FusedKernels(folder).launch
 
 
 def _stripes(folder: Path) -> Any:

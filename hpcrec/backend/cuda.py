@@ -21,6 +21,8 @@ from hpcrec.backend.array import Array, BoolArray, ComplexArray, IntArray, array
 SIZES: Final = (64, 96, 128)
 LOSSES: Final = {"amplitude": "AMPLITUDE", "anscombe": "AMPLITUDE", "poisson": "POISSON"}
 COUNTS: Final = {"uint8": "unsigned char", "uint16": "unsigned short"}
+# Events, whose tiles' edges are of one type or the other
+EVENTS: Final = {"events of uint16": "Events<unsigned short>", "events of uint32": "Events<unsigned int>"}
 Kernels = Literal["fused", "stripes", "windows", "projector"]
 # What a product of two factors may be off, in single precision, from a propagator that is one
 _SEPARABLE = 1e-6
@@ -34,16 +36,18 @@ _SOURCES: Final = {
 # The struct Sheet of lanes.cuh
 SHEET: Final = [(name, np.int32) for name in ("height", "width", "top", "left")]
 _ADDRESSES = (
-    "probe", "object", "object_gradient", "illumination", "probe_gradient", "saved", "weights", "counts", "good",
-    "corners", "factors", "factor_of_gap", "twiddles", "ramps", "totals", "slopes",
+    "probe", "object", "object_gradient", "illumination", "probe_gradient", "saved", "weights", "counts", "edges",
+    "starts", "good", "corners", "factors", "factor_of_gap", "twiddles", "ramps", "totals", "slopes",
 )  # fmt: skip
 _NUMBERS = ("n_slices", "n_modes", "n_patterns", "n_factors", "good_step")
+# Of sums in fixed point, units in one
+SCALES: Final = ("gradient_scale", "illumination_scale", "probe_scale")
 # The struct Arguments of fused.cuh
 ARGUMENTS: Final = np.dtype(
     [(name, np.uint64) for name in _ADDRESSES]
     + [("of_object", SHEET), ("of_gradient", SHEET)]
     + [(name, np.int32) for name in _NUMBERS]
-    + [("floor", np.float32)],
+    + [(name, np.float32) for name in ("floor", *SCALES)],
     align=True,
 )
 
@@ -117,14 +121,22 @@ def source(kernels: Kernels) -> str:
 
 
 def kernel_name(
-    n: int, loss: str, counts: str, *, several: bool = False, shifted: bool = False, slopes: bool = False
+    n: int,
+    loss: str,
+    counts: str,
+    *,
+    several: bool = False,
+    shifted: bool = False,
+    slopes: bool = False,
+    fixed: bool = False,
 ) -> str:
-    """Return the C++ name of a variant: window, loss and type of counts, as :data:`LOSSES` and :data:`COUNTS` know.
+    """Return the C++ name of a variant: window, loss, and counts as :data:`COUNTS` or :data:`EVENTS` know.
 
-    several : more than one probe mode; shifted : probes by parts of pixels; slopes : their gradients by positions
+    several : more than one probe mode; shifted : probes by parts of pixels; slopes : their gradients by positions;
+    fixed : sums in fixed point
     """
-    flags = ", ".join(str(flag).lower() for flag in (several, shifted, slopes))
-    return f"add_gradients<{n}, {LOSSES[loss]}, {COUNTS[counts]}, {flags}>"
+    flags = ", ".join(str(flag).lower() for flag in (several, shifted, slopes, fixed))
+    return f"add_gradients<{n}, {LOSSES[loss]}, {(COUNTS | EVENTS)[counts]}, {flags}>"
 
 
 def compile_options() -> tuple[str, ...]:
@@ -136,10 +148,10 @@ def compile_options() -> tuple[str, ...]:
 
 
 def layout_fault(window: tuple[int, int], counts: Any, loss: str) -> str | None:
-    """Say which window, type of counts or loss the kernels do not know, or return None."""
+    """Say which window, counts (a type, or of :data:`EVENTS`) or loss the kernels do not know, or return None."""
     if window[0] != window[1] or window[0] not in SIZES:
         return f"the fused kernel takes windows of {', '.join(f'{n}×{n}' for n in SIZES)} pixels, not {window}"
-    if np.dtype(counts).name not in COUNTS:
+    if counts not in EVENTS and np.dtype(counts).name not in COUNTS:
         return f"the fused kernel takes counts of {' or '.join(COUNTS)}, not {np.dtype(counts).name}"
     if loss not in LOSSES:
         return f"the fused kernel knows the losses {', '.join(LOSSES)}, not {loss}"

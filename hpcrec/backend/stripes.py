@@ -12,12 +12,10 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from hpcrec.backend.array import Array, ComplexArray, IntArray
-from hpcrec.backend.cuda import COUNTS, LOSSES, SHEET
+from hpcrec.backend.cuda import COUNTS, EVENTS, LOSSES, SCALES, SHEET
 
 SIZES: Final = (128, 192, 256, 384, 512)
 _ELEMENTS: Final = {192: 24, 384: 48, 512: 32}
-# Events, whose tiles' edges are of one type or the other
-EVENTS: Final = {"events of uint16": "Events<unsigned short>", "events of uint32": "Events<unsigned int>"}
 WIDTH: Final = 16
 """Lines of a block."""
 _ADDRESSES = (
@@ -27,13 +25,12 @@ _ADDRESSES = (
 _NUMBERS = (
     "n_slices", "n_modes", "n_copies", "chunk", "first", "slice", "good_step", "before_step", "after_step",
 )  # fmt: skip
-_SCALES = ("gradient_scale", "illumination_scale", "probe_scale")
 # The struct StripeArguments of stripes.cuh
 ARGUMENTS: Final = np.dtype(
     [(name, np.uint64) for name in _ADDRESSES]
     + [("of_object", SHEET), ("of_gradient", SHEET)]
     + [(name, np.int32) for name in _NUMBERS]
-    + [(name, np.float32) for name in ("floor", *_SCALES)],
+    + [(name, np.float32) for name in ("floor", *SCALES)],
     align=True,
 )
 
@@ -123,7 +120,7 @@ def passes(n_slices: int, *, shifted: bool, slopes: bool = False) -> list[Pass]:
 def kernel_name(n: int, chosen: Pass, loss: str, counts: str, *, fixed: bool = False) -> str:
     """Return the C++ name of a pass's variant.
 
-    loss : as ``cuda.LOSSES`` knows; counts : as ``cuda.COUNTS`` or :data:`EVENTS`; fixed : sums in fixed point
+    loss : as ``cuda.LOSSES`` knows; counts : as ``cuda.COUNTS`` or ``cuda.EVENTS``; fixed : sums in fixed point
     """
     variant = f"{n}, {str(chosen.along_y).lower()}"
     if chosen.kernel == "detect":
@@ -134,7 +131,7 @@ def kernel_name(n: int, chosen: Pass, loss: str, counts: str, *, fixed: bool = F
 
 
 def layout_fault(window: tuple[int, int], counts: Any, loss: str) -> str | None:
-    """Say which window, counts (a type, or of :data:`EVENTS`) or loss the kernels do not know, or return None."""
+    """Say which window, counts (a type, or of ``cuda.EVENTS``) or loss the kernels do not know, or return None."""
     if window[0] != window[1] or window[0] not in SIZES:
         return f"the striped kernels take windows of {', '.join(f'{n}×{n}' for n in SIZES)} pixels, not {window}"
     if counts not in EVENTS and np.dtype(counts).name not in COUNTS:

@@ -180,6 +180,11 @@ def dense(patterns: Array | Events) -> Array:
     return patterns.dense() if isinstance(patterns, Events) else patterns
 
 
+def kind_of(patterns: Array | Events) -> str:
+    """Return what kind of counts a kernel must take: their type, or the type of the tiles' edges."""
+    return f"events of {patterns.edges.dtype.name}" if isinstance(patterns, Events) else patterns.dtype.name
+
+
 def largest_total(patterns: Array | Events) -> float:
     """Return the counts of the pattern that has most; 0 where there is none."""
     of_patterns: FloatArray

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Final
 
 import numpy as np
@@ -67,6 +68,27 @@ def scales_of(chain: Chain, patterns: Array | Events, factors: ComplexArray) -> 
             f"{left:.0f} bits for a number of mean size, {_LEAST_BITS} are needed; take smaller batches, or bound |O|"
         )
     return Scales(gradient=_scale(bounds[0]), illumination=_scale(bounds[1]), probe=_scale(bounds[2]))
+
+
+def room_for(xp: ModuleType, shapes: dict[str, tuple[int, ...]]) -> dict[str, IntArray]:
+    """Return zeros for the sums "object_gradient", "illumination" and "probe_gradient" of some shapes, as integers."""
+    return {
+        name: xp.zeros(shape if name == "illumination" else (*shape, 2), np.int64) for name, shape in shapes.items()
+    }
+
+
+def as_numbers(sums: dict[str, IntArray], scales: Scales, totals: FloatArray) -> dict[str, Array]:
+    """Return the sums of :func:`room_for` as float32 and complex64.
+
+    totals : loss, error and counts over the same patterns; integers know no not-a-number, which the totals of a wave
+        that holds one do
+    """
+    known = 1.0 if np.isfinite(totals).all() else np.nan
+    found: dict[str, Array] = {}
+    for name, scale in (("object_gradient", scales.gradient), ("probe_gradient", scales.probe)):
+        found[name] = (complex_sums(sums[name], scale) * known).astype(np.complex64)
+    found["illumination"] = (real_sums(sums["illumination"], scales.illumination) * known).astype(np.float32)
+    return found
 
 
 def real_sums(fixed: IntArray, scale: float) -> FloatArray:

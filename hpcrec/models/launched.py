@@ -6,7 +6,7 @@ faster one, with several modes too. Nobody has measured that yet.
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 from hpcrec.backend import stripes
 from hpcrec.backend.array import Array, BoolArray
@@ -22,18 +22,16 @@ chain_intensities = multislice.chain_intensities
 add_responses = multislice.add_responses
 
 
-def family(chain: Chain, patterns: Array | Events, sums: ChainSums, *, deterministic: bool = False) -> Family:
+def family(chain: Chain, patterns: Array | Events, sums: ChainSums) -> Family:
     """Return which code takes a chain, its patterns and what is wanted of them."""
-    # Of patterns a fault is a matter of their type, which events have too
-    known = not deterministic and fused.fault(chain, cast(Array, patterns), sums) is None
-    if known and _shared(chain) <= shared_room():
+    if fused.fault(chain, patterns, sums) is None and _shared(chain) <= shared_room():
         return "fused"
     return "striped" if striped.fault(chain, patterns, sums) is None else "array"
 
 
 def prefers_events(window: tuple[int, int]) -> bool:
     """Whether windows go to kernels that read electrons' places as they are."""
-    return window[0] == window[1] and window[0] in stripes.SIZES and window[0] not in SIZES
+    return window[0] == window[1] and window[0] in {*SIZES, *stripes.SIZES}
 
 
 def add_gradients(
@@ -41,14 +39,13 @@ def add_gradients(
 ) -> None:
     """Add the gradients of ``patterns`` as :func:`hpcrec.models.multislice.add_gradients` does.
 
-    ``deterministic`` : the same to the last bit from run to run; not by the fused kernel, whose sums on the object
-    depend on the order of its blocks. Events become arrays but for the striped kernels.
+    ``deterministic`` : the same to the last bit from run to run. Events become arrays for array code alone.
     """
-    match family(chain, patterns, sums, deterministic=deterministic):
+    match family(chain, patterns, sums):
         case "fused":
             n_blocks = resident_blocks(Layout(chain.spectrum.shape[-1]).blocks, _shared(chain))
             room = min(chain.room, fused.ROOM_BYTES)
-            fused.add_gradients(chain, dense(patterns), good, sums, launch, n_blocks, room)
+            fused.add_gradients(chain, patterns, good, sums, launch, n_blocks, room, deterministic=deterministic)
         case "striped":
             room = min(chain.room, striped.CHUNK_BYTES)
             striped.add_gradients(chain, patterns, good, sums, launch, room, deterministic=deterministic)

@@ -63,8 +63,8 @@ class PtychographyModel:
         code, array code else
     threads : of the compiled kernel; each has object sums of its own
     wave_bytes : of waves that a device may have at a time, 0: two gibibytes; halved where its memory does not suffice
-    deterministic : on a device, gradients are the same to the last bit from run to run: the striped kernels' sums are
-        in fixed point, and windows that only the fused kernel knows are left to array code
+    deterministic : on a device, gradients are the same to the last bit from run to run: sums of kernels are in fixed
+        point
 
     The probe stays in real space, centred at n//2; a window's first pixel is round(pixel) − n//2, the rest of the
     position is an exact Fourier shift of the probe. ``state.refined`` may hold what departs from these parameters,

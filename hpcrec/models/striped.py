@@ -15,8 +15,8 @@ from hpcrec.backend.array import Array, BoolArray, ComplexArray, array_module, t
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.backend.launch import Launch
 from hpcrec.models.chain import Chain, ChainSums
-from hpcrec.models.events import Events
-from hpcrec.models.fixed import Scales, complex_sums, real_sums, scales_of
+from hpcrec.models.events import Events, kind_of
+from hpcrec.models.fixed import Scales, as_numbers, room_for, scales_of
 from hpcrec.objectives.losses import FLOORS
 
 # Copies of the probe's gradient: blocks that add to one seldom meet; estimated, not measured
@@ -46,7 +46,7 @@ def chain_fault(chain: Chain, sums: ChainSums) -> str | None:
 
 def fault(chain: Chain, patterns: Array | Events, sums: ChainSums) -> str | None:
     """Say what of a chain, its patterns or the wanted sums the striped kernels do not know, or return None."""
-    found = stripes.layout_fault(chain.spectrum.shape[-2:], _kind(patterns), chain.detector.loss)
+    found = stripes.layout_fault(chain.spectrum.shape[-2:], kind_of(patterns), chain.detector.loss)
     return found or chain_fault(chain, sums)
 
 
@@ -80,15 +80,10 @@ def add_gradients(
         for one in plan:
             addresses = cuda.address(gaps.factors), gaps.of_gap, cuda.address(ramps)
             arguments = stripes.pass_arguments(common, one, n, *addresses, first)
-            kernel = stripes.kernel_name(n, one, chain.detector.loss, _kind(patterns), fixed=deterministic)
+            kernel = stripes.kernel_name(n, one, chain.detector.loss, kind_of(patterns), fixed=deterministic)
             blocks = n // stripes.WIDTH, held if one.kernel == "detect" else held * n_modes
             launch(kernel, blocks, layout.threads, layout.shared_bytes(one.along_y), arguments)
     _add_sums(arrays, scales, sums, shifted=shifted)
-
-
-def _kind(patterns: Array | Events) -> str:
-    """Return what kind of counts a kernel must take."""
-    return f"events of {patterns.edges.dtype.name}" if isinstance(patterns, Events) else patterns.dtype.name
 
 
 def _entering(chain: Chain, patterns: Array | Events, good: BoolArray | None) -> dict[str, Array]:
@@ -126,14 +121,12 @@ def _sums(chain: Chain, sums: ChainSums, scales: Scales | None) -> dict[str, Arr
         "totals": xp.zeros(layout.totals_shape(n_patterns), np.float64),
         "slopes": xp.zeros(layout.slopes_shape(n_sloped, n_modes), np.float64),
     }
+    of_probe = _COPIES, n_modes, n, n
     if scales is None:
         of_object = {"object_gradient": sums.obj[0], "illumination": sums.illumination[0]}
-        return found | of_object | {"probe_gradient": xp.zeros((_COPIES, n_modes, n, n), np.complex64)}
-    return found | {
-        "object_gradient": xp.zeros((*sums.obj.shape[1:], 2), np.int64),
-        "illumination": xp.zeros(sums.illumination.shape[1:], np.int64),
-        "probe_gradient": xp.zeros((_COPIES, n_modes, n, n, 2), np.int64),
-    }
+        return found | of_object | {"probe_gradient": xp.zeros(of_probe, np.complex64)}
+    shape = sums.obj.shape[1:]
+    return found | room_for(xp, {"object_gradient": shape, "illumination": shape, "probe_gradient": of_probe})
 
 
 def _common_arguments(
@@ -151,8 +144,8 @@ def _common_arguments(
         found[name] = number
     found["floor"] = FLOORS[chain.detector.loss]
     if scales is not None:
-        for name in ("gradient", "illumination", "probe"):
-            found[f"{name}_scale"] = getattr(scales, name)
+        for name in cuda.SCALES:
+            found[name] = getattr(scales, name.removesuffix("_scale"))
     return found
 
 
@@ -164,13 +157,10 @@ def _add_sums(arrays: dict[str, Array], scales: Scales | None, sums: ChainSums, 
         sums.shifts[:, 0] += 4 * np.pi * to_host(arrays["slopes"].sum(axis=(1, 2, 3)))
     gradient = arrays["probe_gradient"].sum(axis=0)
     if scales is not None:
-        # Integers know no not-a-number, which the totals of a wave that holds one do
-        known = 1.0 if np.isfinite(totals).all() else np.nan
-        of_object = complex_sums(arrays["object_gradient"], scales.gradient) * known
-        sums.obj[0] += of_object.astype(sums.obj.dtype)
-        power = real_sums(arrays["illumination"], scales.illumination) * known
-        sums.illumination[0] += power.astype(sums.illumination.dtype)
-        gradient = (complex_sums(gradient, scales.probe) * known).astype(np.complex64)
+        found = as_numbers(arrays | {"probe_gradient": gradient}, scales, totals)
+        sums.obj[0] += found["object_gradient"]
+        sums.illumination[0] += found["illumination"]
+        gradient = found["probe_gradient"]
     if sums.spectrum is not None:
         sums.spectrum[...] += fft2(gradient) if shifted else gradient
 

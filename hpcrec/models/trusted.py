@@ -17,7 +17,7 @@ from hpcrec.backend.cuda import gaps_of
 from hpcrec.backend.launch import compiles, device_number
 from hpcrec.models import launched, multislice
 from hpcrec.models.chain import Chain, ChainSums, part_of
-from hpcrec.models.events import Events, dense, events_of
+from hpcrec.models.events import Events, dense, events_of, kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def add_gradients(
 ) -> None:
     """Add the gradients of ``patterns`` by :mod:`hpcrec.models.launched`, if what that chooses can be trusted."""
     known = compiles(chain.obj) and len(chain.corners) > 0
-    chosen = launched.family(chain, patterns, sums, deterministic=deterministic) if known else "array"
+    chosen = launched.family(chain, patterns, sums) if known else "array"
     if chosen == "array" or not _agrees(chosen, chain, patterns, good, sums, deterministic):
         multislice.add_gradients(chain, dense(patterns), good, sums)
     else:
@@ -62,11 +62,11 @@ def _agrees(
 
 def _variant(chain: Chain, patterns: Array | Events, good: BoolArray | None, sums: ChainSums) -> tuple[Hashable, ...]:
     """Return what tells kernels, and ways through them, apart."""
-    kind = patterns.edges.dtype.name if isinstance(patterns, Events) else ""
     masks = 0 if good is None else min(len(good), 2)
     wanted = tuple(getattr(sums, one.name) is None for one in fields(sums))
     shape = chain.spectrum.shape, chain.obj.shape[1], len(gaps_of(chain.propagators).factors)
-    return device_number(), chain.detector.loss, patterns.dtype.name, kind, masks, chain.whole, wanted, *shape
+    counts = patterns.dtype.name, kind_of(patterns), masks
+    return device_number(), chain.detector.loss, *counts, chain.whole, wanted, *shape
 
 
 def _disagreement(

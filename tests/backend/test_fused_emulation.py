@@ -1,22 +1,16 @@
 """The fused kernel's source, run on the CPU thread by thread, against the plain chain in double precision."""
 
-import ctypes
-import dataclasses
-import re
-
 import numpy as np
 import pytest
+from fused_kernels import FusedKernels, emulated, on_a_device
 from kernel_chains import (
     KERNELS,
     N_PATTERNS,
-    ORIGIN,
     SAMPLING,
     TOLERANCE,
     WAVELENGTH,
-    compiled,
     errors,
     gaps,
-    gradient_shape,
     make_chain,
     make_counts,
     make_good,
@@ -26,9 +20,9 @@ from kernel_chains import (
 from hpcrec.backend import cuda
 from hpcrec.geometry.grid import object_grid
 from hpcrec.geometry.tiles import Box
-from hpcrec.models import fused, launched
+from hpcrec.models import launched
 from hpcrec.models.base import Batch, PtychographyState
-from hpcrec.models.chain import ChainSums, Detector
+from hpcrec.models.chain import Detector
 from hpcrec.models.placement import state_on
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
@@ -36,96 +30,68 @@ from hpcrec.physics.propagation import propagation_rate, tilted_factor
 
 pytestmark = pytest.mark.emulation
 
-N_BLOCKS = 2
+SINGLE = [
+    ("amplitude", np.uint8, 0),
+    ("amplitude", np.uint16, N_PATTERNS),
+    ("poisson", np.uint8, 1),
+    ("poisson", np.uint16, 0),
+    ("anscombe", np.uint8, N_PATTERNS),
+]
+SEVERAL = [
+    (1, True, True, "amplitude", np.uint8, 1),
+    (1, True, False, "poisson", np.uint16, 0),
+    (2, False, False, "poisson", np.uint8, N_PATTERNS),
+    (3, False, False, "anscombe", np.uint16, 0),
+    (2, True, False, "anscombe", np.uint8, 1),
+    (2, True, True, "poisson", np.uint16, N_PATTERNS),
+    (3, True, True, "amplitude", np.uint8, 0),
+]
+
+
+def kernel_names():
+    """The variants that the cases ask for."""
+    several = [(1, False, False, *case) for case in SINGLE] + SEVERAL
+    return {
+        cuda.kernel_name(n, loss, np.dtype(dtype).name, several=n_modes > 1, shifted=shifted, slopes=slopes)
+        for n in cuda.SIZES
+        for n_modes, shifted, slopes, loss, dtype, _ in several
+    }
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory):
-    return compiled("fused_host.cpp", KERNELS, tmp_path_factory.mktemp("fused"))
+def kernels(tmp_path_factory):
+    return FusedKernels(tmp_path_factory.mktemp("fused"), sorted(kernel_names()))
 
 
 def waves(rng, *shape):
     return rng.normal(size=shape) + 1j * rng.normal(size=shape)
 
 
-def launcher(kernel):
-    """What starts the kernel of the shared library by its C++ name."""
-
-    def launch(name, blocks, threads, shared, arguments):
-        pattern = r"add_gradients<(\d+), (\w+), unsigned (char|short), (true|false), (true|false), (true|false)>"
-        n, loss, counts, *flags = re.fullmatch(pattern, name).groups()
-        assert threads == cuda.Layout(int(n)).threads
-        assert shared == kernel.shared_bytes(int(n), int(arguments["n_factors"]))
-        bits = sum(1 << i for i, flag in enumerate(flags) if flag == "true")
-        numbers = blocks[0], int(n), loss == "POISSON", 1 if counts == "char" else 2, bits
-        assert kernel.add_gradients(ctypes.c_void_p(arguments.ctypes.data), *numbers) == 0
-
-    return launch
-
-
-def emulated(kernel, chain, patterns, good, *, slopes=True, **room):
-    single = {name: getattr(chain, name).astype(np.complex64) for name in ("obj", "spectrum", "propagators")}
-    chain, shape = dataclasses.replace(chain, **single), (*chain.obj.shape[:2], *gradient_shape(patterns.shape[-1]))
-    sums = ChainSums(
-        origin=ORIGIN,
-        obj=np.zeros(shape, np.complex64),
-        illumination=np.zeros(shape, np.float32),
-        totals=np.zeros(3),
-        spectrum=np.zeros_like(chain.spectrum),
-        shifts=np.zeros((N_PATTERNS, 1, 2)) if slopes and not chain.whole else None,
-    )
-    assert fused.fault(chain, patterns, sums) is None
-    fused.add_gradients(chain, patterns, good, sums, launcher(kernel), N_BLOCKS, **room)
-    probe = sums.spectrum if chain.whole else np.fft.ifft2(sums.spectrum, norm="ortho")
-    found = {"obj": sums.obj[0], "illumination": sums.illumination[0], "probe": probe, "totals": sums.totals}
-    return found if sums.shifts is None else found | {"shifts": sums.shifts}
-
-
-def compare(kernel, n, n_slices, loss, dtype, masks, *, n_modes=1, shifted=False, slopes=True, **room):
+def compare(kernels, n, n_slices, loss, dtype, masks, *, n_modes=1, shifted=False, slopes=True, **room):
     same = {"n_modes": n_modes, "shifted": shifted}
     chain = make_chain(n, n_slices, loss, seed=n + n_slices, **same)
     patterns = make_counts(make_chain(n, n_slices, loss, seed=1, **same), dtype, seed=2)
     good = make_good(masks, n)
     wanted = plain(chain, patterns, good)
-    found = emulated(kernel, chain, patterns, good, slopes=slopes, **room)
+    found = emulated(kernels, chain, patterns, good, slopes=slopes, **room)
     assert ("shifts" in found) == (shifted and slopes)
     return errors({name: wanted[name] for name in found}, found)
 
 
 @pytest.mark.parametrize("n", cuda.SIZES)
 @pytest.mark.parametrize("n_slices", [1, 2, 5])
-@pytest.mark.parametrize(
-    ("loss", "dtype", "masks"),
-    [
-        ("amplitude", np.uint8, 0),
-        ("amplitude", np.uint16, N_PATTERNS),
-        ("poisson", np.uint8, 1),
-        ("poisson", np.uint16, 0),
-        ("anscombe", np.uint8, N_PATTERNS),
-    ],
-)
-def test_gradients_agree(kernel, n, n_slices, loss, dtype, masks):
-    found = compare(kernel, n, n_slices, loss, dtype, masks)
+@pytest.mark.parametrize(("loss", "dtype", "masks"), SINGLE)
+def test_gradients_agree(kernels, n, n_slices, loss, dtype, masks):
+    found = compare(kernels, n, n_slices, loss, dtype, masks)
     assert all(value <= TOLERANCE for value in found.values()), found
 
 
 @pytest.mark.parametrize("n", cuda.SIZES)
 @pytest.mark.parametrize("n_slices", [1, 2, 5])
-@pytest.mark.parametrize(
-    ("n_modes", "shifted", "slopes", "loss", "dtype", "masks"),
-    [
-        (1, True, True, "amplitude", np.uint8, 1),
-        (1, True, False, "poisson", np.uint16, 0),
-        (2, False, False, "poisson", np.uint8, N_PATTERNS),
-        (3, False, False, "anscombe", np.uint16, 0),
-        (2, True, False, "anscombe", np.uint8, 1),
-        (2, True, True, "poisson", np.uint16, N_PATTERNS),
-        (3, True, True, "amplitude", np.uint8, 0),
-    ],
-)
-def test_gradients_of_modes_and_shifts_agree(kernel, n, n_slices, n_modes, shifted, slopes, loss, dtype, masks):
+@pytest.mark.parametrize(("n_modes", "shifted", "slopes", "loss", "dtype", "masks"), SEVERAL)
+def test_gradients_of_modes_and_shifts_agree(kernels, n, n_slices, n_modes, shifted, slopes, loss, dtype, masks):
     several = {"n_modes": n_modes, "shifted": shifted, "slopes": slopes}
-    found = compare(kernel, n, n_slices, loss, dtype, masks, **several)
+    found = compare(kernels, n, n_slices, loss, dtype, masks, **several)
     assert all(value <= TOLERANCE for value in found.values()), found
 
 
@@ -133,38 +99,39 @@ def test_gradients_of_modes_and_shifts_agree(kernel, n, n_slices, n_modes, shift
 def test_a_missing_barrier_shows(tmp_path, which):
     """A proof of the stand-in: without either barrier of the transposition the sums come out wrong."""
     for path in KERNELS.glob("*.cuh"):
-        parts = path.read_text(encoding="utf-8").split("    barrier();\n")
+        text = path.read_text(encoding="utf-8")
         if path.name == "fused.cuh":
+            begin = text.index("void transpose(")
+            end = text.index("// Both transforms", begin)
+            parts = text[begin:end].split("    barrier();\n")
             assert len(parts) == 3
             parts = [parts[0] + parts[1], parts[2]] if which == 0 else [parts[0], parts[1] + parts[2]]
-        (tmp_path / path.name).write_text("    barrier();\n".join(parts), encoding="utf-8")
-    broken = compiled("fused_host.cpp", tmp_path, tmp_path, "-DSMALLEST")
+            text = text[:begin] + "    barrier();\n".join(parts) + text[end:]
+        (tmp_path / path.name).write_text(text, encoding="utf-8")
+    broken = FusedKernels(tmp_path, [cuda.kernel_name(64, "amplitude", "uint8")], tmp_path)
     found = compare(broken, 64, 2, "amplitude", np.uint8, 0)
     assert not found["obj"] <= 1e-2
 
 
-def test_little_room_is_enough(kernel):
+def test_little_room_is_enough(kernels):
     """Fewer blocks than the device runs at a time take all patterns, one after the other."""
-    found = compare(kernel, 64, 2, "amplitude", np.uint8, 0, n_modes=2, shifted=True, room_bytes=1)
+    found = compare(kernels, 64, 2, "amplitude", np.uint8, 0, n_modes=2, shifted=True, room_bytes=1)
     assert all(value <= TOLERANCE for value in found.values()), found
 
 
 @pytest.mark.parametrize("wanted", [("probe",), ("probe", "positions"), ("probe", "thickness")])
-def test_a_model_on_a_device_takes_what_it_knows(cupy, kernel, monkeypatch, wanted):
+def test_a_model_on_a_device_takes_what_it_knows(cupy, kernels, monkeypatch, wanted):
     """Two slices, two modes, shifted probes, bad pixels; gradients by thickness are left to array code."""
-    launches, launch, rng = [], launcher(kernel), np.random.default_rng(8)
-    monkeypatch.setattr(launched, "launch", lambda *told: (launches.append(told[0]), launch(*told)))
-    monkeypatch.setattr(launched, "resident_blocks", lambda of_multiprocessor, shared: of_multiprocessor)
-    monkeypatch.setattr(launched, "shared_room", lambda: 232448)
+    launches, rng = on_a_device(monkeypatch, launched, kernels), np.random.default_rng(8)
     shape, positions = (64, 64), rng.uniform(0, 2, (6, 2))
     grid = object_grid(positions, shape, SAMPLING)
     probe = aberrated_probe(shape, SAMPLING, WAVELENGTH, 0.022, {"C10": -80.0})
     obj, modes = np.exp(0.3j * rng.normal(size=(2, *grid.shape))), orthogonal_start_modes(probe, 2, share=0.2)
     detector = Detector(loss="poisson", mask=rng.random(shape) > 0.05)
 
-    def model_and_state(kernels, precision):
+    def model_and_state(which, precision):
         model = PtychographyModel(
-            shape, SAMPLING, WAVELENGTH, 20.0, detector=detector, precision=precision, kernel=kernels
+            shape, SAMPLING, WAVELENGTH, 20.0, detector=detector, precision=precision, kernel=which
         )
         state = PtychographyState(
             obj=obj.astype(model.dtype),
@@ -182,7 +149,7 @@ def test_a_model_on_a_device_takes_what_it_knows(cupy, kernel, monkeypatch, want
     model, state = model_and_state("launched", "single")
     device = model.gradients(state_on(cupy, state), batch, wanted)
     slopes = str("positions" in wanted).lower()
-    known = [f"add_gradients<64, POISSON, unsigned char, true, true, {slopes}>"]
+    known = [f"add_gradients<64, POISSON, unsigned char, true, true, {slopes}, false>"]
     assert launches == ([] if "thickness" in wanted else known)
     for name in ("loss", "error", "counts"):
         assert getattr(device, name) == pytest.approx(getattr(host, name), rel=TOLERANCE)
@@ -194,10 +161,10 @@ def test_a_model_on_a_device_takes_what_it_knows(cupy, kernel, monkeypatch, want
         assert np.abs(device.of_patterns["positions"] - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
-def test_arguments_are_laid_out_as_the_kernel_reads_them(kernel):
-    assert kernel.size_of_arguments() == cuda.ARGUMENTS.itemsize
+def test_arguments_are_laid_out_as_the_kernel_reads_them(kernels):
+    assert kernels.any.size_of_arguments() == cuda.ARGUMENTS.itemsize
     for n in cuda.SIZES:
-        assert kernel.shared_bytes(n, 3) == cuda.Layout(n).shared_bytes(3)
+        assert kernels.any.shared_bytes(n, 3) == cuda.Layout(n).shared_bytes(3)
 
 
 @pytest.mark.parametrize("n", cuda.SIZES)
@@ -239,5 +206,6 @@ def test_the_source_holds_all_variants():
     assert "#include" not in text
     assert "__global__" in text
     begun = "add_gradients<96, AMPLITUDE, unsigned short"
-    assert cuda.kernel_name(96, "anscombe", "uint16") == f"{begun}, false, false, false>"
-    assert cuda.kernel_name(96, "anscombe", "uint16", several=True, slopes=True) == f"{begun}, true, false, true>"
+    assert cuda.kernel_name(96, "anscombe", "uint16") == f"{begun}, false, false, false, false>"
+    chosen = {"several": True, "slopes": True, "fixed": True}
+    assert cuda.kernel_name(96, "anscombe", "uint16", **chosen) == f"{begun}, true, false, true, true>"

@@ -32,7 +32,7 @@ from hpcrec.geometry.tiles import Box
 from hpcrec.models import launched, striped
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import ChainSums, Detector
-from hpcrec.models.events import events_of
+from hpcrec.models.events import Events, dense, events_of
 from hpcrec.models.placement import state_on
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
@@ -40,7 +40,7 @@ from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
 pytestmark = pytest.mark.emulation
 
 WHICH = {("forward", None): 0, ("detect", None): 1, ("back", "false"): 2, ("back", "true"): 3}
-COUNTS = [*cuda.COUNTS.values(), *stripes.EVENTS.values()]
+COUNTS = [*cuda.COUNTS.values(), *cuda.EVENTS.values()]
 NAME = r"stripe_(\w+)<(\d+), (true|false)(?:, (true|false), (true|false))?(?:, (\w+), ([\w <>]+))?>"
 
 
@@ -156,11 +156,12 @@ def test_events_are_counts(kernel, n, n_slices, n_modes, shifted, loss, masks, c
     ("n", "wanted", "taken_by"), [(192, "probe", "striped"), (192, "thickness", "array"), (128, "probe", "fused")]
 )
 def test_events_reach_the_kernels_of_a_device(cupy, kernel, monkeypatch, n, wanted, taken_by):
-    """As events where the striped kernels take them, as an array to the fused ones and to array code."""
+    """As events where kernels take them, as an array to array code."""
     launches, taken, launch = [], {"array": [], "fused": []}, launcher(kernel)
     monkeypatch.setattr(launched, "launch", lambda *told: (launches.append(told[0]), launch(*told)))
     for name, module in (("array", launched.multislice), ("fused", launched.fused)):
-        monkeypatch.setattr(module, "add_gradients", lambda chain, counts, *_, name=name: taken[name].append(counts))
+        note = lambda chain, counts, *_, name=name, **flags: taken[name].append(counts)  # noqa: E731
+        monkeypatch.setattr(module, "add_gradients", note)
     monkeypatch.setattr(launched, "resident_blocks", lambda of_multiprocessor, shared: of_multiprocessor)
     monkeypatch.setattr(launched, "shared_room", lambda: 232448)
     shape, positions, rng = (n, n), np.array([[0.0, 0.0], [0.9, 0.3]]), np.random.default_rng(3)
@@ -182,7 +183,8 @@ def test_events_reach_the_kernels_of_a_device(cupy, kernel, monkeypatch, n, want
     for name, seen in taken.items():
         assert len(seen) == (taken_by == name)
         for given in seen:
-            np.testing.assert_array_equal(given.get(), counts)
+            assert isinstance(given, Events) == (name == "fused")
+            np.testing.assert_array_equal(dense(given).get(), counts)
 
 
 @pytest.mark.parametrize("which", range(4))

@@ -160,9 +160,10 @@ def test_integers_pass_on_what_is_not_a_number():
 
 
 def test_a_model_on_a_device_is_deterministic_if_asked(cupy, kernel, monkeypatch):
-    """One mode on whole pixels, which the fused kernel would take."""
+    """One mode on whole pixels, on a GPU whose blocks have too little shared memory for the fused kernel."""
     launches, launch = [], launcher(kernel)
     monkeypatch.setattr(launched, "launch", lambda *told: (launches.append(told[0]), launch(*told)))
+    monkeypatch.setattr(launched, "shared_room", lambda: 99 * 1024)
     shape, rng = (128, 128), np.random.default_rng(8)
     positions = rng.uniform(0, 2, (4, 2))
     grid = object_grid(positions, shape, SAMPLING)

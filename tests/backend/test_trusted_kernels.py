@@ -4,8 +4,8 @@ import logging
 
 import numpy as np
 import pytest
-from kernel_chains import KERNELS, SAMPLING, WAVELENGTH, compiled
-from test_fused_emulation import launcher
+from fused_kernels import FusedKernels, on_a_device
+from kernel_chains import SAMPLING, WAVELENGTH
 
 from hpcrec.geometry.grid import object_grid
 from hpcrec.geometry.tiles import Box
@@ -21,29 +21,21 @@ N = 64
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory):
-    return compiled("fused_host.cpp", KERNELS, tmp_path_factory.mktemp("trusted"))
+def kernels(tmp_path_factory):
+    return FusedKernels(tmp_path_factory.mktemp("trusted"))
 
 
 @pytest.fixture
-def device(cupy, kernel, monkeypatch):
+def device(cupy, kernels, monkeypatch):
     """A device whose kernels the CPU runs; ``wrong`` adds to what they find, the list holds what was launched."""
-    state = {"wrong": 0.0, "launches": []}
-    launch = launcher(kernel)
+    state = {"wrong": 0.0, "launches": on_a_device(monkeypatch, launched, kernels)}
 
-    def launch_and_spoil(name, blocks, threads, shared, arguments):
-        state["launches"].append(blocks[0])
-        launch(name, blocks, threads, shared, arguments)
-
-    def spoiled(chain, patterns, good, sums, *more):
-        add_gradients(chain, patterns, good, sums, *more)
+    def spoiled(chain, patterns, good, sums, *more, **flags):
+        add_gradients(chain, patterns, good, sums, *more, **flags)
         sums.obj[...] = sums.obj + state["wrong"]
 
     add_gradients = launched.fused.add_gradients
     monkeypatch.setattr(launched.fused, "add_gradients", spoiled)
-    monkeypatch.setattr(launched, "launch", launch_and_spoil)
-    monkeypatch.setattr(launched, "resident_blocks", lambda of_multiprocessor, shared: of_multiprocessor)
-    monkeypatch.setattr(launched, "shared_room", lambda: 232448)
     monkeypatch.setattr(trusted, "compiles", lambda a: True)
     monkeypatch.setattr(trusted, "device_number", lambda: 0)
     monkeypatch.setattr(trusted, "_verdicts", {})
@@ -111,8 +103,8 @@ def test_slopes_by_positions_of_an_empty_object_are_no_disagreement(cupy, device
     trusted._verdicts.clear()
     add_gradients = launched.fused.add_gradients
 
-    def without_slopes(chain, patterns, good, sums, *more):
-        add_gradients(chain, patterns, good, sums, *more)
+    def without_slopes(chain, patterns, good, sums, *more, **flags):
+        add_gradients(chain, patterns, good, sums, *more, **flags)
         sums.shifts[...] = 0
 
     with pytest.MonkeyPatch.context() as patch:

@@ -26,17 +26,17 @@ def found_by(root):
         (
             64,
             ["refine.positions.start_iteration=0"],
-            ["add_gradients<64, AMPLITUDE, unsigned short, true, true, true>"],
+            ["add_gradients<64, AMPLITUDE, Events<unsigned short>, true, true, true, false>"],
         ),
         (
             192,
-            ["ptychography.gradient.loss=poisson"],
-            ["stripe_detect<192, false, POISSON, Events<unsigned short>>", "stripe_back<192, true, false, false>"],
+            ["ptychography.gradient.loss=poisson", "ptychography.deterministic=true"],
+            ["stripe_detect<192, false, POISSON, Events<unsigned short>>", "stripe_back<192, true, false, true>"],
         ),
         (
             128,
             ["ptychography.deterministic=true", "ptychography.whole_pixel_iterations=3"],
-            ["stripe_detect<128, false, AMPLITUDE, unsigned short>", "stripe_back<128, true, false, true>"],
+            ["add_gradients<128, AMPLITUDE, Events<unsigned short>, true, false, false, true>"],
         ),
         (64, ["ptychography.kernel=array", "ptychography.engine=lsqml"], ["window_weigh<AMPLITUDE, unsigned short>"]),
     ],

@@ -1,6 +1,7 @@
 """The GPU kernels on a GPU: against the plain chain, against array code beside them, and under compute-sanitizer."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from benchmarks.gpu.bench import Case
 from benchmarks.gpu.chains import counts_for, in_double, make_chain, on_device, runners, sums_for
 from benchmarks.gpu.passes import CufftPasses, add_patches
 from hpcrec.backend import cuda, stripes
-from hpcrec.models import multislice
+from hpcrec.models import launched, multislice, striped
+from hpcrec.models.events import events_of
 
 N_PATTERNS = 5
 SIZES = sorted({*cuda.SIZES, *stripes.SIZES})
@@ -43,6 +45,32 @@ def test_kernels_are_the_array_path(gpu, case):
 def test_kernels_are_the_plain_chain(gpu, case):
     for row in correctness.errors_of(gpu, case, N_PATTERNS):
         assert correctness.worst(row) <= correctness.TOLERANCE, row
+
+
+@pytest.mark.parametrize("case", [Case(n, *kind) for n in SIZES for kind in ((2, 1, False), (3, 2, True))], ids=str)
+def test_sums_in_fixed_point_are_the_same_in_each_run_and_by_events(gpu, case):
+    chain = on_device(gpu, make_chain(case, N_PATTERNS))
+    counts = gpu.asarray(counts_for(in_double(make_chain(case, N_PATTERNS)), 1))
+    wanted, ways = sums_for(gpu, chain, slopes=True), {}
+    multislice.add_gradients(chain, counts, None, wanted)
+    if case.n in cuda.SIZES:
+        ways["fused"] = launched.add_gradients
+    if case.n in stripes.SIZES:
+        ways["striped"] = partial(striped.add_gradients, launch=launched.launch)
+    for name, run in ways.items():
+        found = []
+        for patterns in (counts, counts, events_of(counts)):
+            found.append(sums_for(gpu, chain, slopes=True))
+            run(chain, patterns, None, found[-1], deterministic=True)
+        for part in ("obj", "illumination", "spectrum"):
+            first, *others = (getattr(sums, part).get() for sums in found)
+            assert correctness.relative(first, getattr(wanted, part).get()) <= 1e-5, (name, part)
+            for other in others:
+                np.testing.assert_array_equal(other, first, err_msg=f"{name}: {part}")
+        for sums in found[1:]:
+            np.testing.assert_array_equal(sums.totals, found[0].totals)
+            if sums.shifts is not None:
+                np.testing.assert_array_equal(sums.shifts, found[0].shifts)
 
 
 @pytest.mark.parametrize("step", [1, 16])

@@ -4,7 +4,7 @@
 // Blocks of a multiprocessor that registers are shared among: what shared memory has room for
 template <int N> constexpr int BLOCKS = N == 64 ? 4 : N == 96 ? 2 : 1;
 
-template <int N, Loss LOSS, class Count, bool MODES, bool SHIFTED, bool SLOPES>
+template <int N, Loss LOSS, class Count, bool MODES, bool SHIFTED, bool SLOPES, bool FIXED>
 __global__ void __launch_bounds__(Layout<N>::THREADS, BLOCKS<N>) add_gradients(const __grid_constant__ Arguments p) {
   using L = Layout<N>;
   extern __shared__ float4 shared[];
@@ -18,5 +18,5 @@ __global__ void __launch_bounds__(Layout<N>::THREADS, BLOCKS<N>) add_gradients(c
   barrier();
   const Room room = {exchange, twiddles, factors};
   KEEP_ROLLED for (int pattern = blockIdx.x; pattern < p.n_patterns; pattern += gridDim.x)
-    Pattern<L, LOSS, Count, MODES, SHIFTED, SLOPES>::add_gradients(&thread, room, p, pattern, blockIdx.x);
+    Pattern<L, LOSS, Count, MODES, SHIFTED, SLOPES, FIXED>::add_gradients(&thread, room, p, pattern, blockIdx.x);
 }

@@ -7,6 +7,24 @@ constexpr int TILE = 16;
 // Takes the place of a type of dense counts; of what type the tiles' edges are
 template <class Edge> struct Events {};
 
+// The tiles of a whole pattern, whose counts lie in lines `stride` apart, along y or along x
+template <class L> struct PatternTiles {
+  static constexpr int ACROSS = L::N / TILE, TILES = ACROSS * ACROSS, SHARE = L::THREADS / TILES;
+  static_assert(L::N % TILE == 0 && SHARE > 0, "each tile has threads of its own");
+
+  // A few neighbouring threads add the events of a tile; edges: of the pattern's tiles, places: of its first event on
+  template <class Edge>
+  static INLINE void add(unsigned *counts, int stride, bool along_y, const Edge *edges, const unsigned char *places,
+                         int thread) {
+    const int tile = thread / SHARE, top = tile / ACROSS * TILE, left = tile % ACROSS * TILE;
+    if (tile >= TILES) return;
+    KEEP_ROLLED for (unsigned i = edges[tile] + thread % SHARE; i < edges[tile + 1]; i += SHARE) {
+      const int y = top + places[i] / TILE, x = left + places[i] % TILE;
+      count_one(counts + (along_y ? x * stride + y : y * stride + x));
+    }
+  }
+};
+
 // The tiles of a stripe, TILE lines of N points, and counts (line, point) of it in shared memory
 template <class L> struct StripeCounts {
   static constexpr bool ALONG_Y = L::ALONG_Y;

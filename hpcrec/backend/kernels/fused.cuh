@@ -28,23 +28,26 @@ template <int N_> struct Layout {
 struct Arguments {
   const float2 *probe;      // by threads: (mode, E/2, thread, 2), or its spectrum if it is shifted
   const float2 *object;     // (slice, y, x), transposed as LINES_ADJACENT says
-  float2 *object_gradient;  // dL/dO*, as the object
-  float *illumination;      // sum |psi|^2, as the object's gradient
-  float2 *probe_gradient;   // dL/d probe*: (block, mode, E/2, thread, 2), one a block so that none waits for another
+  void *object_gradient;    // dL/dO*, as the object, as sums.cuh keeps sums
+  void *illumination;       // sum |psi|^2, as the object's gradient
+  void *probe_gradient;     // dL/d probe*: (block, mode, E/2, thread, 2), one a block so that none waits for another
   float2 *saved;            // room (block, mode, slot, E/2, thread, 2) for waves, see slots()
   float *weights;           // room (block, E, thread) for what modes have in common at the detector
-  const void *counts;       // (pattern, thread, E) in order of frequency
+  const void *counts;       // (pattern, thread, E) in order of frequency, or the places of events
+  const void *edges;        // of tiles of events (pattern, tiles + 1), or null
+  const long long *starts;  // where events of a pattern begin (pattern,), or null
   const unsigned *good;     // (pattern or 1, thread): bit i says whether element i counts
   const int *corners;       // (pattern, 2): first pixel y, x of a window
   const float2 *factors;    // (factor, 2, N): along y and along x, each over N, zero frequency first
   const int *factor_of_gap; // (slice - 1,)
   const float2 *twiddles;   // (E, T): exp(-2 pi i k l/N)
   const float2 *ramps;      // (pattern, 2, N): a shift's along y and along x, each over sqrt(N), zero frequency first
-  double *totals;           // (block, warp, 3): loss, error, counts
+  double *totals;           // (pattern, warp, 3): loss, error, counts
   double *slopes;           // (pattern, warp, 2): sum q Im(G* X) along y and x over the modes' spectra
   Sheet of_object, of_gradient;
   int n_slices, n_modes, n_patterns, n_factors, good_step;
   float floor;              // epsilon of the loss
+  float gradient_scale, illumination_scale, probe_scale;  // of sums in fixed point
 };
 
 // ---- lines of a whole wave turn
@@ -91,15 +94,56 @@ template <class L> struct Square : Lines<L> {
   }
 };
 
+// ---- what pixels count, by the elements of a thread
+
+// Dense counts lie in memory, those of a thread side by side
+template <class L, class Count> struct Counted {
+  static constexpr int PER_WORD = 4 / sizeof(Count);
+  const unsigned *words;
+  INLINE Counted(const Thread<L> &t, const Room &, const Arguments &p, int pattern)
+      : words((const unsigned *)((const Count *)p.counts + ((long long)pattern * L::THREADS + t.index) * L::E)) {}
+  static INLINE void gather(Thread<L> *, const Room &, const Arguments &, int) {}
+  static INLINE void leave() {}
+  INLINE float of_element(int i) const {
+    return (float)(Count)(words[i / PER_WORD] >> (i % PER_WORD * 8 * sizeof(Count)));
+  }
+};
+// Those of events are gathered in the memory of the exchange, which rests meanwhile, by the far field's lines: along ky
+// behind an odd number of slices
+template <class L, class Edge> struct Counted<L, Events<Edge>> {
+  // The lines that a warp reads at a time lie in banks of their own
+  static constexpr int STRIDE = L::N + L::T, SIZE = L::N * STRIDE;
+  static_assert(SIZE <= 2 * L::ROOM, "the exchange has room for the counts of a pattern");
+  const unsigned *counts;
+  INLINE Counted(const Thread<L> &t, const Room &room, const Arguments &, int)
+      : counts((const unsigned *)room.exchange + t.line * STRIDE + t.lane) {}
+  static INLINE void gather(Thread<L> *threads, const Room &room, const Arguments &p, int pattern) {
+    unsigned *counts = (unsigned *)room.exchange;
+    const Edge *edges = (const Edge *)p.edges + (long long)pattern * (PatternTiles<L>::TILES + 1);
+    const unsigned char *places = (const unsigned char *)p.counts + p.starts[pattern];
+    const bool along_y = p.n_slices % 2;
+    barrier();
+    FOR_EACH_THREAD(t) for (int i = t.index; i < SIZE; i += L::THREADS) counts[i] = 0;
+    barrier();
+    FOR_EACH_THREAD(t) PatternTiles<L>::add(counts, STRIDE, along_y, edges, places, t.index);
+    barrier();
+  }
+  static INLINE void leave() { barrier(); }
+  INLINE float of_element(int i) const { return counts[Lines<L>::template place<true>(i)]; }
+};
+
 // ---- one pattern
 
-// MODES: several; SHIFTED: its own shift moves each pattern's probe; SLOPES: along which the loss falls with the shift
-template <class L, Loss LOSS, class Count, bool MODES, bool SHIFTED, bool SLOPES> struct Pattern {
+// MODES: several; SHIFTED: its own shift moves each pattern's probe; SLOPES: along which the loss falls with the shift;
+// FIXED: sums in fixed point
+template <class L, Loss LOSS, class Count, bool MODES, bool SHIFTED, bool SLOPES, bool FIXED> struct Pattern {
   static constexpr int N = L::N, E = L::E, T = L::T, THREADS = L::THREADS, PIXELS = N * N;
-  static constexpr int PER_WORD = 4 / sizeof(Count);
   using Along = Square<L>;
   using State = Thread<L>;
+  using Real = typename Sums<FIXED>::Real;
+  using Complex = typename Sums<FIXED>::Complex;
   struct alignas(16) Pair { float2 a, b; };
+  struct alignas(16) PairOfSums { Complex a, b; };
   // What is done: which pattern, by which block, at which pixels
   struct Task { int pattern, block, corner[2]; };
 
@@ -116,11 +160,13 @@ template <class L, Loss LOSS, class Count, bool MODES, bool SHIFTED, bool SLOPES
     Pair *to = (Pair *)wave + t.index;
     UNROLL for (int i = 0; i < E / 2; ++i) to[i * THREADS] = Pair{t.v[2 * i], t.v[2 * i + 1]};
   }
-  static INLINE void add(const State &t, float2 *wave) {
-    Pair *to = (Pair *)wave + t.index;
+  static INLINE void add(const State &t, Complex *sums, float scale) {
+    PairOfSums *to = (PairOfSums *)sums + t.index;
     UNROLL for (int i = 0; i < E / 2; ++i) {
-      const Pair pair = to[i * THREADS];
-      to[i * THREADS] = Pair{pair.a + t.v[2 * i], pair.b + t.v[2 * i + 1]};
+      PairOfSums pair = to[i * THREADS];
+      add_own(pair.a, t.v[2 * i], scale);
+      add_own(pair.b, t.v[2 * i + 1], scale);
+      to[i * THREADS] = pair;
     }
   }
 
@@ -155,14 +201,16 @@ template <class L, Loss LOSS, class Count, bool MODES, bool SHIFTED, bool SLOPES
   static INLINE void transmit_back(State &t, const Arguments &p, int slice, const int *corner, const float2 *wave) {
     const float2 *object = p.object + first(t, p.of_object, slice, corner);
     const long long place = first(t, p.of_gradient, slice, corner);
+    Complex *gradient = (Complex *)p.object_gradient + place;
+    Real *illumination = (Real *)p.illumination + place;
     const int apart = step(p.of_object, slice), gradient_apart = step(p.of_gradient, slice);
     const Pair *waves = (const Pair *)wave + t.index;
     UNROLL for (int pair = 0; pair < E / 2; ++pair) {
       const Pair both = waves[pair * THREADS];
       UNROLL for (int i = 2 * pair; i < 2 * pair + 2; ++i) {
         const float2 psi = i % 2 ? both.b : both.a;
-        add_shared(p.object_gradient + place + i * gradient_apart, times_conjugate(t.v[i], psi));
-        add_shared(p.illumination + place + i * gradient_apart, psi.x * psi.x + psi.y * psi.y);
+        add_shared(gradient + i * gradient_apart, times_conjugate(t.v[i], psi), p.gradient_scale);
+        add_shared(illumination + i * gradient_apart, psi.x * psi.x + psi.y * psi.y, p.illumination_scale);
         t.v[i] = times_conjugate(t.v[i], cached(object + i * apart));
       }
     }
@@ -219,21 +267,20 @@ template <class L, Loss LOSS, class Count, bool MODES, bool SHIFTED, bool SLOPES
     UNROLL for (int i = 0; i < E; ++i) t.v[i] = weight[i * THREADS] * t.v[i];
   }
   // psi <- w psi / N^2 with the transforms' norm, both ways; of the last mode, which leaves the weights to the others
-  static INLINE void answer(State &t, const Arguments &p, int pattern, int block) {
+  static INLINE void answer(State &t, const Room &room, const Arguments &p, int pattern, int block) {
     constexpr float unit = 1.0f / PIXELS;
-    const unsigned *words = (const unsigned *)((const Count *)p.counts + ((long long)pattern * THREADS + t.index) * E);
+    const Counted<L, Count> counts(t, room, p, pattern);
     const unsigned good = p.good[(long long)pattern * p.good_step + t.index];
     float *others = MODES ? weights(t, p, block) : nullptr;
     PatternSums sums = {0.0f, 0.0f, 0.0f};
     UNROLL for (int i = 0; i < E; ++i) {
-      const float measured = (float)(Count)(words[i / PER_WORD] >> (i % PER_WORD * 8 * sizeof(Count)));
       float power = t.v[i].x * t.v[i].x + t.v[i].y * t.v[i].y;
       if (MODES) power += others[i * THREADS];
-      const float weight = unit * weigh<LOSS>(power * unit, measured, good >> i & 1, p.floor, sums);
+      const float weight = unit * weigh<LOSS>(power * unit, counts.of_element(i), good >> i & 1, p.floor, sums);
       if (MODES) others[i * THREADS] = weight;
       t.v[i] = weight * t.v[i];
     }
-    double *totals = p.totals + ((long long)block * (THREADS / 32) + t.index / 32) * 3;
+    double *totals = p.totals + ((long long)pattern * (THREADS / 32) + t.index / 32) * 3;
     add_warp_sum(totals, sums.loss, t.index);
     add_warp_sum(totals + 1, sums.error, t.index);
     add_warp_sum(totals + 2, sums.counts, t.index);
@@ -274,7 +321,7 @@ template <class L, Loss LOSS, class Count, bool MODES, bool SHIFTED, bool SLOPES
     FOR_EACH_THREAD(t) {
       if (SHIFTED) shift(t, p, task.pattern, true);
       if (SLOPES) add_slopes(t, p, task.pattern, probe);
-      add(t, p.probe_gradient + ((long long)task.block * modes(p) + mode) * PIXELS);
+      add(t, (Complex *)p.probe_gradient + ((long long)task.block * modes(p) + mode) * PIXELS, p.probe_scale);
     }
   }
   static INLINE void add_gradients(State *threads, const Room &room, const Arguments &p, int pattern, int block) {
@@ -284,7 +331,9 @@ template <class L, Loss LOSS, class Count, bool MODES, bool SHIFTED, bool SLOPES
       go(threads, room, p, task, mode);
       if (mode < last) FOR_EACH_THREAD(t) leave(t, p, block, mode);
     }
-    FOR_EACH_THREAD(t) answer(t, p, pattern, block);
+    Counted<L, Count>::gather(threads, room, p, pattern);
+    FOR_EACH_THREAD(t) answer(t, room, p, pattern, block);
+    Counted<L, Count>::leave();
     KEEP_ROLLED for (int mode = last; mode >= 0; --mode) {
       if (mode < last) FOR_EACH_THREAD(t) fetch(t, p, block, mode);
       go_back(threads, room, p, task, mode);

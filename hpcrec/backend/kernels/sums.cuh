@@ -6,6 +6,13 @@
 template <bool FIXED> struct Sums { using Real = float; using Complex = float2; };
 template <> struct Sums<true> { using Real = unsigned long long; using Complex = ulonglong2; };
 
+// To a sum that no other block adds to
+INLINE void add_own(float2 &sum, float2 value, float) { sum = sum + value; }
+INLINE void add_own(ulonglong2 &sum, float2 value, float scale) {
+  sum.x += whole(value.x * scale);
+  sum.y += whole(value.y * scale);
+}
+
 INLINE void add_shared(float *address, float value, float) { add_shared(address, value); }
 INLINE void add_shared(float2 *address, float2 value, float) { add_shared(address, value); }
 INLINE void add_shared(unsigned long long *address, float value, float scale) {
