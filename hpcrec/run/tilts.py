@@ -18,7 +18,7 @@ from hpcrec.data.views import half_resolution
 from hpcrec.errors import DataError, StorageError
 from hpcrec.geometry.grid import Grid
 from hpcrec.io.atomic import write_bytes
-from hpcrec.io.results import TiltResult, read_tilt_result, tilt_path, write_tilt_result
+from hpcrec.io.results import TiltResult, tilt_number, tilt_path, write_tilt_result
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.crew import Crew, alone, muster
 from hpcrec.parallel.queue import Master
@@ -143,7 +143,7 @@ def unfinished_tilts(series: TiltSeries, checkpoints: Path) -> list[int]:
     def sound(number: int) -> bool:
         path = tilt_path(checkpoints, number)
         try:
-            return path.exists() and read_tilt_result(path).tilt_index == number
+            return path.exists() and tilt_number(path) == number
         except DataError:
             return False
 
