@@ -91,11 +91,13 @@ class Surroundings:
 class ObjectConstraint(ABC):
     """A constraint on the object, or a step towards a smaller penalty.
 
-    pointwise : whether a column of slices is changed by what itself holds only; else the whole object must be at hand
+    pointwise : whether a column of slices is changed by what itself holds only
+    by_slices : whether a slice is; of what is neither the whole object must be at hand
     ties_scale : whether it fixes |O|; the probe's power is then free
     """
 
     pointwise: bool = True
+    by_slices: bool = False
     ties_scale: bool = False
 
     @abstractmethod

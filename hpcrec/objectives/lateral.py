@@ -57,6 +57,7 @@ class LateralVariation(ObjectConstraint):
 
     Options = LateralVariationOptions
     pointwise = False
+    by_slices = True
 
     def __init__(self, options: LateralVariationOptions) -> None:
         self._options = options
@@ -74,6 +75,7 @@ class Smoothness(ObjectConstraint):
 
     Options = SmoothnessOptions
     pointwise = False
+    by_slices = True
 
     def __init__(self, options: SmoothnessOptions) -> None:
         self._options = options
@@ -90,6 +92,7 @@ class Butterworth(ObjectConstraint):
 
     Options = ButterworthOptions
     pointwise = False
+    by_slices = True
 
     def __init__(self, options: ButterworthOptions) -> None:
         self._options = options

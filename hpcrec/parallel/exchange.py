@@ -63,6 +63,13 @@ class Exchange(Protocol):
         The other ranks' argument is not read and may be None.
         """
 
+    def by_images(self, values: Array, work: Callable[[Array], Array]) -> Array:
+        """Return ``values`` (…, y, x) on the held box (host memory), each image of the whole grid changed by ``work``.
+
+        ``work`` gets an image (y, x) in host memory and returns one there. Each is done by one rank; no rank needs room
+        for more than one beside its own values.
+        """
+
     def update_positions(self, positions: Array) -> None:
         """Check that every window of the refined positions (n, 2) in Å stays in its rank's held box.
 
@@ -190,6 +197,16 @@ class Replicated:
     def place(self, whole: Array | None) -> Array:
         """Return rank 0's array on every rank."""
         return cast(Array, self.communicator.broadcast(whole))
+
+    def by_images(self, values: Array, work: Callable[[Array], Array]) -> Array:
+        """Return the values with each image changed by one of the ranks."""
+        images = to_host(values).reshape(-1, *values.shape[-2:])
+        found = np.empty(images.shape, values.dtype)
+        for i in range(self.communicator.rank, len(images), self.communicator.size):
+            found[i] = work(images[i])
+        for i in range(len(images) if self.communicator.size > 1 else 0):
+            found[i] = self.communicator.broadcast(found[i], i % self.communicator.size)
+        return found.reshape(values.shape)
 
     def update_positions(self, positions: Array) -> None:
         """Check that every window lies in the grid."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
 import numpy as np
@@ -158,49 +158,74 @@ class Tiled:
 
     def whole(self, values: Array, room: Room = np.empty) -> Array | None:
         """Gather the cores of ``values`` (…, y, x), a piece at a time, to the whole grid on rank 0; None elsewhere."""
-        mine, core = values.reshape(-1, *values.shape[-2:]), self.core
-        if self.communicator.rank:
-            for i, piece in self._pieces(core, len(mine), values.dtype):
-                self.communicator.swap({0: np.ascontiguousarray(to_host(mine[(i, *piece.slices(self.held))]))}, {})
-            return None
-        result = room(values.shape[:-2] + self._grid.shape, values.dtype)
-        found = result.reshape(-1, *self._grid.shape)
-        for i, piece in self._pieces(core, len(mine), values.dtype):
-            found[(i, *piece.slices(EMPTY_BOX))] = to_host(mine[(i, *piece.slices(self.held))])
-        for rank in range(1, self.communicator.size):
-            for i, piece in self._pieces(self.layout.cores[rank], len(mine), values.dtype):
-                buffer = np.empty(piece.shape, values.dtype)
-                self.communicator.swap({}, {rank: buffer})
-                found[(i, *piece.slices(EMPTY_BOX))] = buffer
+        first = self.communicator.rank == 0
+        result = room(values.shape[:-2] + self._grid.shape, values.dtype) if first else None
+        images = None if result is None else result.reshape(-1, *self._grid.shape)
+        for i, image in enumerate(values.reshape(-1, *values.shape[-2:])):
+            self._collect(image, 0, None if images is None else images[i])
         return result
 
     def place(self, whole: Array | None) -> Array:
         """Hand out the held boxes of rank 0's array of the whole grid, a piece at a time."""
         form = self.communicator.broadcast(None if whole is None else (whole.shape[:-2], whole.dtype.str))
         values = np.empty(form[0] + self.held.shape, form[1])
-        mine = values.reshape(-1, *self.held.shape)
-        if whole is None:
-            for i, piece in self._pieces(self.held, len(mine), values.dtype):
-                buffer = np.empty(piece.shape, values.dtype)
-                self.communicator.swap({}, {0: buffer})
-                mine[(i, *piece.slices(self.held))] = buffer
-            return values
-        given = whole.reshape(-1, *self._grid.shape)
-        values[...] = whole[(..., *self.held.slices(EMPTY_BOX))]
-        for rank in range(1, self.communicator.size):
-            for i, piece in self._pieces(self.layout.held[rank], len(mine), values.dtype):
-                self.communicator.swap({rank: np.ascontiguousarray(given[(i, *piece.slices(EMPTY_BOX))])}, {})
+        images = None if whole is None else whole.reshape(-1, *self._grid.shape)
+        for i, image in enumerate(values.reshape(-1, *self.held.shape)):
+            self._hand_out(None if images is None else images[i], 0, image)
         return values
 
-    @staticmethod
-    def _pieces(box: Box, n_images: int, dtype: np.dtype[Any]) -> Iterator[tuple[int, Box]]:
-        """Yield the rows of a box, of one image after the other, in pieces of limited size."""
-        if box.empty:
-            return
+    def by_images(self, values: Array, work: Callable[[Array], Array]) -> Array:
+        """Return the values (host memory) with each whole image changed by one of the ranks."""
+        rank, size = self.communicator.rank, self.communicator.size
+        images = values.reshape(-1, *values.shape[-2:])
+        found = np.empty(images.shape, values.dtype)
+        for first in range(0, len(images), size):
+            together = range(first, min(first + size, len(images)))
+            own = np.empty(self._grid.shape, values.dtype) if rank < len(together) else None
+            for root, i in enumerate(together):
+                self._collect(images[i], root, own)
+            changed = None if own is None else work(own)
+            for root, i in enumerate(together):
+                self._hand_out(changed, root, found[i])
+        return found.reshape(values.shape)
+
+    def _collect(self, image: Array, root: int, whole: Array | None) -> None:
+        """Bring the cores of an image (y, x), which all hold in parts, to ``whole`` on the rank ``root``."""
+        rank = self.communicator.rank
+        for source, core in enumerate(self.layout.cores):
+            for piece in _pieces(core, image.dtype) if rank in (root, source) else ():
+                if rank != source:
+                    buffer = np.empty(piece.shape, image.dtype)
+                    self.communicator.swap({}, {source: buffer})
+                else:
+                    buffer = np.ascontiguousarray(to_host(image[piece.slices(self.held)]))
+                if rank == root:
+                    cast(Array, whole)[piece.slices(EMPTY_BOX)] = buffer
+                else:
+                    self.communicator.swap({root: buffer}, {})
+
+    def _hand_out(self, whole: Array | None, root: int, image: Array) -> None:
+        """Fill what each rank holds of an image (y, x) from ``whole`` on the rank ``root``."""
+        rank = self.communicator.rank
+        for target, held in enumerate(self.layout.held):
+            for piece in _pieces(held, image.dtype) if rank in (root, target) else ():
+                if rank == root:
+                    buffer = np.ascontiguousarray(cast(Array, whole)[piece.slices(EMPTY_BOX)])
+                else:
+                    buffer = np.empty(piece.shape, image.dtype)
+                    self.communicator.swap({}, {root: buffer})
+                if rank == target:
+                    image[piece.slices(self.held)] = buffer
+                else:
+                    self.communicator.swap({target: buffer}, {})
+
+
+def _pieces(box: Box, dtype: np.dtype[Any]) -> Iterator[Box]:
+    """Yield the rows of a box in pieces of limited size."""
+    if not box.empty:
         rows = max(PIECE_BYTES // (box.shape[1] * dtype.itemsize), 1)
-        for i in range(n_images):
-            for y in range(box.y0, box.y1, rows):
-                yield i, Box(y, min(y + rows, box.y1), box.x0, box.x1)
+        for y in range(box.y0, box.y1, rows):
+            yield Box(y, min(y + rows, box.y1), box.x0, box.x1)
 
 
 def _row(box: Box) -> tuple[int, int, int, int]:

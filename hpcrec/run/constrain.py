@@ -37,16 +37,19 @@ SHARES = {"strength", "amplitude_share"}
 SIGNED = {"ratio"}
 # Measured on five slices of 1024²: at most 3.4 and 9.4 arrays of the object's size, and the gathered object
 WHOLE_COPIES, FILTER_COPIES = 5, 11
+# Measured on a slice of 1024²: at most 6.0 arrays of its size beside the gathered one
+SLICE_COPIES = 8
 
 
 class Constraints:
     """What a job asks for in [constraints]; every rank makes the same calls.
 
-    Pointwise constraints act where the object is held. Gauges, and what ties neighbours, need the whole object: it is
-    gathered on the first rank of the group, changed there and handed out again, at most once a sweep, so that the
-    answer does not depend on ranks; that rank must have room for three to ten copies of the whole object. An object on
-    a device is gathered and handed out through host memory, and changed on the device. What engines remember of object
-    and probe (momenta) is left as it is.
+    Pointwise constraints act where the object is held. What ties neighbours within a slice alone is done by slices,
+    which are shared out to the ranks: each has room for one whole slice at a time. Gauges, and what ties slices and
+    neighbours, need the whole object: it is gathered on the first rank of the group, changed there and handed out
+    again, at most once a sweep; that rank must have room for three to ten copies of the whole object. Either way the
+    answer does not depend on ranks. An object on a device passes through host memory, and is changed on the device.
+    What engines remember of object and probe (momenta) is left as it is.
     """
 
     def __init__(self, job: Job, model: PtychographyModel, power: float) -> None:
@@ -73,7 +76,9 @@ class Constraints:
         gauges = [g for name, g in self._gauges.items() if name in due]
         of_object = [c for name, c in self._of_object.items() if name in due]
         whole = [c for c in of_object if not c.pointwise]
-        if gauges or whole:
+        if whole and not gauges and all(c.by_slices for c in whole):
+            _apply_by_slices(state, exchange, around, whole)
+        elif gauges or whole:
             _apply_whole(state, exchange, around, gauges, whole)
         pointwise = [c for c in of_object if c.pointwise]
         if pointwise and state.obj.size:
@@ -102,8 +107,13 @@ def whole_copies(job: Job) -> int:
     chosen = chosen_constraints(job)
     if "kz_filter" in chosen:
         return FILTER_COPIES
-    whole = [n for n in chosen if n in GAUGES or (n in OBJECT_CONSTRAINTS and not constraint_class(n).pointwise)]
-    return WHOLE_COPIES if whole else 0
+    return WHOLE_COPIES if any(n in GAUGES for n in chosen) else 0
+
+
+def slice_copies(job: Job) -> int:
+    """Return how many copies of one whole slice each rank must have room for."""
+    chosen = [constraint_class(n) for n in chosen_constraints(job) if n in OBJECT_CONSTRAINTS]
+    return SLICE_COPIES if any(c.by_slices for c in chosen) else 0
 
 
 def illumination_share(probe: ComplexArray, positions: FloatArray, grid: Grid) -> FloatArray:
@@ -139,6 +149,17 @@ def _apply_whole(
     if gauges:
         _keep_waves(state, beside(state.probe, exchange.communicator.broadcast(to_host(waves))))
         _keep_power(state)
+
+
+def _apply_by_slices(
+    state: PtychographyState, exchange: Exchange, around: Surroundings, constraints: list[ObjectConstraint]
+) -> None:
+    """Share the slices out to the ranks, each of which changes whole ones where the object lives."""
+
+    def work(image: ComplexArray) -> ComplexArray:
+        return to_host(_each(constraints, beside(state.obj, image)[None, None], around)[0, 0])
+
+    state.obj = beside(state.obj, exchange.by_images(state.obj, work))
 
 
 def _apply_to_probe(state: PtychographyState, constraint: ProbeConstraint, around: Surroundings) -> None:

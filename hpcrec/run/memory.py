@@ -26,10 +26,10 @@ from hpcrec.models.compiled import fault
 from hpcrec.models.multislice import WAVES_BESIDE
 from hpcrec.models.responses import KEPT_BYTES
 from hpcrec.run.assess import CHUNK_PIXELS
-from hpcrec.run.constrain import whole_copies
+from hpcrec.run.constrain import slice_copies, whole_copies
 from hpcrec.run.job import Job
 from hpcrec.run.optics import mode_count, slice_count
-from hpcrec.run.runner import batch_size
+from hpcrec.run.runner import IN_MEMORY_BYTES, batch_size
 from hpcrec.run.start import probe_window
 
 GIB: Final = 2**30
@@ -178,7 +178,20 @@ def _work_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, threads: in
     update = most + batch + waves + _kept_bytes(job, series, size) + threads * _room_bytes(job, series)
     loading = held + _READER_BLOCKS * min(BLOCK_BYTES, _share_bytes(job, series, size))
     assessing = held + waves / 2 + threads * CHUNK_PIXELS * (4 + 2 * np.dtype(series.facts.dtype).itemsize)
-    return of_positions + max(update, loading, assessing)
+    gathering = held + _gathered_bytes(job, series, grid, size)
+    return of_positions + max(update, loading, assessing, gathering)
+
+
+def _gathered_bytes(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
+    """Return the bytes of a tilt's result on the first rank: how often pixels were seen, and the object, if in tiles.
+
+    Objects beyond a limit are gathered in a file.
+    """
+    section, pixels = job.ptychography, math.prod(grid.shape)
+    slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
+    whole = pixels * slices * section.object_states * complex_dtype(section.precision).itemsize
+    tiled = job.parallel.exchange == "tiled" and size > 1
+    return pixels * 4 + (whole if tiled and whole <= IN_MEMORY_BYTES else 0)
 
 
 def _kept_bytes(job: Job, series: TiltSeries, size: int) -> float:
@@ -216,7 +229,8 @@ def object_bytes(
     exchanged = _TILED_COPIES if tiled else _EXCHANGE_COPIES
     sums = share * max(_THREAD_COPIES * (threads if compiled else 1), exchanged if size > 1 else 0.0)
     beside, update = beside - (1 - share) * kept_box, update - (1 - share) * update_box
-    most = max(max(beside + sums, update) * pixels, beside * pixels + whole_copies(job) * whole)
+    of_slices = slice_copies(job) / (slices * section.object_states)
+    most = max(max(beside + sums, update) * pixels, beside * pixels + max(whole_copies(job), of_slices) * whole)
     return beside * pixels * one, most * one
 
 

@@ -93,6 +93,26 @@ def check_place_and_whole(kind, comm):
         np.testing.assert_array_equal(back, obj)
     else:
         assert back is None
+    check_by_images(exchange, comm, obj)
+
+
+def check_by_images(exchange, comm, obj):
+    """Each image is seen whole, once in all, and comes back to all that hold parts of it."""
+    several = np.stack([obj, 2 * obj, 3 * obj, 4j * obj])
+    seen = []
+
+    def work(image):
+        assert image.shape == GRID.shape
+        seen.append(complex(image[0, 0]))
+        return np.roll(image, 5, axis=1) + 1
+
+    found = exchange.by_images(several[(..., *exchange.held.slices(WHOLE))], work)
+    wanted = np.roll(several, 5, axis=-1) + np.complex64(1)
+    np.testing.assert_array_equal(found, wanted[(..., *exchange.held.slices(WHOLE))])
+    counts = comm.gather(seen)
+    if counts is not None:
+        assert sorted(sum(counts, []), key=abs) == sorted(several[..., 0, 0].ravel().tolist(), key=abs)
+        assert max(map(len, counts)) <= -(-8 // comm.size)
 
 
 @pytest.mark.parametrize("size", SIZES)

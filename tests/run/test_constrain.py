@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,10 +17,17 @@ from hpcrec.geometry.grid import object_grid
 from hpcrec.io.base import open_series
 from hpcrec.models.base import PtychographyState
 from hpcrec.models.placement import state_on
-from hpcrec.objectives.constraints import GAUGES, OBJECT_CONSTRAINTS, PROBE_CONSTRAINTS, constraint_class
+from hpcrec.objectives.constraints import (
+    GAUGES,
+    OBJECT_CONSTRAINTS,
+    PROBE_CONSTRAINTS,
+    Surroundings,
+    constraint_class,
+)
 from hpcrec.parallel.communicator import SerialCommunicator, run_ranks
+from hpcrec.run import constrain
 from hpcrec.run.config import check_job, load_job
-from hpcrec.run.constrain import illumination_share
+from hpcrec.run.constrain import SLICE_COPIES, chosen_constraints, illumination_share
 from hpcrec.run.job import ConstraintSection, Job
 from hpcrec.run.runner import TiltOutcome, TiltRun, illumination
 from hpcrec.run.start import common_grid
@@ -79,6 +87,46 @@ def test_ranks_do_not_change_the_answer(tiny_job: Path, tmp_path: Path, exchange
     assert np.linalg.norm(many.obj - alone.obj) <= 1e-9 * np.linalg.norm(alone.obj)
     assert np.linalg.norm(many.probe - alone.probe) <= 1e-9 * np.linalg.norm(alone.probe)
     np.testing.assert_allclose(many.data_error, alone.data_error, rtol=1e-8)
+
+
+LATERAL = [
+    "constraints.tv.weight=0.02",
+    "constraints.smoothness.sigma_angstrom=0.3",
+    "constraints.butterworth.cutoff_inverse_angstrom=1.5",
+]
+
+
+@pytest.mark.parametrize("exchange", ["replicated", "tiled"])
+def test_what_acts_on_slices_needs_no_whole_object(
+    tiny_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: str
+) -> None:
+    """Total variation and filters of three slices on two ranks: nobody gathers more than a slice."""
+    changes = ["ptychography.precision=double", f"parallel.exchange={exchange}", "ptychography.slices=3"]
+    job = job_with(tiny_job, *LATERAL, *changes, "ptychography.slice_thickness_angstrom=3")
+    plain = one(job_with(tiny_job, *changes, "ptychography.slice_thickness_angstrom=3"), tmp_path / "plain")
+    alone = one(job, tmp_path / "alone")
+    assert np.linalg.norm(alone.obj - plain.obj) > 1e-2 * np.linalg.norm(plain.obj)
+    monkeypatch.setattr(constrain, "_apply_whole", None)
+    many = run_ranks(2, lambda group: run_one(job, tmp_path / "many", group))[0]
+    assert many is not None
+    assert np.linalg.norm(many.obj - alone.obj) <= 1e-9 * np.linalg.norm(alone.obj)
+
+
+@pytest.mark.parametrize("text", LATERAL)
+def test_what_acts_on_slices_takes_the_memory_that_is_planned(tiny_job: Path, text: str) -> None:
+    """Beside the slice that was gathered."""
+    chosen = chosen_constraints(job_with(tiny_job, text))
+    ((name, options),) = chosen.items()
+    constraint, obj = constraint_class(name)(options), np.ones((1, 1, 512, 512), np.complex64)
+    around = Surroundings(sampling=(0.2, 0.2), wavelength=0.02, gaps=np.zeros(0), power=1.0)
+    constraint.apply(obj, around)
+    tracemalloc.start()
+    try:
+        constraint.apply(obj, around)
+        taken = tracemalloc.get_traced_memory()[1] / obj.nbytes
+    finally:
+        tracemalloc.stop()
+    assert SLICE_COPIES - 5 < taken < SLICE_COPIES - 1
 
 
 @pytest.mark.parametrize("engine", ["gradient", "lsqml"])
