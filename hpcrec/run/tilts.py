@@ -22,8 +22,10 @@ from hpcrec.io.results import TiltResult, read_tilt_result, tilt_path, write_til
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.crew import Crew, alone, muster
 from hpcrec.parallel.queue import Master
+from hpcrec.run.costs import sweep_costs, sweeps_left
 from hpcrec.run.device_memory import device_rooms
 from hpcrec.run.devices import device_name, rank_device, routed
+from hpcrec.run.hands import Hands
 from hpcrec.run.job import Job
 from hpcrec.run.means import Means
 from hpcrec.run.memory import GIB, pattern_room
@@ -53,13 +55,17 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     group = routed(job, device, world.split(min(world.rank // size, max(world.size // size, 1) - 1)))
     crew = muster(group, threads) if size > 1 and joins_ranks(job, device) else alone(group, threads)
     means = _means(job, series, grid, crew, world.size, device)
+    lends = joins_ranks(job, device)
     if world.rank == 0:
         for text in _arrangement(crew, device):
             observer({"event": "note", "text": text})
     todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []
-    hardest_first = sorted(todo, key=lambda i: -abs(series.tilt_angles[i]))
-    with Master(world, hardest_first, observer, crew.group) as master:
+    with Master(world, longest_first(job, series, todo, checkpoints), observer, crew.group) as master:
+        hands = Hands(master, crew, lends)
+        if device.kind == "cpu":
+            means = replace(means, threads=hands.threads)
         while crew.size > 0 and (i_tilt := master.next()) is not None:
+            number = int(series.tilt_numbers[i_tilt])
             outcome, frc = reconstruct_tilt(
                 TiltTask(
                     job=job,
@@ -68,15 +74,16 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
                     i_tilt=i_tilt,
                     group=crew.group,
                     checkpoints=checkpoints,
-                    report=master.report,
+                    report=hands.listening(master.report, sweeps_left(job, number, checkpoints)),
                     means=means,
                 )
             )
             if outcome is not None:
-                number = int(series.tilt_numbers[i_tilt])
                 write_quality_record(quality_path(checkpoints, number), quality_record(outcome, frc))
                 write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number, frc))
                 remove_parts(checkpoints, number)
+        if crew.size > 0:
+            hands.lend()
 
 
 def _means(job: Job, series: TiltSeries, grid: Grid, crew: Crew, n_ranks: int, device: Device) -> Means:
@@ -148,6 +155,13 @@ def unfinished_tilts(series: TiltSeries, checkpoints: Path) -> list[int]:
             return False
 
     return [i for i, number in enumerate(series.tilt_numbers) if not sound(int(number))]
+
+
+def longest_first(job: Job, series: TiltSeries, tilts: list[int], checkpoints: Path) -> list[int]:
+    """Return tilts in descending order of what is left to do of each, so that the end is not one long tilt."""
+    one = sweep_costs(job, series)
+    left = {i: one[i] * sweeps_left(job, int(series.tilt_numbers[i]), checkpoints) for i in tilts}
+    return sorted(tilts, key=lambda i: -left[i])
 
 
 def tilt_result(job: Job, outcome: TiltOutcome, number: int, frc: ShellCorrelation | None = None) -> TiltResult:
