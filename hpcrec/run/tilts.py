@@ -33,6 +33,7 @@ from hpcrec.run.observers import Observer
 from hpcrec.run.parts import TiltTask, reconstruct_tilt, remove_parts
 from hpcrec.run.plan import group_size, joins_ranks, rank_threads
 from hpcrec.run.record import quality_arrays, quality_path, quality_record, write_quality_record
+from hpcrec.run.rounds import Round, rounds_of
 from hpcrec.run.runner import TiltOutcome
 from hpcrec.run.start import common_grid, probe_window
 
@@ -52,38 +53,60 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
             _same_plans(job, probe_window(job, half_resolution(series)), world, checkpoints, "fftw_wisdom_coarse")
     grid, threads = common_grid(job, series), rank_threads(job, world)
     size = world.broadcast(group_size(job, series, grid, world.size, threads, device) if world.rank == 0 else None)
-    group = routed(job, device, world.split(min(world.rank // size, max(world.size // size, 1) - 1)))
-    crew = muster(group, threads) if size > 1 and joins_ranks(job, device) else alone(group, threads)
-    means = _means(job, series, grid, crew, world.size, device)
-    lends = joins_ranks(job, device)
-    if world.rank == 0:
-        for text in _arrangement(crew, device):
-            observer({"event": "note", "text": text})
     todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []
-    with Master(world, longest_first(job, series, todo, checkpoints), observer, crew.group) as master:
-        hands = Hands(master, crew, lends)
-        if device.kind == "cpu":
-            means = replace(means, threads=hands.threads)
-        while crew.size > 0 and (i_tilt := master.next()) is not None:
-            number = int(series.tilt_numbers[i_tilt])
-            outcome, frc = reconstruct_tilt(
-                TiltTask(
-                    job=job,
-                    series=series,
-                    grid=grid,
-                    i_tilt=i_tilt,
-                    group=crew.group,
-                    checkpoints=checkpoints,
-                    report=hands.listening(master.report, sweeps_left(job, number, checkpoints)),
-                    means=means,
-                )
+    todo = longest_first(job, series, todo, checkpoints)
+    found = rounds_of(job, series, grid, todo, world.size, size, threads, device) if world.rank == 0 else None
+    for i, one in enumerate(world.broadcast(found)):
+        group = routed(job, device, world.split(one.group_of(world.rank)))
+        crew = muster(group, threads) if size > 1 and joins_ranks(job, device) else alone(group, threads)
+        means = _means(job, series, grid, crew, world.size, device)
+        if world.rank == 0:
+            for text in _again(one) if i else _arrangement(crew, device):
+                observer({"event": "note", "text": text})
+        with Master(world, one.tilts, observer, crew.group) as master:
+            hands = Hands(master, crew, joins_ranks(job, device))
+            if crew.size > 0:
+                _take_tilts(job, series, grid, crew.group, checkpoints, master, means, hands)
+
+
+def _take_tilts(
+    job: Job,
+    series: TiltSeries,
+    grid: Grid,
+    group: Communicator,
+    checkpoints: Path,
+    master: Master[int],
+    means: Means,
+    hands: Hands,
+) -> None:
+    """Reconstruct one tilt after the other, as the master gives them, then lend what this rank worked with."""
+    if means.device.kind == "cpu":
+        means = replace(means, threads=hands.threads)
+    while (i_tilt := master.next()) is not None:
+        number = int(series.tilt_numbers[i_tilt])
+        outcome, frc = reconstruct_tilt(
+            TiltTask(
+                job=job,
+                series=series,
+                grid=grid,
+                i_tilt=i_tilt,
+                group=group,
+                checkpoints=checkpoints,
+                report=hands.listening(master.report, sweeps_left(job, number, checkpoints)),
+                means=means,
             )
-            if outcome is not None:
-                write_quality_record(quality_path(checkpoints, number), quality_record(outcome, frc))
-                write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number, frc))
-                remove_parts(checkpoints, number)
-        if crew.size > 0:
-            hands.lend()
+        )
+        if outcome is not None:
+            write_quality_record(quality_path(checkpoints, number), quality_record(outcome, frc))
+            write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number, frc))
+            remove_parts(checkpoints, number)
+    hands.lend()
+
+
+def _again(formed: Round) -> list[str]:
+    """Say how ranks are grouped anew."""
+    sizes = sorted(set(formed.sizes))
+    return [f"the last {len(formed.tilts)} tilt(s): {' or '.join(map(str, sizes))} ranks work on each"]
 
 
 def _means(job: Job, series: TiltSeries, grid: Grid, crew: Crew, n_ranks: int, device: Device) -> Means:
