@@ -1,8 +1,12 @@
+import importlib
 import os
+import pkgutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from numba.core.dispatcher import Dispatcher
 
+from hpcrec.backend import kernels
 from hpcrec.backend.threads import THREAD_VARIABLES, Threads, available_threads, limit_libraries, own_cores, run_parts
 
 
@@ -67,3 +71,11 @@ def test_threads_begin_on_the_cores_that_their_caller_has_by_then():
         found, expected, n_shares = pool.submit(masks).result()
     assert found == expected
     assert n_shares == 3
+
+
+def test_compiled_functions_let_go_of_the_interpreter():
+    """Else rank 0 would answer nobody while it computes, and threads would wait for one another."""
+    names = [f"{kernels.__name__}.{found.name}" for found in pkgutil.iter_modules(kernels.__path__)]
+    compiled = [o for name in names for o in vars(importlib.import_module(name)).values() if isinstance(o, Dispatcher)]
+    assert len(compiled) > 50
+    assert [o.__qualname__ for o in compiled if not o.targetoptions.get("nogil")] == []
