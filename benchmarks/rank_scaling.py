@@ -2,7 +2,8 @@
 
 The ptychography stage of a job on one rank and on N ranks of one thread, in turn; and N jobs of one rank each at the
 same time, which share the tilts but know nothing of one another: what the machine allows. One size of transforms on 1
-and N cores beside that. Medians over rounds; efficiency: how much faster, over N. Default job: jobs/nanocube.toml, twelve tilts.
+and N cores beside that. Medians over rounds; the efficiency is how much faster, over N. Default job:
+jobs/nanocube.toml, twelve tilts.
 """
 
 from __future__ import annotations
