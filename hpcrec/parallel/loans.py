@@ -14,11 +14,15 @@ from hpcrec.parallel.crew import Spare
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Need:
-    """A rank at work: its host, how long it would work on with its ``threads``, in any unit that all share."""
+    """A rank at work: its host, how long it would work on with its ``threads``, in any unit that all share.
+
+    ``most`` : threads that are of use to it
+    """
 
     host: str
     left: float
     threads: int
+    most: int
 
 
 class Loans:
@@ -46,9 +50,10 @@ class Loans:
             needs = {r: n for r, n in self._needs.items() if n.host == need.host and n.left > 0}
             given = []
             for spare in sorted(self._spares, key=lambda s: -s.threads):
-                if spare.host != need.host or not needs:
+                takers = [r for r, n in needs.items() if n.threads + spare.threads <= n.most]
+                if spare.host != need.host or not takers:
                     continue
-                last = max(needs, key=lambda r: needs[r].left)
+                last = max(takers, key=lambda r: needs[r].left)
                 needs[last] = _helped(needs[last], spare)
                 if last == rank:
                     given.append(spare)

@@ -19,6 +19,8 @@ from hpcrec.run.observers import Event, Observer
 
 # An answer takes a millisecond or two
 _ASK_EVERY_S: Final = 0.1
+# Of a batch for each thread: with fewer nobody has measured whether more threads are of use
+_FEW_PATTERNS: Final = 4
 
 
 class Lender(Protocol):
@@ -54,8 +56,11 @@ class Hands:
         self._spares: tuple[Spare, ...] = (spare(crew.threads, host),)
         self._asked = -_ASK_EVERY_S
 
-    def listening(self, report: Observer, sweeps: float) -> Observer:
-        """Return an observer that passes events on, and borrows after each sweep of a tilt with ``sweeps`` to go."""
+    def listening(self, report: Observer, sweeps: float, batch: int) -> Observer:
+        """Return an observer that passes events on, and borrows after each sweep of a tilt with ``sweeps`` to go.
+
+        ``batch`` : patterns of an update
+        """
         left = sweeps
 
         def hear(event: Event) -> None:
@@ -63,7 +68,7 @@ class Hands:
             report(event)
             share = sweep_share(event)
             left -= share
-            if share and self._borrow(event["seconds"] * max(left, 0.0) / share):
+            if share and self._borrow(event["seconds"] * max(left, 0.0) / share, batch // _FEW_PATTERNS):
                 report(
                     {
                         "event": "cores_lent",
@@ -75,12 +80,12 @@ class Hands:
 
         return hear
 
-    def _borrow(self, seconds_left: float) -> bool:
+    def _borrow(self, seconds_left: float, most: int) -> bool:
         """Take what is lent to this rank; return whether it has become more."""
         if not self._borrows or seconds_left <= _ASK_EVERY_S or self._clock() - self._asked < _ASK_EVERY_S:
             return False
         self._asked, before = self._clock(), self.threads.n_threads
-        need = Need(host=self._spares[0].host, left=seconds_left, threads=before)
+        need = Need(host=self._spares[0].host, left=seconds_left, threads=before, most=most)
         for lent in self._master.borrow(need):
             if self._borrows and join(lent):
                 self._spares += (lent,)

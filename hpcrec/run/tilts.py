@@ -34,7 +34,7 @@ from hpcrec.run.parts import TiltTask, reconstruct_tilt, remove_parts
 from hpcrec.run.plan import group_size, joins_ranks, rank_threads
 from hpcrec.run.record import quality_arrays, quality_path, quality_record, write_quality_record
 from hpcrec.run.rounds import Round, rounds_of
-from hpcrec.run.runner import TiltOutcome
+from hpcrec.run.runner import TiltOutcome, batch_size
 from hpcrec.run.start import common_grid, probe_window
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ def _take_tilts(
     if means.device.kind == "cpu":
         means = replace(means, threads=hands.threads)
     while (i_tilt := master.next()) is not None:
-        number = int(series.tilt_numbers[i_tilt])
+        number, n_positions = int(series.tilt_numbers[i_tilt]), len(series.facts.positions[i_tilt])
+        sweeps, batch = sweeps_left(job, number, checkpoints), batch_size(job, n_positions)
         outcome, frc = reconstruct_tilt(
             TiltTask(
                 job=job,
@@ -92,7 +93,7 @@ def _take_tilts(
                 i_tilt=i_tilt,
                 group=group,
                 checkpoints=checkpoints,
-                report=hands.listening(master.report, sweeps_left(job, number, checkpoints)),
+                report=hands.listening(master.report, sweeps, batch),
                 means=means,
             )
         )

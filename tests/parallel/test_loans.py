@@ -17,8 +17,8 @@ def of(host: str = "a", core: int = 0, threads: int = 1) -> Spare:
     return Spare(host=host, cores=frozenset({core}), threads=threads)
 
 
-def need(left: float, threads: int = 1, host: str = "a") -> Need:
-    return Need(host=host, left=left, threads=threads)
+def need(left: float, threads: int = 1, host: str = "a", most: int = 99) -> Need:
+    return Need(host=host, left=left, threads=threads, most=most)
 
 
 def test_the_one_that_would_end_last_gets_the_spare():
@@ -60,6 +60,17 @@ def test_cores_stay_on_their_host_and_go_to_nobody_who_is_done():
     assert loans.borrow(1, need(9.0, host="a")) == ()
     assert loans.borrow(2, need(0.0, host="b")) == ()
     assert loans.borrow(3, need(0.1, host="b")) == (of("b"),)
+
+
+def test_nobody_gets_more_threads_than_are_of_use():
+    loans = Loans()
+    loans.lend(0, tuple(of(core=i) for i in range(6)))
+    assert len(loans.borrow(1, need(100.0, most=3))) == 2
+    assert loans.borrow(1, need(50.0, threads=3, most=3)) == ()
+    assert len(loans.borrow(2, need(1.0, threads=2, most=4))) == 2, "the others are for those who can use them"
+    loans.lend(3, (of(core=7, threads=8),))
+    assert len(loans.borrow(2, need(1.0, threads=4, most=11))) == 2
+    assert loans.borrow(2, need(1.0, threads=6, most=14)) == (of(core=7, threads=8),)
 
 
 def test_a_rank_that_lends_is_in_need_no_more():

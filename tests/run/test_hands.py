@@ -63,14 +63,14 @@ def test_a_rank_says_what_is_left_and_takes_what_it_gets(monkeypatch: pytest.Mon
     helper = Spare(host="a", cores=frozenset({5}), threads=3)
     bank, heard = Bank(helper), []
     own = Hands(bank, one(threads=2), True, host="a")
-    hear = own.listening(heard.append, 3.5)
+    hear = own.listening(heard.append, 3.5, 64)
     hear({"event": "tilt_started"})
     hear({**swept(1, 0.5), "event": "part_sweep", "part": "half1"})
     hear(swept(1))
     hear(swept(2))
     hear(swept(3))
-    asked = [(need.host, need.left, need.threads) for need in bank.asked]
-    assert asked == [("a", 3.0, 2), ("a", 4.0, 5), ("a", 2.0, 5)]
+    asked = [(need.host, need.left, need.threads, need.most) for need in bank.asked]
+    assert asked == [("a", 3.0, 2, 16), ("a", 4.0, 5, 16), ("a", 2.0, 5, 16)]
     assert [event["event"] for event in heard] == ["tilt_started", "part_sweep", "cores_lent", *["sweep"] * 3]
     assert heard[2]["threads"] == own.threads.n_threads == 5
     own.lend()
@@ -81,12 +81,12 @@ def test_a_rank_says_what_is_left_and_takes_what_it_gets(monkeypatch: pytest.Mon
 def test_a_rank_does_not_ask_all_the_time_nor_at_the_end() -> None:
     now = [0.0]
     bank = Bank()
-    hear = Hands(bank, one(), True, clock=lambda: now[0]).listening(lambda event: None, 100)
+    hear = Hands(bank, one(), True, clock=lambda: now[0]).listening(lambda event: None, 100, 64)
     for i in range(50):
         now[0] += 0.03
         hear(swept(i + 1, 0.03))
     assert len(bank.asked) == pytest.approx(50 * 0.03 / 0.1, abs=4)
-    hear = Hands(Bank(), one(), True).listening(lambda event: None, 2)
+    hear = Hands(Bank(), one(), True).listening(lambda event: None, 2, 64)
     hear(swept(1, 0.05))
     assert not bank.given
 
@@ -97,7 +97,7 @@ def test_cores_that_the_system_refuses_go_to_others(monkeypatch: pytest.MonkeyPa
     helpers = [Spare(host="a", cores=frozenset({i}), threads=1) for i in (5, 6)]
     bank, heard = Bank(*helpers), []
     own = Hands(bank, one(), True)
-    hear = own.listening(heard.append, 9)
+    hear = own.listening(heard.append, 9, 64)
     for i in range(3):
         hear(swept(i + 1))
     assert len(bank.asked) == 1, "asked once, refused, and no more"
@@ -116,7 +116,7 @@ def test_who_does_not_borrow(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     if why == "address space":
         monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 33, 1 << 33))
     own = Hands(bank, crew, why != "job")
-    hear = own.listening(lambda event: None, 9)
+    hear = own.listening(lambda event: None, 9, 64)
     hear(swept(1))
     own.lend()
     assert bank.asked == []
