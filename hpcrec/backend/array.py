@@ -17,6 +17,9 @@ IntArray: TypeAlias = NDArray[np.integer[Any]]
 BoolArray: TypeAlias = NDArray[np.bool_]
 
 
+_PIECE = 1 << 24
+
+
 def array_module(*arrays: Any) -> ModuleType:
     """Return ``cupy`` if any of the arrays lives on a GPU, else ``numpy``."""
     cupy = sys.modules.get("cupy")
@@ -36,6 +39,12 @@ def numbers_to_host(numbers: Sequence[Any]) -> FloatArray:
         return np.zeros(0)
     found = array_module(*numbers).stack([number.astype(np.float64) for number in numbers])
     return to_host(found)
+
+
+def all_finite(a: Array) -> bool:
+    """Whether an array of the host holds finite numbers alone; what this needs is small beside large arrays."""
+    flat = a.reshape(-1)
+    return all(bool(np.isfinite(flat[first : first + _PIECE]).all()) for first in range(0, flat.size, _PIECE))
 
 
 def real_dtype(dtype: Any) -> np.dtype[Any]:

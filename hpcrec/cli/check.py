@@ -85,7 +85,10 @@ def _ranks(plan: Plan) -> str:
     some = f"{plan.n_ranks} on {available_cores()} cores"
     if plan.crew > 1:
         return f"{some}; {plan.crew} work on a tilt as {plan.threads} threads of one of them"
-    return f"{some}, {plan.threads} threads each, {plan.group_size} a tilt"
+    text = f"{some}, {plan.threads} threads each, {plan.group_size} a tilt"
+    if plan.exchange:
+        text += f", {plan.exchange}" + (f": {plan.reason}" if plan.reason else "")
+    return text
 
 
 def _device(plan: Plan) -> str:

@@ -6,11 +6,35 @@ import math
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hpcrec.backend.array import Array, IntArray
 from hpcrec.errors import StorageError
+
+
+def file_array(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an array in a scratch file without a name, for what would take too much memory.
+
+    Its pages are the system's to write out and to fetch; the file goes with the array. The disk's space is taken at
+    once, so that a full one is told here.
+
+    Raises
+    ------
+    StorageError : the folder takes no file of this size.
+    """
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix="hpcrec-array-") as file:
+            if n_bytes:
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            return np.memmap(file, dtype, "r+", shape=shape) if n_bytes else np.empty(shape, dtype)
+    except OSError as fault:
+        raise StorageError(
+            f"cannot keep {n_bytes / 2**30:.3g} GiB that exceed the memory in {folder}: {fault.strerror}; free space "
+            "there, or set parallel.scratch to another folder"
+        ) from None
 
 
 class Spool:

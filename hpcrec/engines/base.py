@@ -19,6 +19,16 @@ def bounded(options: Any, copies: float) -> float:
     return copies if options.object_constraint == "none" else copies + 2
 
 
+def of_update(copies: Callable[[Any, bool], tuple[float, float]]) -> Callable[[Any, bool], tuple[float, float]]:
+    """Return the ``box_copies`` of an engine whose updates need arrays of the batch's box beside what is kept."""
+
+    def box_copies(options: Any, windowed: bool) -> tuple[float, float]:
+        beside, update = copies(options, windowed)
+        return 0.0, update - beside
+
+    return box_copies
+
+
 class Engine(ABC):
     """An update rule for :class:`PtychographyState`.
 
@@ -41,7 +51,7 @@ class Engine(ABC):
     ``copies`` : of the options, and whether the state is ``windowed``: arrays of the object's size, the object among
         them, that are there beside the sums of a batch, and all at most in an update, as ``tests/run/test_memory.py``
         measures them
-    ``box_copies`` : those among them that are of the box of a batch only, which is small where batches are compact
+    ``box_copies`` : of both numbers, those of the box of a batch only, which is small where batches are compact
     """
 
     passes: tuple[str, ...] = ("update",)
@@ -56,7 +66,7 @@ class Engine(ABC):
     copies: Callable[[Any, bool], tuple[float, float]] = staticmethod(
         lambda options, windowed: (1.0, bounded(options, 3.6))
     )
-    box_copies: Callable[[Any, bool], float] = staticmethod(lambda options, windowed: 0.0)
+    box_copies: Callable[[Any, bool], tuple[float, float]] = staticmethod(lambda options, windowed: (0.0, 0.0))
 
     @abstractmethod
     def prepare(self, state: PtychographyState) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpcrec.backend.kernels.updates import precondition
-from hpcrec.engines.base import StreamingEngine, bounded
+from hpcrec.engines.base import StreamingEngine, bounded, of_update
 from hpcrec.engines.sweeps import (
     SweepOptions,
     change_object,
@@ -55,6 +55,7 @@ class Epie(StreamingEngine):
     Options = EpieOptions
     default_batch_size = 8
     copies = staticmethod(lambda options, windowed: (1.0, 1.0 if windowed else bounded(options, 3.6)))
+    box_copies = staticmethod(of_update(copies))
 
     def __init__(self, model: PtychographyModel, options: EpieOptions, refinements: Sequence[Refinement] = ()) -> None:
         self._model, self._options, self._refinements = model, options, refinements

@@ -9,7 +9,7 @@ import numpy as np
 
 from hpcrec.backend.array import Array, BoolArray, ComplexArray, array_module, real_dtype
 from hpcrec.backend.kernels.updates import precondition, step_with_momentum
-from hpcrec.engines.base import StreamingEngine, bounded
+from hpcrec.engines.base import StreamingEngine, bounded, of_update
 from hpcrec.engines.sweeps import (
     SweepOptions,
     change_object,
@@ -58,6 +58,11 @@ def _copies(options: GradientOptions, windowed: bool) -> tuple[float, float]:
     return 2.0, 2.0 if windowed else bounded(options, 4.6)
 
 
+def _box_copies(options: GradientOptions, windowed: bool) -> tuple[float, float]:
+    """Return the copies of the box of a batch among those: the change, and what it is made of."""
+    return (0.0, 0.0) if options.method == "adam" else of_update(_copies)(options, windowed)
+
+
 class GradientEngine(StreamingEngine):
     """Descends the loss on object, probe and positions.
 
@@ -71,6 +76,7 @@ class GradientEngine(StreamingEngine):
     default_batch_size = 64
     peaks = {"update": ("illumination",)}
     copies = staticmethod(_copies)
+    box_copies = staticmethod(_box_copies)
 
     def __init__(
         self, model: PtychographyModel, options: GradientOptions, refinements: Sequence[Refinement] = ()

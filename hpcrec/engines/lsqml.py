@@ -70,9 +70,9 @@ def _copies(options: LsqMlOptions, windowed: bool) -> tuple[float, float]:
     return (4.6, 7.6) if options.momentum else (3.6, bounded(options, 5.1))
 
 
-def _box_copies(options: LsqMlOptions, windowed: bool) -> float:
+def _box_copies(options: LsqMlOptions, windowed: bool) -> tuple[float, float]:
     """Return the copies of the box of a batch among those: gradient and illumination, direction, what is lit."""
-    return 0.0 if windowed and options.object_update == "batch" else 2.6
+    return (0.0, 0.0) if windowed and options.object_update == "batch" else (2.6, 2.6)
 
 
 class LsqMl(Engine):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hpcrec.engines.base import Engine, bounded
+from hpcrec.engines.base import Engine, bounded, of_update
 from hpcrec.engines.sweeps import (
     NEVER,
     SweepOptions,
@@ -50,6 +50,7 @@ class Pie(Engine):
     default_batch_size = 8
     moves_probe = False
     copies = staticmethod(lambda options, windowed: (1.0, 1.0 if windowed else bounded(options, 4.5)))
+    box_copies = staticmethod(of_update(copies))
 
     def __init__(self, model: PtychographyModel, options: PieOptions, refinements: Sequence[Refinement] = ()) -> None:
         self._model, self._refinements = model, refinements

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hpcrec.backend.array import Array
-from hpcrec.engines.base import Engine, bounded
+from hpcrec.engines.base import Engine, bounded, of_update
 from hpcrec.engines.epie import EpieOptions, step_object, step_probe
 from hpcrec.engines.sweeps import NEVER, change_refined, finish_sweep, gradient_partial, loss_sums, prepare_state
 from hpcrec.models.base import Batch, PtychographyState
@@ -43,6 +43,7 @@ class ThreePie(Engine):
     Options = ThreePieOptions
     default_batch_size = 8
     copies = staticmethod(lambda options, windowed: (1.0, 1.0 if windowed else bounded(options, 3.6)))
+    box_copies = staticmethod(of_update(copies))
 
     def __init__(
         self, model: PtychographyModel, options: ThreePieOptions, refinements: Sequence[Refinement] = ()

@@ -47,16 +47,29 @@ import h5py
 import mrcfile
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray, all_finite
 from hpcrec.errors import DataError
 from hpcrec.io.atomic import atomic_path
 from hpcrec.io.hdf5_access import damage_reported, open_hdf5
-from hpcrec.io.store import Attribute, Attributes, Hdf5Writer, check_format, create_hdf5, read_file, read_record
+from hpcrec.io.store import (
+    Attribute,
+    Attributes,
+    Hdf5Writer,
+    StoredRecord,
+    check_format,
+    create_hdf5,
+    open_record,
+    read_file,
+    read_record,
+)
 
 _TILT: Final = "hpcrec-tilt"
 _PROJECTIONS: Final = "hpcrec-projections"
 _VOLUME: Final = "hpcrec-volume"
 _VERSION: Final = 1
+# What a tilt must have, and what all tilts of a run have in common
+_ARRAYS: Final = ("object", "probe", "positions_angstrom", "illumination", "loss", "data_error")
+_SHARED: Final = ("sampling_angstrom", "energy_ev", "wavelength_angstrom")
 _TILT_NAME: Final = re.compile(r"tilt_(\d+)\.h5")
 
 
@@ -102,7 +115,7 @@ def tilt_path(folder: Path, tilt_index: int) -> Path:
 def write_tilt_result(path: Path, result: TiltResult) -> None:
     """Write a tilt's result atomically. Raises :class:`StorageError`, or :class:`DataError` if it is not finite."""
     for name in ("obj", "probe", "positions"):
-        if not np.isfinite(getattr(result, name)).all():
+        if not all_finite(getattr(result, name)):
             raise DataError(f"tilt {result.tilt_index}: the reconstructed {name} is not finite; it was not written")
     with create_hdf5(path) as writer:
         arrays, attributes = _tilt_record(result)
@@ -114,10 +127,16 @@ def read_tilt_result(path: Path) -> TiltResult:
     return _tilt_result(*read_file(path, _TILT, _VERSION), str(path))
 
 
+def tilt_number(path: Path) -> int:
+    """Return the index of a tilt's result, which is read once, a block at a time; raises :class:`DataError`."""
+    with open_record(path, _TILT, _VERSION) as record:
+        return _checked(record, str(path))
+
+
 def assemble_projections(run_dir: Path, expected: Sequence[int] | None = None) -> Path:
     """Gather ``run_dir/checkpoints/tilt_*.h5`` into ``run_dir/projections.h5`` and return its path.
 
-    ``expected`` names the tilts that must be there; others are then left out. One tilt is in memory at a time.
+    ``expected`` names the tilts that must be there; others are then left out. No tilt is in memory as a whole.
     Raises :class:`DataError` for missing, damaged or unlike tilts, :class:`StorageError` if it cannot be written.
     """
     found = {int(m[1]): p for p in (run_dir / "checkpoints").glob("tilt_*.h5") if (m := _TILT_NAME.fullmatch(p.name))}
@@ -133,17 +152,28 @@ def assemble_projections(run_dir: Path, expected: Sequence[int] | None = None) -
 
 
 def _gather(writer: Hdf5Writer, paths: list[Path]) -> None:
-    common: dict[str, Attribute] = {}
+    common: dict[str, Any] = {}
     for path in paths:
-        result = read_tilt_result(path)
-        shared = _shared_attributes(result)
-        if common and any(not np.allclose(shared.get(k, 0), common[k], rtol=1e-9) for k in common):
-            raise DataError(f"{path}: has sampling or energy {shared}, the tilts before it {common}; do not mix runs")
-        common = common or shared
-        arrays, attributes = _tilt_record(result)
-        writer.record(f"tilts/{result.tilt_index:04d}", arrays, attributes)
+        with open_record(path, _TILT, _VERSION) as record:
+            number = _checked(record, str(path))
+            shared: dict[str, Any] = {k: record.attributes[k] for k in _SHARED if k in record.attributes}
+            if common and any(not np.allclose(shared.get(k, 0), common[k], rtol=1e-9) for k in common):
+                raise DataError(
+                    f"{path}: has sampling or energy {shared}, the tilts before it {common}; do not mix runs"
+                )
+            common = common or shared
+            writer.copy(f"tilts/{number:04d}", record)
     header = {"format": _PROJECTIONS, "format_version": _VERSION, "n_tilts": len(paths), **common}
     writer.attributes("/", header)
+
+
+def _checked(record: StoredRecord, where: str) -> int:
+    """Return the index of a tilt that has all that it should have."""
+    missing = [name for name in _ARRAYS if name not in record.arrays]
+    missing += [name for name in ("tilt_index", *_SHARED[:1]) if name not in record.attributes]
+    if missing:
+        raise DataError(f"{where}: lacks {missing[0]!r}; it is not a tilt written by this program")
+    return int(np.asarray(record.attributes["tilt_index"]))
 
 
 def _shared_attributes(result: TiltResult) -> dict[str, Attribute]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -26,6 +28,8 @@ Attribute: TypeAlias = str | int | float | bool | tuple[float, ...] | tuple[int,
 Attributes: TypeAlias = Mapping[str, Attribute]
 
 _DIGEST: Final = "sha256"
+# Of an array that need not be in memory as a whole
+_BLOCK_BYTES: Final = 16 << 20
 _ADVICE: Final = "use an earlier copy or compute it again"
 
 
@@ -102,6 +106,17 @@ class Hdf5Writer:
             self.check()
         self.attributes(name, {**attributes, _DIGEST: record_digest(arrays, attributes)})
 
+    def copy(self, name: str, record: StoredRecord) -> None:
+        """Write a record of another file as group ``name``, a block at a time."""
+        group = self._file.require_group(name)
+        for key, value in sorted(record.arrays.items()):
+            made = group.create_dataset(key, value.shape, value.dtype)
+            for selection, block in value.blocks():
+                made[selection] = block
+            self._file.flush()
+            self.check()
+        self.attributes(name, {**record.attributes, _DIGEST: record.digest})
+
     def attributes(self, name: str, attributes: Attributes) -> None:
         """Set attributes of group ``name``; text has a fixed length, because HDF5 guards that by checksums."""
         group = self._file.require_group(name)
@@ -145,7 +160,46 @@ def _atomic_hdf5(target: Path, versions: tuple[str, str]) -> Iterator[tuple[h5py
             raise storage_error(target, sink.fault) from sink.fault
 
 
-def record_digest(arrays: Mapping[str, Array], attributes: Attributes) -> str:
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """An array of a file that is open, which is read a block at a time."""
+
+    dataset: h5py.Dataset
+    where: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return tuple(self.dataset.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the array in native byte order."""
+        return self.dataset.dtype.newbyteorder("=")  # type: ignore[no-any-return]
+
+    def blocks(self) -> Iterator[tuple[tuple[int | slice, ...], Array]]:
+        """Yield places and values of blocks, in the order of memory."""
+        if not self.shape:
+            yield (), read_block(self.dataset, (), self.where)
+            return
+        leading, n_rows, row = self.shape[:-2], self.shape[-2:][0], self.shape[-2:][1:]
+        rows = max(_BLOCK_BYTES // max(math.prod(row) * self.dtype.itemsize, 1), 1)
+        for place in np.ndindex(*leading):
+            for first in range(0, n_rows, rows):
+                selection = (*place, slice(first, min(first + rows, n_rows)))
+                yield selection, read_block(self.dataset, selection, self.where)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredRecord:
+    """A record of a file that is open, found sound; its arrays are not in memory."""
+
+    arrays: dict[str, StoredArray]
+    attributes: dict[str, Attribute]
+    digest: str
+
+
+def record_digest(arrays: Mapping[str, Array | StoredArray], attributes: Attributes) -> str:
     """Return the sha256 of names, types, shapes and bytes of all arrays and attributes, in the order of names."""
     digest = hashlib.sha256()
     for kind, values in (("array", arrays), ("attribute", attributes)):
@@ -153,18 +207,34 @@ def record_digest(arrays: Mapping[str, Array], attributes: Attributes) -> str:
             value = values[name]
             if isinstance(value, str):
                 text = value.encode(errors="surrogatepass")  # a damaged file may hold any bytes
-                head, payload = f"text {len(text)}", memoryview(text)
-            else:
-                array = np.asarray(value)
-                head = f"{array.dtype.str} {array.shape}"
-                payload = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            digest.update(f"{kind} {name} {head}\n".encode(errors="surrogatepass"))
-            digest.update(payload)
+                digest.update(f"{kind} {name} text {len(text)}\n".encode(errors="surrogatepass"))
+                digest.update(text)
+                continue
+            array = value if isinstance(value, StoredArray) else np.asarray(value)
+            digest.update(f"{kind} {name} {array.dtype.str} {array.shape}\n".encode(errors="surrogatepass"))
+            blocks = (block for _, block in array.blocks()) if isinstance(array, StoredArray) else [array]
+            for block in blocks:
+                digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def read_record(group: h5py.Group, where: str) -> tuple[dict[str, Array], dict[str, Attribute]]:
     """Return arrays and attributes of a record; raises :class:`DataError` naming ``where`` if it is damaged."""
+    found, attributes = _stored(group, where)
+    arrays = {name: read_block(one.dataset, (), one.where) for name, one in found.items()}
+    _check_digest(arrays, attributes, where)
+    return arrays, attributes
+
+
+def stored_record(group: h5py.Group, where: str) -> StoredRecord:
+    """Return a record whose arrays stay in the file, which is read once; raises :class:`DataError` if damaged."""
+    arrays, attributes = _stored(group, where)
+    digest = _check_digest(arrays, attributes, where)
+    return StoredRecord(arrays=arrays, attributes=attributes, digest=digest)
+
+
+def _stored(group: h5py.Group, where: str) -> tuple[dict[str, StoredArray], dict[str, Attribute]]:
+    """Return the arrays, not yet read, and the attributes of a record."""
     with damage_reported(where, _ADVICE):
         names: list[str] = []
         group.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
@@ -176,13 +246,17 @@ def read_record(group: h5py.Group, where: str) -> tuple[dict[str, Array], dict[s
         oversized = [name for name in names if group[name].nbytes > room]
         if oversized:
             raise DataError(f"{where}: {oversized[0]!r} claims to be larger than the file: it is damaged; {_ADVICE}")
-        arrays = {name: read_block(group[name], (), f"{where}: {name!r}") for name in names}
+        return {name: StoredArray(group[name], f"{where}: {name!r}") for name in names}, attributes
+
+
+def _check_digest(arrays: Mapping[str, Array | StoredArray], attributes: dict[str, Attribute], where: str) -> str:
+    """Take the checksum out of the attributes and return it; raises :class:`DataError` if it is another's."""
     stored = attributes.pop(_DIGEST, None)
     if stored is None:
         raise DataError(f"{where}: has no checksum; it was not written by this program")
     if stored != record_digest(arrays, attributes):
         raise DataError(f"{where}: its content does not match its checksum; {_ADVICE}")
-    return arrays, attributes
+    return str(stored)
 
 
 def read_attribute(group: h5py.Group, name: str) -> Any:
@@ -204,6 +278,14 @@ def read_file(path: Path, file_format: str, version: int) -> tuple[dict[str, Arr
     with open_hdf5(path) as file:
         check_format(file, path, file_format, version)
         return read_record(file["/"], str(path))
+
+
+@contextmanager
+def open_record(path: Path, file_format: str, version: int) -> Iterator[StoredRecord]:
+    """Give the record that is the whole of a file of our own, without reading it to memory; raises DataError."""
+    with open_hdf5(path) as file:
+        check_format(file, path, file_format, version)
+        yield stored_record(file["/"], str(path))
 
 
 def check_format(file: h5py.File, path: Path, file_format: str, version: int) -> None:

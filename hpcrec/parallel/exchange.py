@@ -6,9 +6,9 @@ rank enters the same collectives in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from hpcrec.geometry.tiles import EMPTY_BOX, Box, bounding_box, window_corners
 from hpcrec.models.partial import Field, Partial, Total
 from hpcrec.parallel.communicator import Communicator
 
+Room = Callable[[tuple[int, ...], Any], Array]
 EXCHANGES: Final = {
     "replicated": "hpcrec.parallel.exchange:Replicated",
     "tiled": "hpcrec.parallel.tiled:Tiled",
@@ -50,8 +51,11 @@ class Exchange(Protocol):
         beyond what its rank holds.
         """
 
-    def whole(self, values: Array) -> Array | None:
-        """Gather ``values`` (…, y, x) on the held boxes to the whole grid on rank 0 (host memory); None elsewhere."""
+    def whole(self, values: Array, room: Room = np.empty) -> Array | None:
+        """Gather ``values`` (…, y, x) on the held boxes to the whole grid on rank 0 (host memory); None elsewhere.
+
+        ``room(shape, dtype)`` gives the array that is filled, where rank 0 has none yet.
+        """
 
     def place(self, whole: Array | None) -> Array:
         """Hand out rank 0's array (…, y, x) of the whole grid: return the values on the held box (host memory).
@@ -179,7 +183,7 @@ class Replicated:
             for row in edges
         ]
 
-    def whole(self, values: Array) -> Array | None:
+    def whole(self, values: Array, room: Room = np.empty) -> Array | None:
         """Return the values on rank 0, which has them all; None elsewhere."""
         return to_host(values) if self.communicator.rank == 0 else None
 

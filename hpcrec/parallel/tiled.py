@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Iterator
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -12,8 +13,10 @@ from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import EMPTY_BOX, Box, bounding_box, tile_layout, window_corners
 from hpcrec.models.partial import Field, Partial, Total
 from hpcrec.parallel.communicator import Communicator
-from hpcrec.parallel.exchange import Ownership, peak, sum_all
+from hpcrec.parallel.exchange import Ownership, Room, peak, sum_all
 
+# Of what travels at a time when an object is gathered or handed out: ranks need room for no more beside their own
+PIECE_BYTES: Final = 32 << 20
 Boxes = IntArray  # (rank, 4): y0, y1, x0, x1 of one field on every rank
 
 
@@ -153,34 +156,51 @@ class Tiled:
         )
         return {rank: _unpack(buffers[rank], forms) for rank, forms in expected.items()}
 
-    def whole(self, values: Array) -> Array | None:
-        """Gather the cores of ``values`` (…, y, x) to the whole grid on rank 0 (host memory); None elsewhere."""
-        rank, cores = self.communicator.rank, self.layout.cores
-        own = to_host(_cut(Field(self.held, values), self.core))
-        if rank:
-            self.communicator.swap({0: own} if own.size else {}, {})
+    def whole(self, values: Array, room: Room = np.empty) -> Array | None:
+        """Gather the cores of ``values`` (…, y, x), a piece at a time, to the whole grid on rank 0; None elsewhere."""
+        mine, core = values.reshape(-1, *values.shape[-2:]), self.core
+        if self.communicator.rank:
+            for i, piece in self._pieces(core, len(mine), values.dtype):
+                self.communicator.swap({0: np.ascontiguousarray(to_host(mine[(i, *piece.slices(self.held))]))}, {})
             return None
-        result = np.empty(values.shape[:-2] + self._grid.shape, values.dtype)
-        filled = [r for r in range(1, len(cores)) if not cores[r].empty]
-        buffers = {r: np.empty(values.shape[:-2] + cores[r].shape, values.dtype) for r in filled}
-        self.communicator.swap({}, buffers)
-        for r, part in {0: own, **buffers}.items():
-            result[(..., *cores[r].slices(EMPTY_BOX))] = part
+        result = room(values.shape[:-2] + self._grid.shape, values.dtype)
+        found = result.reshape(-1, *self._grid.shape)
+        for i, piece in self._pieces(core, len(mine), values.dtype):
+            found[(i, *piece.slices(EMPTY_BOX))] = to_host(mine[(i, *piece.slices(self.held))])
+        for rank in range(1, self.communicator.size):
+            for i, piece in self._pieces(self.layout.cores[rank], len(mine), values.dtype):
+                buffer = np.empty(piece.shape, values.dtype)
+                self.communicator.swap({}, {rank: buffer})
+                found[(i, *piece.slices(EMPTY_BOX))] = buffer
         return result
 
     def place(self, whole: Array | None) -> Array:
-        """Hand out the held boxes of rank 0's array of the whole grid."""
-        rank = self.communicator.rank
+        """Hand out the held boxes of rank 0's array of the whole grid, a piece at a time."""
         form = self.communicator.broadcast(None if whole is None else (whole.shape[:-2], whole.dtype.str))
-        if rank == 0:
-            grid = Field(Box(0, self._grid.shape[0], 0, self._grid.shape[1]), cast(Array, whole))
-            pieces = {r: _cut(grid, held) for r, held in enumerate(self.layout.held)}
-            own = pieces.pop(0)
-            self.communicator.swap({r: piece for r, piece in pieces.items() if piece.size}, {})
-            return own
         values = np.empty(form[0] + self.held.shape, form[1])
-        self.communicator.swap({}, {0: values} if values.size else {})
+        mine = values.reshape(-1, *self.held.shape)
+        if whole is None:
+            for i, piece in self._pieces(self.held, len(mine), values.dtype):
+                buffer = np.empty(piece.shape, values.dtype)
+                self.communicator.swap({}, {0: buffer})
+                mine[(i, *piece.slices(self.held))] = buffer
+            return values
+        given = whole.reshape(-1, *self._grid.shape)
+        values[...] = whole[(..., *self.held.slices(EMPTY_BOX))]
+        for rank in range(1, self.communicator.size):
+            for i, piece in self._pieces(self.layout.held[rank], len(mine), values.dtype):
+                self.communicator.swap({rank: np.ascontiguousarray(given[(i, *piece.slices(EMPTY_BOX))])}, {})
         return values
+
+    @staticmethod
+    def _pieces(box: Box, n_images: int, dtype: np.dtype[Any]) -> Iterator[tuple[int, Box]]:
+        """Yield the rows of a box, of one image after the other, in pieces of limited size."""
+        if box.empty:
+            return
+        rows = max(PIECE_BYTES // (box.shape[1] * dtype.itemsize), 1)
+        for i in range(n_images):
+            for y in range(box.y0, box.y1, rows):
+                yield i, Box(y, min(y + rows, box.y1), box.x0, box.x1)
 
 
 def _row(box: Box) -> tuple[int, int, int, int]:

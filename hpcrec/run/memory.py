@@ -202,30 +202,31 @@ def object_bytes(
     slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
     one = slices * section.object_states * complex_dtype(section.precision).itemsize
     whole = pixels = grid.shape[0] * grid.shape[1]
+    held: tuple[float, ...] = grid.shape
     tiled = job.parallel.exchange == "tiled" and size > 1
     if tiled:
         window = probe_window(job, series)
         halo = 2 * (min(window) / 2 + job.parallel.halo_margin_angstrom / min(series.sampling))
-        side = np.sqrt(pixels / size) + halo
-        pixels = int(min(pixels, side * side))
+        held = tuple(min(n / math.sqrt(size) + halo, n) for n in grid.shape)
+        pixels = int(math.prod(held))
     kind, options, alone = engine_class(section.engine), getattr(section, section.engine), compiled and size == 1
     beside, update = kind.copies(options, alone)
-    of_box = kind.box_copies(options, alone)
-    spared = 1 - _box_share(job, series, grid) if of_box > 0 else 0.0
+    kept_box, update_box = kind.box_copies(options, alone)
+    share = _box_share(job, series, grid, held) if update_box > 0 else 1.0
     exchanged = _TILED_COPIES if tiled else _EXCHANGE_COPIES
-    sums = _THREAD_COPIES * (threads if compiled else 1) * (1 - spared)
-    sums, beside, update = max(sums, exchanged if size > 1 else 0.0), beside - spared * of_box, update - spared * of_box
+    sums = share * max(_THREAD_COPIES * (threads if compiled else 1), exchanged if size > 1 else 0.0)
+    beside, update = beside - (1 - share) * kept_box, update - (1 - share) * update_box
     most = max(max(beside + sums, update) * pixels, beside * pixels + whole_copies(job) * whole)
     return beside * pixels * one, most * one
 
 
-def _box_share(job: Job, series: TiltSeries, grid: Grid) -> float:
-    """Return the largest share of the object that the box of one batch covers: 1 unless batches are compact."""
+def _box_share(job: Job, series: TiltSeries, grid: Grid, held: tuple[float, ...]) -> float:
+    """Return the largest share of ``held`` (y, x) that the box of a batch covers: 1 unless batches are compact."""
     if job.ptychography.batch_kind != "compact":
         return 1.0
     n, window = n_positions(series), probe_window(job, series)
     reach = math.sqrt(_CURVE_REACH * batch_size(job, n) / n) * max(grid.shape)
-    sides = [min(reach + part, whole) / whole for whole, part in zip(grid.shape, window)]
+    sides = [min(reach + part, side) / side for side, part in zip(held, window)]
     return sides[0] * sides[1]
 
 

@@ -11,11 +11,10 @@ import numpy as np
 
 from hpcrec.analysis.patterns import pattern_figures
 from hpcrec.backend.array import to_host
-from hpcrec.backend.device import PROCESSOR, Device, settle, use_device, visible
+from hpcrec.backend.device import settle, use_device, visible
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.views import half_resolution
 from hpcrec.engines.base import StreamingEngine, visit
-from hpcrec.errors import DeviceError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.pose import Pose
 from hpcrec.geometry.tiles import Box
@@ -33,6 +32,7 @@ from hpcrec.run.job import Job
 from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.memory import GIB, base_memory, memory_limit, rank_memory
 from hpcrec.run.runner import batch_size
+from hpcrec.run.sharing import joins_ranks, share_ranks
 from hpcrec.run.start import TiltSetup, common_grid, start_state, starting_probe, tilt_setup
 
 TIMED_ROWS = 32
@@ -44,6 +44,7 @@ class Plan:
 
     device : of the ranks; of a GPU's memory each needs ``device_gib`` at least and may take ``device_limit_gib``
     resident : whether a GPU keeps all patterns of its tilt
+    exchange : between ranks that share a tilt by messages, "" where none do; ``reason``: why, where it was chosen
     """
 
     n_ranks: int
@@ -64,6 +65,8 @@ class Plan:
     device_gib: float = 0.0
     device_limit_gib: float = 0.0
     resident: bool = False
+    exchange: str = ""
+    reason: str = ""
 
     def sentence(self, n_todo: int) -> str:
         """Return the plan of the ``n_todo`` tilts left in a line."""
@@ -102,43 +105,6 @@ def rank_threads(job: Job, world: Communicator) -> int:
     return max(1, available_cores() // everywhere.count(here)) if chosen == "auto" else chosen
 
 
-def joins_ranks(job: Job, device: Device = PROCESSOR) -> bool:
-    """Whether ranks that share a tilt on one host may work as threads of one of them."""
-    return device.kind == "cpu" and job.parallel.group_size == "auto" and job.parallel.exchange == "auto"
-
-
-def group_size(
-    job: Job, series: TiltSeries, grid: Grid, n_ranks: int, threads: int = 1, device: Device = PROCESSOR
-) -> int:
-    """Return the ranks that share one tilt: the job's number, else the smallest that fits memory and idles no rank.
-
-    Raises
-    ------
-    DeviceError : not even all ranks together fit; the message names the smallest change that would.
-    """
-    chosen = job.parallel.group_size
-    if isinstance(chosen, int):
-        return min(chosen, n_ranks)
-    limit, base = memory_limit(job, n_ranks), base_memory(n_ranks)
-    smallest = max(1, n_ranks // max(series.n_tilts, 1))
-    for size in range(smallest, n_ranks + 1):
-        resident = False
-        if device.kind == "gpu":
-            try:
-                resident = device_rooms(job, series, grid, size, device).resident
-            except DeviceError:
-                if size < n_ranks:
-                    continue
-                raise
-        if rank_memory(job, series, grid, size, threads, base=base, limit=limit, resident=resident) <= limit:
-            return size
-    need = rank_memory(job, series, grid, n_ranks, threads, base=base)
-    raise DeviceError(
-        f"a rank would need {need:.3g} GiB, the limit is {limit:.3g} GiB: start fewer ranks per node, "
-        "raise parallel.memory_gib_per_rank, or set parallel.exchange = 'tiled' and start more ranks"
-    )
-
-
 def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     """Return the plan of a job; it times a few real patterns, which takes about a second."""
     grid = common_grid(job, series)
@@ -149,7 +115,8 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     threads = 1 if device.kind == "gpu" else threads
     # Speed first: what a rank takes before any data is measured when all is loaded
     speed, limit = measure_speed(job, series, setup, Means(threads=threads, device=device)), memory_limit(job, n_ranks)
-    size = group_size(job, series, grid, n_ranks, threads, device)
+    sharing = share_ranks(job, series, grid, n_ranks, threads, device)
+    job, size = sharing.job(job), sharing.size
     rooms = device_rooms(job, series, grid, size, device) if device.kind == "gpu" else None
     crew = size if joins_ranks(job, device) else 1
     if crew > 1:
@@ -190,6 +157,8 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
         device_gib=rooms.needed / GIB if rooms else 0.0,
         device_limit_gib=device.pool_bytes / GIB,
         resident=rooms is not None and rooms.resident,
+        exchange=sharing.exchange if size > crew else "",
+        reason=sharing.reason,
     )
 
 

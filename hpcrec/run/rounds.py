@@ -17,8 +17,8 @@ from hpcrec.geometry.grid import Grid
 from hpcrec.run.device_memory import device_rooms
 from hpcrec.run.job import Job
 from hpcrec.run.memory import base_memory, memory_limit, n_positions, rank_memory
-from hpcrec.run.plan import joins_ranks
 from hpcrec.run.runner import batch_size
+from hpcrec.run.sharing import joins_ranks
 
 # With 32 patterns of each batch two ranks took as long as one or longer (README, decision 22)
 _WORTH_A_MESSAGE: Final = 64

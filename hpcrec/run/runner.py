@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray, to_host
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray, all_finite, to_host
 from hpcrec.data.batches import BatchReader, global_batches
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.resident import DeviceReader, PatternReader
+from hpcrec.data.spool import file_array
 from hpcrec.engines import engine_class
 from hpcrec.engines.base import StreamingEngine, visit
 from hpcrec.errors import DivergedError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.scan import hilbert_order
 from hpcrec.geometry.tiles import Box, window_corners
-from hpcrec.io.checkpoint import latest_good, save_checkpoint
+from hpcrec.io.checkpoint import Checkpoint, latest_good, save_checkpoint
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.launched import prefers_events
 from hpcrec.models.placement import state_on
@@ -36,6 +38,9 @@ from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.monitor import Monitor
 from hpcrec.run.observers import Observer
 from hpcrec.run.start import TiltSetup, moving_margin, start_state, tilt_setup
+
+# Of an array of the whole object that the first rank of a group gathers in its memory; larger ones go to a file
+IN_MEMORY_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +122,7 @@ class TiltRun:
         self.scan = scan = series.tilt(i_tilt)
         self.n_positions = scan.n_positions
         mine = self.exchange.share(np.arange(scan.n_positions))
-        scratch = Path(job.parallel.scratch or checkpoints)
+        scratch = self._scratch = Path(job.parallel.scratch or checkpoints)
         self.device, on_host = means.device, BatchReader(scan, mine, memory_limit=means.pattern_bytes, scratch=scratch)
         self.on_host = on_host
         self.reader: PatternReader = on_host
@@ -141,14 +146,17 @@ class TiltRun:
         setup = self.setup
         found = latest_good(self.checkpoints, self.prefix) if self.group.rank == 0 else None
         # What belongs to single patterns goes to their ranks only
-        waves = {k: found.arrays.pop(k) for k in sorted(found.arrays) if k.startswith("patterns:")} if found else {}
-        found, names = self.group.broadcast((found, list(waves)))
+        waves = _taken(found, ("patterns:",))
+        # What lies on the object's pixels goes to the ranks that hold them
+        on_pixels = _taken(found, ("obj", "object_memory:"))
+        found, names, maps = self.group.broadcast((found, list(waves), list(on_pixels)))
         if found is None:
             state = start_state(self.job, setup, self.exchange.held)
             if start is not None:
                 self._begin_from(state, start)
         else:
-            state = self._resume(found.arrays, found.attributes)
+            placed = {name: self.exchange.place(on_pixels.pop(name, None)) for name in maps}
+            state = self._resume(found.arrays | placed, found.attributes)
             for name in names:
                 values = hand_out_patterns(self.group, self.places, waves.get(name))
                 state.pattern_memory[name.removeprefix("patterns:")] = values
@@ -176,7 +184,7 @@ class TiltRun:
             return {k.removeprefix(name): v for k, v in arrays.items() if k.startswith(name)}
 
         return PtychographyState(
-            obj=self.exchange.place(arrays["obj"]),
+            obj=arrays["obj"],
             probe=arrays["probe"],
             positions=arrays["positions"],
             grid=self.setup.grid,
@@ -184,15 +192,16 @@ class TiltRun:
             iteration=int(attributes["iteration"]),
             n_states=self.job.ptychography.object_states,
             refined=group("refined:"),
-            object_memory={k: self.exchange.place(v) for k, v in group("object_memory:").items()},
+            object_memory=group("object_memory:"),
             memory=group("memory:"),
         )
 
     def save(self) -> None:
         """Write a checkpoint of the whole state; collective."""
         state = self.state
-        arrays = {"obj": self.exchange.whole(state.obj)}
-        arrays |= {f"object_memory:{k}": self.exchange.whole(v) for k, v in sorted(state.object_memory.items())}
+        arrays = {"obj": self.exchange.whole(state.obj, self._room)}
+        for key, values in sorted(state.object_memory.items()):
+            arrays[f"object_memory:{key}"] = self.exchange.whole(values, self._room)
         for key, values in sorted(state.pattern_memory.items()):
             arrays[f"patterns:{key}"] = gather_patterns(self.group, self.places, values)
         if self.group.rank == 0:
@@ -293,6 +302,12 @@ class TiltRun:
             self._tell({"event": "note", "text": f"tilt {setup.number}: converged after {self.state.iteration} sweeps"})
         return self._outcome(time.perf_counter() - started, self.state.iteration - first)
 
+    def _room(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return room for an array of the whole object; large ones, which ranks share as tiles, lie in a file."""
+        if math.prod(shape) * np.dtype(dtype).itemsize <= IN_MEMORY_BYTES:
+            return np.empty(shape, dtype)
+        return file_array(self._scratch, shape, dtype)
+
     def close(self) -> None:
         """Give the patterns' memory back; the run cannot go on afterwards."""
         self.reader.close()
@@ -304,11 +319,11 @@ class TiltRun:
     def _outcome(self, seconds: float, sweeps: int) -> TiltOutcome | None:
         self.state.whole_pixels = False
         patterns = self.assessor.table(self.state, np.arange(self.n_positions))
-        obj = self.exchange.whole(self.state.obj)
+        obj = self.exchange.whole(self.state.obj, self._room)
         memory = self.group.gather(peak_memory_gib())
         if obj is None or memory is None:
             return None
-        if not np.isfinite(obj).all():
+        if not all_finite(obj):
             raise DivergedError(
                 f"tilt {self.setup.number}: the object holds values that are not finite; take smaller steps"
             )
@@ -339,6 +354,12 @@ class TiltRun:
             seconds=seconds,
             peak_memory_gib=max(memory),
         )
+
+
+def _taken(found: Checkpoint | None, prefixes: tuple[str, ...]) -> dict[str, Array]:
+    """Take the arrays whose names begin so out of a checkpoint, where there is one."""
+    names = sorted(name for name in (found.arrays if found else ()) if name.startswith(prefixes))
+    return {name: found.arrays.pop(name) for name in names} if found else {}
 
 
 def illumination(probe: ComplexArray, positions: FloatArray, grid: Grid) -> FloatArray:

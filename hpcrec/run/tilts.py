@@ -18,7 +18,7 @@ from hpcrec.data.views import half_resolution
 from hpcrec.errors import DataError, StorageError
 from hpcrec.geometry.grid import Grid
 from hpcrec.io.atomic import write_bytes
-from hpcrec.io.results import TiltResult, read_tilt_result, tilt_path, write_tilt_result
+from hpcrec.io.results import TiltResult, tilt_number, tilt_path, write_tilt_result
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.crew import Crew, alone, muster
 from hpcrec.parallel.queue import Master
@@ -31,10 +31,11 @@ from hpcrec.run.means import Means
 from hpcrec.run.memory import GIB, pattern_room
 from hpcrec.run.observers import Observer
 from hpcrec.run.parts import TiltTask, reconstruct_tilt, remove_parts
-from hpcrec.run.plan import group_size, joins_ranks, rank_threads
+from hpcrec.run.plan import rank_threads
 from hpcrec.run.record import quality_arrays, quality_path, quality_record, write_quality_record
 from hpcrec.run.rounds import Round, rounds_of
 from hpcrec.run.runner import TiltOutcome, batch_size
+from hpcrec.run.sharing import Sharing, joins_ranks, share_ranks
 from hpcrec.run.start import common_grid, probe_window
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
         if job.ptychography.coarse_iterations:
             _same_plans(job, probe_window(job, half_resolution(series)), world, checkpoints, "fftw_wisdom_coarse")
     grid, threads = common_grid(job, series), rank_threads(job, world)
-    size = world.broadcast(group_size(job, series, grid, world.size, threads, device) if world.rank == 0 else None)
+    sharing = _agreed(job, series, grid, world, threads, device)
+    job, size = sharing.job(job), sharing.size
     todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []
     todo = longest_first(job, series, todo, checkpoints)
     found = rounds_of(job, series, grid, todo, world.size, size, threads, device) if world.rank == 0 else None
@@ -61,7 +63,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
         crew = muster(group, threads) if size > 1 and joins_ranks(job, device) else alone(group, threads)
         means = _means(job, series, grid, crew, world.size, device)
         if world.rank == 0:
-            for text in _again(one) if i else _arrangement(crew, device):
+            for text in _again(one) if i else _arrangement(crew, device, sharing):
                 observer({"event": "note", "text": text})
         with Master(world, one.tilts, observer, crew.group) as master:
             hands = Hands(master, crew, joins_ranks(job, device))
@@ -120,8 +122,23 @@ def _means(job: Job, series: TiltSeries, grid: Grid, crew: Crew, n_ranks: int, d
     return replace(means, threads=1, device=device, device_pattern_bytes=rooms.patterns, wave_bytes=rooms.waves)
 
 
-def _arrangement(crew: Crew, device: Device) -> list[str]:
+def _agreed(job: Job, series: TiltSeries, grid: Grid, world: Communicator, threads: int, device: Device) -> Sharing:
+    """Return what the first rank finds the best way to share the tilts; collective."""
+    hosts = world.gather(platform.node())
+    found = None if hosts is None else share_ranks(job, series, grid, world.size, threads, device, len(set(hosts)))
+    agreed: Sharing = world.broadcast(found)
+    return agreed
+
+
+def _arrangement(crew: Crew, device: Device, sharing: Sharing) -> list[str]:
     """Say how the ranks work, where that is not the usual way."""
+    if sharing.reason:
+        return [f"{sharing.size} ranks a tilt, {sharing.exchange}: {sharing.reason}", *_seats(crew, device)]
+    return _seats(crew, device)
+
+
+def _seats(crew: Crew, device: Device) -> list[str]:
+    """Say where ranks sit that share a tilt."""
     if device.kind == "gpu":
         way = {"host": "through host memory", "mpi": "by MPI from GPU to GPU", "nccl": "by NCCL"}
         route = getattr(crew.group, "route", "")
@@ -174,7 +191,7 @@ def unfinished_tilts(series: TiltSeries, checkpoints: Path) -> list[int]:
     def sound(number: int) -> bool:
         path = tilt_path(checkpoints, number)
         try:
-            return path.exists() and read_tilt_result(path).tilt_index == number
+            return path.exists() and tilt_number(path) == number
         except DataError:
             return False
 

@@ -14,6 +14,7 @@ from hpcrec.io.results import (
     assemble_projections,
     read_tilt_result,
     read_volume,
+    tilt_number,
     tilt_path,
     write_mrc,
     write_tilt_result,
@@ -172,3 +173,29 @@ def test_a_volume_that_does_not_fit_leaves_the_old_one(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("block_bytes", [1, 200, 1 << 20])
+def test_tilts_are_gathered_in_blocks(tmp_path, monkeypatch, block_bytes):
+    """Less than a row at a time, some rows, whole arrays: the same file, and the checksums of the tilts."""
+    monkeypatch.setattr("hpcrec.io.store._BLOCK_BYTES", block_bytes)
+    (tmp_path / "checkpoints").mkdir()
+    wanted = [result(i, refined={"tilt": np.array([0.1, 0.2]), "scale": np.array(1.5)}) for i in (3, 5)]
+    for one in wanted:
+        write_tilt_result(tilt_path(tmp_path / "checkpoints", one.tilt_index), one)
+        assert tilt_number(tilt_path(tmp_path / "checkpoints", one.tilt_index)) == one.tilt_index
+    with ProjectionStore(assemble_projections(tmp_path)) as store:
+        for one, found in zip(wanted, store, strict=True):
+            assert_same(one, replace(found, refined=one.refined))
+            for name, values in one.refined.items():
+                np.testing.assert_array_equal(found.refined[name], values)
+
+
+def test_a_changed_number_is_seen_in_blocks_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpcrec.io.store._BLOCK_BYTES", 200)
+    path = tilt_path(tmp_path, 1)
+    write_tilt_result(path, result(1))
+    with h5py.File(path, "r+") as file:
+        file["object"][1, 20, 3] += 1
+    with pytest.raises(DataError, match="does not match its checksum"):
+        tilt_number(path)

@@ -8,7 +8,7 @@ from hpcrec.geometry.grid import object_grid
 from hpcrec.geometry.scan import raster_positions
 from hpcrec.geometry.tiles import EMPTY_BOX, Box, bounding_box, window_corners
 from hpcrec.models.partial import Field, Partial
-from hpcrec.parallel.communicator import SerialCommunicator, run_ranks
+from hpcrec.parallel.communicator import SerialCommunicator, ThreadedCommunicator, run_ranks
 from hpcrec.parallel.exchange import EXCHANGES, make_exchange
 
 WINDOW = (6, 9)
@@ -105,6 +105,38 @@ def test_totals_are_the_direct_sum(kind, size):
 @pytest.mark.parametrize("kind", EXCHANGES)
 def test_place_and_whole_are_inverse(kind, size):
     run_ranks(size, lambda comm: check_place_and_whole(kind, comm))
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 200, 1000])
+def test_objects_travel_in_pieces(monkeypatch, piece_bytes):
+    """Less than a row, some rows, more than a core's; rank 0 gathers where it is told to."""
+    sent = []
+
+    class Noted(ThreadedCommunicator):
+        def swap(self, outgoing, incoming):
+            sent.extend(a.nbytes for a in outgoing.values())
+            super().swap(outgoing, incoming)
+
+    def check(comm):
+        comm = Noted(comm._group, comm.rank)
+        check_place_and_whole("tiled", comm)
+        exchange = make_exchange("tiled", comm, POSITIONS, GRID, WINDOW, MARGIN)
+        made = []
+
+        def room(shape, dtype):
+            made.append(np.full(shape, np.nan, dtype))
+            return made[-1]
+
+        found = exchange.whole(np.full((2, 1, *exchange.held.shape), comm.rank, np.float32), room)
+        if comm.rank == 0:
+            assert found is made[0]
+            assert found.shape == (2, 1, *GRID.shape)
+            assert set(np.unique(found)) == {0, 1, 2}
+        assert len(made) == (comm.rank == 0)
+
+    monkeypatch.setattr("hpcrec.parallel.tiled.PIECE_BYTES", piece_bytes)
+    run_ranks(3, check)
+    assert max(sent) <= max(piece_bytes, GRID.shape[1] * 8)
 
 
 @pytest.mark.parametrize("kind", EXCHANGES)

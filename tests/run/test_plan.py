@@ -25,7 +25,8 @@ from hpcrec.run.config import load_job
 from hpcrec.run.constrain import FILTER_COPIES, WHOLE_COPIES
 from hpcrec.run.job import Job
 from hpcrec.run.memory import GIB, MPI_GIB, base_memory, memory_limit, pattern_room, rank_memory
-from hpcrec.run.plan import duration, group_size, make_plan, n_workers, tomography_seconds
+from hpcrec.run.plan import duration, make_plan, n_workers, tomography_seconds
+from hpcrec.run.sharing import exchange_bytes, share_ranks
 from hpcrec.run.start import common_grid
 
 
@@ -133,13 +134,13 @@ def test_no_rank_is_idle_when_there_are_fewer_tilts(
     tiny_job: Path, series: TiltSeries, n_ranks: int, expected: int
 ) -> None:
     """Three tilts."""
-    assert group_size(job_with(tiny_job), series, common_grid(job_with(tiny_job), series), n_ranks) == expected
+    assert share_ranks(job_with(tiny_job), series, common_grid(job_with(tiny_job), series), n_ranks).size == expected
 
 
 def test_the_size_that_was_asked_for_is_taken_up_to_all_ranks(tiny_job: Path, series: TiltSeries) -> None:
     job = job_with(tiny_job, "parallel.group_size=3")
-    assert group_size(job, series, common_grid(job, series), 8) == 3
-    assert group_size(job, series, common_grid(job, series), 2) == 2
+    assert share_ranks(job, series, common_grid(job, series), 8).size == 3
+    assert share_ranks(job, series, common_grid(job, series), 2).size == 2
 
 
 def test_groups_grow_until_memory_suffices(tiny_job: Path, series: TiltSeries) -> None:
@@ -148,19 +149,64 @@ def test_groups_grow_until_memory_suffices(tiny_job: Path, series: TiltSeries) -
     base = base_memory(3)
     limit = base + (rank_memory(tiled, series, grid, 2) + rank_memory(tiled, series, grid, 3)) / 2
     limited = job_with(tiny_job, "parallel.exchange=tiled", f"parallel.memory_gib_per_rank={limit}")
-    assert group_size(limited, series, grid, 3) == 3
+    assert share_ranks(limited, series, grid, 3).size == 3
 
 
 def test_a_job_that_fits_nowhere_is_refused_with_advice(tiny_job: Path, series: TiltSeries) -> None:
-    job = job_with(tiny_job, "parallel.memory_gib_per_rank=0.5")
+    job = job_with(tiny_job, "parallel.memory_gib_per_rank=0.5", "parallel.exchange=replicated")
     with pytest.raises(DeviceError) as caught:
-        group_size(job, series, large_grid(series, 4000), 2)
+        share_ranks(job, series, large_grid(series, 4000), 2)
     told = re.search(r"a rank would need ([0-9.]+) GiB, the limit is 0.5 GiB", str(caught.value))
     assert told is not None
     need = rank_memory(job, series, large_grid(series, 4000), 2, base=base_memory(2))
     assert float(told[1]) == pytest.approx(need, abs=0.1)
     assert "parallel.exchange = 'tiled'" in str(caught.value)
     assert caught.value.exit_code == 5
+
+
+def test_tiles_are_chosen_where_whole_objects_do_not_fit(tiny_job: Path, series: TiltSeries) -> None:
+    grid, base = large_grid(series, 4000), base_memory(4)
+    whole, tile = (
+        rank_memory(job_with(tiny_job, f"parallel.exchange={kind}"), series, grid, 4, base=base)
+        for kind in ("replicated", "tiled")
+    )
+    between = job_with(tiny_job, f"parallel.memory_gib_per_rank={(whole + tile) / 2}", "parallel.group_size=4")
+    found = share_ranks(between, series, grid, 4)
+    assert (found.size, found.exchange) == (4, "tiled")
+    assert re.fullmatch(
+        r"with the whole object a rank would need [0-9.]+ of [0-9.]+ GiB, with a tile [0-9.]+", found.reason
+    )
+    assert found.job(between).parallel.exchange == "tiled"
+    enough = job_with(tiny_job, f"parallel.memory_gib_per_rank={2 * whole}", "parallel.group_size=4")
+    found = share_ranks(enough, series, grid, 4)
+    assert (found.exchange, found.reason) == ("replicated", "")
+    assert found.job(enough) is enough
+    few = job_with(tiny_job, f"parallel.memory_gib_per_rank={tile / 4}")
+    with pytest.raises(
+        DeviceError, match=r"GiB with a tile of the object \([0-9.]+ with the whole object\), the limit is"
+    ):
+        share_ranks(few, series, grid, 4)
+
+
+def test_what_was_asked_for_is_not_chosen_anew(tiny_job: Path, series: TiltSeries) -> None:
+    grid = large_grid(series, 4000)
+    for kind in ("replicated", "tiled"):
+        found = share_ranks(job_with(tiny_job, f"parallel.exchange={kind}"), series, grid, 4)
+        assert (found.exchange, found.reason) == (kind, "")
+
+
+def test_ranks_of_several_hosts_choose_what_sends_less(tiny_job: Path, series: TiltSeries) -> None:
+    """On one host they work as threads and send nothing."""
+    job = job_with(tiny_job, "parallel.group_size=8", "parallel.memory_gib_per_rank=64")
+    small, large = common_grid(job, series), large_grid(series, 4000)
+    for grid, kind in ((small, "replicated"), (large, "tiled")):
+        found = share_ranks(job, series, grid, 8, n_hosts=4)
+        assert found.exchange == kind
+        sent = {one: exchange_bytes(job, series, grid, 8, one) for one in ("replicated", "tiled")}
+        assert (sent["tiled"] < sent["replicated"] / 2) == (kind == "tiled")
+        assert f"{sent['tiled'] / 2**20:.3g} MiB for tiles" in found.reason
+        assert share_ranks(job, series, grid, 8).reason == ""
+    assert exchange_bytes(job, series, large, 16, "tiled") < exchange_bytes(job, series, large, 4, "tiled")
 
 
 def test_ranks_share_the_memory_of_the_machine(tiny_job: Path) -> None:
