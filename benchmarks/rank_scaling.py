@@ -2,7 +2,8 @@
 
 The ptychography stage of a job on one rank and on N ranks of one thread, in turn; and N jobs of one rank each at the
 same time, which share the tilts but know nothing of one another: what the machine allows. One size of transforms on 1
-and N cores beside that. Medians over rounds. Default job: jobs/nanocube.toml, twelve tilts.
+and N cores beside that. Medians over rounds; the efficiency is how much faster, over N. Default job:
+jobs/nanocube.toml, twelve tilts.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def row(runs: Runs, engine: str, tilts: list[int], ranks: int, rounds: int) -> d
         "1 rank, s": statistics.median(one),
         f"{ranks} ranks, s": statistics.median(many),
         "faster": statistics.median(ratios),
+        "efficiency": statistics.median(ratios) / ranks,
         "least": min(ratios),
         "most": max(ratios),
         f"{ranks} jobs of 1 rank": statistics.median(a / b for a, b in zip(one, apart)),

@@ -14,7 +14,10 @@ THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_T
 
 
 class Threads:
-    """A fixed number of threads; with one, everything runs in the caller's own."""
+    """A number of threads; with one, everything runs in the caller's own.
+
+    ``n_threads`` may grow between two uses: new threads start on the cores that the caller has by then.
+    """
 
     def __init__(self, n_threads: int = 1) -> None:
         self.n_threads = n_threads
@@ -29,7 +32,8 @@ class Threads:
         """Return the results of calls, the first one made here; the first fault is raised when all have ended."""
         if len(calls) == 1:
             return [calls[0]()]
-        waiting = [_pool(self.n_threads).submit(call) for call in calls[1:]]
+        pool = _pool(self.n_threads, own_cores())
+        waiting = [pool.submit(call) for call in calls[1:]]
 
         def results() -> Iterator[Any]:
             try:
@@ -56,8 +60,14 @@ def run_together(task: Callable[[int], None], n_threads: int) -> None:
 
 
 @lru_cache(maxsize=4)
-def _pool(n_threads: int) -> ThreadPoolExecutor:
+def _pool(n_threads: int, cores: frozenset[int]) -> ThreadPoolExecutor:
+    """Return threads that begin on ``cores``, those of the caller: they keep what it has when they begin."""
     return ThreadPoolExecutor(n_threads - 1, thread_name_prefix="hpcrec-compute")
+
+
+def own_cores() -> frozenset[int]:
+    """Return the cores that this thread may use; none where the system does not say."""
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
 
 
 def available_threads() -> int:

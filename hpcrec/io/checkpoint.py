@@ -67,6 +67,11 @@ def latest_good(folder: Path, prefix: str) -> Checkpoint | None:
     return None
 
 
+def highest_number(folder: Path, prefix: str) -> int:
+    """Return the highest number of a prefix's checkpoints by their names, sound or not; 0 where there are none."""
+    return max((number for number, _ in _numbered(folder, prefix)), default=0)
+
+
 def remove_checkpoints(folder: Path, prefix: str) -> None:
     """Remove all checkpoints of a prefix, after its stage is finished. Raises :class:`StorageError`."""
     _remove([path for _, path in _numbered(folder, prefix)])

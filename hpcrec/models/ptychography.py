@@ -61,7 +61,7 @@ class PtychographyModel:
         device's own kernels; or "auto": compiled loops where they know precision (single) and detector (sharp pixels,
         no binning), for an object on a device its own kernels where they know what is asked for and agree with array
         code, array code else
-    threads : of the compiled kernel; each has object sums of its own
+    threads : of the compiled kernel; each has object sums of its own. :class:`Threads` may grow between two calls
     wave_bytes : of waves that a device may have at a time, 0: two gibibytes; halved where its memory does not suffice
     deterministic : on a device, gradients are the same to the last bit from run to run: sums of kernels are in fixed
         point
@@ -88,7 +88,7 @@ class PtychographyModel:
         precision: Literal["single", "double"] = "single",
         band_limit: float | None = None,
         kernel: Literal["auto", "array", "compiled", "launched"] = "auto",
-        threads: int = 1,
+        threads: int | Threads = 1,
         wave_bytes: int = 0,
         deterministic: bool = False,
     ) -> None:
@@ -111,7 +111,7 @@ class PtychographyModel:
         self._kernel = kernel
         self._on_host = multislice if kernel == "array" or fault else compiled
         self._copies, self._waves = Copies(), Room(wave_bytes or DEFAULT_BYTES)
-        self.threads = Threads(threads)
+        self.threads = Threads(threads) if isinstance(threads, int) else threads
         self.deterministic = deterministic
         self._lent = np.zeros((0, 0, 0, 0), self.dtype), np.zeros((0, 0, 0, 0), real_dtype(self.dtype))
 

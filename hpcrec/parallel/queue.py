@@ -1,7 +1,8 @@
 """The master: it hands items of work (tilts) to groups of ranks as they ask, and collects what ranks report.
 
 Rank 0 answers from a small thread of its own, on a message space of its own, so it also computes. Which group gets
-which item depends on the clock; what is computed for an item does not.
+which item depends on the clock; what is computed for an item does not. Ranks that have run out of items may lend their
+cores to others through the master, see :mod:`hpcrec.parallel.loans`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from types import TracebackType
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 from hpcrec.parallel.communicator import Communicator
+from hpcrec.parallel.crew import Spare
+from hpcrec.parallel.loans import Loans, Need
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,12 @@ class _Line(Protocol[T_co]):
 
     def report(self, event: Event) -> None:
         """Bring one event to the listener."""
+
+    def lend(self, spares: tuple[Spare, ...]) -> None:
+        """Let others have what this rank needs no more."""
+
+    def borrow(self, need: Need) -> tuple[Spare, ...]:
+        """Return what others have lent and this rank is to use."""
 
     def close(self) -> None:
         """Wait, asleep, until all ranks have closed and all events have been heard."""
@@ -82,6 +91,14 @@ class Master(Generic[T]):
         """Bring a (picklable) event to ``on_event`` on rank 0; events of one rank arrive in order."""
         self._line.report(event)
 
+    def lend(self, spares: tuple[Spare, ...]) -> None:
+        """Let others have this rank's cores: it has been told that no item is left."""
+        self._line.lend(spares)
+
+    def borrow(self, need: Need) -> tuple[Spare, ...]:
+        """Return what others have lent for this rank to use, and to lend on when it has no item left; often nothing."""
+        return self._line.borrow(need)
+
     def close(self) -> None:
         """Wait, asleep, until all ranks have closed and all events have been heard."""
         self._line.close()
@@ -122,6 +139,12 @@ class _Here(Generic[T]):
     def report(self, event: Event) -> None:
         self._on_event(event)
 
+    def lend(self, spares: tuple[Spare, ...]) -> None:
+        """Nobody to take it."""
+
+    def borrow(self, need: Need) -> tuple[Spare, ...]:
+        return ()
+
     def close(self) -> None:
         """Nobody to wait for."""
 
@@ -136,14 +159,24 @@ class _Asking(Generic[T]):
         self._line = line
 
     def take(self) -> tuple[bool, T | None]:
-        self._line.send(("next", self._line.rank, None), 0, _TO_MASTER)
+        answer: tuple[bool, T | None] = self._ask("next", None)
+        return answer
+
+    def _ask(self, kind: str, content: Any) -> Any:
+        self._line.send((kind, self._line.rank, content), 0, _TO_MASTER)
         while not self._line.poll(_ANSWER, 0):
             time.sleep(_POLL_S)
-        answer: tuple[bool, T | None] = self._line.receive(0, _ANSWER)
-        return answer
+        return self._line.receive(0, _ANSWER)
 
     def report(self, event: Event) -> None:
         self._line.send(("event", self._line.rank, event), 0, _TO_MASTER)
+
+    def lend(self, spares: tuple[Spare, ...]) -> None:
+        self._line.send(("lend", self._line.rank, spares), 0, _TO_MASTER)
+
+    def borrow(self, need: Need) -> tuple[Spare, ...]:
+        spares: tuple[Spare, ...] = self._ask("borrow", need)
+        return spares
 
     def close(self) -> None:
         self._line.send(("close", self._line.rank, None), 0, _TO_MASTER)
@@ -158,7 +191,7 @@ class _Served(Generic[T]):
 
     def __init__(self, line: Communicator, items: Sequence[T], on_event: OnEvent) -> None:
         self._line, self._items, self._on_event = line, deque(items), on_event
-        self._taking, self._hearing = threading.Lock(), threading.Lock()
+        self._taking, self._hearing, self._loans = threading.Lock(), threading.Lock(), Loans()
         self._stop = threading.Event()
         pool = ThreadPoolExecutor(1, thread_name_prefix="master")
         self._server: Future[None] = pool.submit(self._serve)
@@ -170,13 +203,18 @@ class _Served(Generic[T]):
             if not self._line.poll(_TO_MASTER):
                 time.sleep(_POLL_S)
                 continue
-            kind, rank, event = self._line.receive(None, _TO_MASTER)
-            if kind == "next":
-                self._line.send(self._pop(), rank, _ANSWER)
-            elif kind == "event":
-                self._hear(event)
-            else:
-                open_ranks -= 1
+            kind, rank, content = self._line.receive(None, _TO_MASTER)
+            match kind:
+                case "next":
+                    self._line.send(self._pop(), rank, _ANSWER)
+                case "event":
+                    self._hear(content)
+                case "lend":
+                    self._loans.lend(rank, content)
+                case "borrow":
+                    self._line.send(self._loans.borrow(rank, content), rank, _ANSWER)
+                case _:
+                    open_ranks -= 1
 
     def _pop(self) -> tuple[bool, T | None]:
         with self._taking:
@@ -198,6 +236,14 @@ class _Served(Generic[T]):
     def report(self, event: Event) -> None:
         self._check()
         self._hear(event)
+
+    def lend(self, spares: tuple[Spare, ...]) -> None:
+        self._check()
+        self._loans.lend(self._line.rank, spares)
+
+    def borrow(self, need: Need) -> tuple[Spare, ...]:
+        self._check()
+        return self._loans.borrow(self._line.rank, need)
 
     def close(self) -> None:
         self._server.result()
@@ -226,6 +272,12 @@ class _Dealt(Generic[T]):
             self._on_event(event)
         else:
             self._events.append(event)
+
+    def lend(self, spares: tuple[Spare, ...]) -> None:
+        """Nobody hears of it before the end."""
+
+    def borrow(self, need: Need) -> tuple[Spare, ...]:
+        return ()
 
     def close(self) -> None:
         self._communicator.idle_barrier()

@@ -34,10 +34,15 @@ class Assessor:
     """
 
     def __init__(
-        self, model: PtychographyModel, scan: TiltScan, reader: PatternReader, exchange: Exchange, threads: int = 1
+        self,
+        model: PtychographyModel,
+        scan: TiltScan,
+        reader: PatternReader,
+        exchange: Exchange,
+        threads: int | Threads = 1,
     ) -> None:
         self._model, self._scan, self._reader, self._exchange = model, scan, reader, exchange
-        self._threads = Threads(threads)
+        self._threads = Threads(threads) if isinstance(threads, int) else threads
 
     def table(self, state: PtychographyState, indices: IntArray) -> FloatArray:
         """Return the table (position, column) of all positions, zero but at ``indices``; collective, same on all."""

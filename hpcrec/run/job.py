@@ -281,8 +281,9 @@ class ParallelSection:
     gpu_messages : how sums of GPUs pass between ranks: through "host" memory, by an "mpi" that takes arrays on GPUs, by
         "nccl" (a GPU for each rank); "auto" takes "mpi" where the MPI says that it can, else "host"
     exchange : "replicated" keeps the whole object on each rank of a group, "tiled" a part with its halo
-    group_size : ranks that share one tilt, by messages; "auto" is 1 unless memory asks for more or tilts are fewer than
-        ranks, and then those on one host work as threads of the first, unless an exchange is chosen
+    group_size : ranks that share one tilt, by messages, to the end; "auto" is 1 unless memory asks for more or tilts
+        are fewer than ranks; those on one host then work as threads of the first, and ranks without a tilt lend their
+        cores to others there, unless an exchange is chosen
     halo_margin_angstrom : how far positions may move before a tile must hold more pixels
     threads : of a rank's compiled loops; "auto" takes the cores that it need not share with other ranks
     memory_gib_per_rank : what a rank may use; 0 takes the machine's memory divided by the ranks on it

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hpcrec.backend.device import PROCESSOR, Device
+from hpcrec.backend.threads import Threads
 
 UNBOUNDED: Final = 1 << 62
 
@@ -14,14 +15,14 @@ UNBOUNDED: Final = 1 << 62
 class Means:
     """What one rank may use.
 
-    threads : of compiled loops
+    threads : of compiled loops; :class:`Threads` where others may come in the course of a tilt
     pattern_bytes : room for patterns in the host's memory
     device : where object and probe are, and the work is done
     device_pattern_bytes : room for patterns in the device's memory
     wave_bytes : room for the waves that a device has at a time; 0: the model's own choice
     """
 
-    threads: int = 1
+    threads: int | Threads = 1
     pattern_bytes: int = UNBOUNDED
     device: Device = PROCESSOR
     device_pattern_bytes: int = UNBOUNDED

@@ -3,8 +3,9 @@
 Events of the ptychography stage: ``tilt_started`` (tilt, iterations, n_positions, resumed_at, slices), ``sweep`` (tilt,
 iteration, loss, data_error, held_out_error where there are such patterns, seconds, patterns_per_s), ``part_sweep`` (the
 same and part: of a coarse start or a half scan), ``tilt_done`` (tilt, data_error, seconds, patterns_per_s,
-peak_memory_gib). Of all stages: ``stage_started`` (stage, text), ``stage_progress`` (stage, done, total, text),
-``stage_done`` (stage, seconds), ``warning`` (text), ``note`` (text).
+peak_memory_gib), ``cores_lent`` (tilt, iteration, threads from there on). Of all stages: ``stage_started`` (stage,
+text), ``stage_progress`` (stage, done, total, text), ``stage_done`` (stage, seconds), ``warning`` (text), ``note``
+(text).
 """
 
 from __future__ import annotations

@@ -25,12 +25,12 @@ from hpcrec.operators.projection import Projector
 from hpcrec.parallel.communicator import Communicator, SerialCommunicator
 from hpcrec.parallel.exchange import make_exchange
 from hpcrec.run.build import build_engine, build_model
+from hpcrec.run.costs import slices_of, sweep_costs, sweeps_left
 from hpcrec.run.device_memory import device_rooms
 from hpcrec.run.devices import device_name
 from hpcrec.run.job import Job
 from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.memory import GIB, base_memory, memory_limit, rank_memory
-from hpcrec.run.optics import slice_count
 from hpcrec.run.runner import batch_size
 from hpcrec.run.sharing import joins_ranks, share_ranks
 from hpcrec.run.start import TiltSetup, common_grid, start_state, starting_probe, tilt_setup
@@ -122,13 +122,10 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
     if crew > 1:
         threads *= crew
         speed = measure_speed(job, series, setup, Means(threads=threads))
-    counts = [len(p) for p in series.facts.positions]
-    slices = [slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles)]
-    work = sum(n * s for n, s in zip(counts, slices)) / setup.n_slices * job.ptychography.iterations
     if job.ptychography.coarse_iterations:
         starting_probe(job, half_resolution(series), 1)  # a fault now is better than one in the run
-        work *= 1 + job.ptychography.coarse_iterations / (4 * job.ptychography.iterations)
-    work *= 2 if job.quality.frc else 1
+    slices = slices_of(job, series)
+    work = sum(sweep_costs(job, series)) * sweeps_left(job) / setup.n_slices
     workers = max(n_ranks // size, 1) * size // crew
     # Ranks that share a GPU gain nothing of each other; those of other GPUs do
     busy = min(workers, len(visible()) - 1 if rooms else max(available_cores() // threads, 1))
@@ -137,7 +134,7 @@ def make_plan(job: Job, series: TiltSeries, n_ranks: int) -> Plan:
         group_size=size,
         crew=crew,
         n_tilts=series.n_tilts,
-        n_positions=sum(counts),
+        n_positions=sum(len(p) for p in series.facts.positions),
         pattern_shape=series.pattern_shape,
         max_slices=max(slices),
         object_shape=grid.shape,

@@ -22,8 +22,10 @@ from hpcrec.io.results import TiltResult, tilt_number, tilt_path, write_tilt_res
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.crew import Crew, alone, muster
 from hpcrec.parallel.queue import Master
+from hpcrec.run.costs import sweep_costs, sweeps_left
 from hpcrec.run.device_memory import device_rooms
 from hpcrec.run.devices import device_name, rank_device, routed
+from hpcrec.run.hands import Hands
 from hpcrec.run.job import Job
 from hpcrec.run.means import Means
 from hpcrec.run.memory import GIB, pattern_room
@@ -31,7 +33,8 @@ from hpcrec.run.observers import Observer
 from hpcrec.run.parts import TiltTask, reconstruct_tilt, remove_parts
 from hpcrec.run.plan import rank_threads
 from hpcrec.run.record import quality_arrays, quality_path, quality_record, write_quality_record
-from hpcrec.run.runner import TiltOutcome
+from hpcrec.run.rounds import Round, rounds_of
+from hpcrec.run.runner import TiltOutcome, batch_size
 from hpcrec.run.sharing import Sharing, joins_ranks, share_ranks
 from hpcrec.run.start import common_grid, probe_window
 
@@ -52,33 +55,61 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     grid, threads = common_grid(job, series), rank_threads(job, world)
     sharing = _agreed(job, series, grid, world, threads, device)
     job, size = sharing.job(job), sharing.size
-    group = routed(job, device, world.split(min(world.rank // size, max(world.size // size, 1) - 1)))
-    crew = muster(group, threads) if size > 1 and joins_ranks(job, device) else alone(group, threads)
-    means = _means(job, series, grid, crew, world.size, device)
-    if world.rank == 0:
-        for text in _arrangement(crew, device, sharing):
-            observer({"event": "note", "text": text})
     todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []
-    hardest_first = sorted(todo, key=lambda i: -abs(series.tilt_angles[i]))
-    with Master(world, hardest_first, observer, crew.group) as master:
-        while crew.size > 0 and (i_tilt := master.next()) is not None:
-            outcome, frc = reconstruct_tilt(
-                TiltTask(
-                    job=job,
-                    series=series,
-                    grid=grid,
-                    i_tilt=i_tilt,
-                    group=crew.group,
-                    checkpoints=checkpoints,
-                    report=master.report,
-                    means=means,
-                )
+    todo = longest_first(job, series, todo, checkpoints)
+    found = rounds_of(job, series, grid, todo, world.size, size, threads, device) if world.rank == 0 else None
+    for i, one in enumerate(world.broadcast(found)):
+        group = routed(job, device, world.split(one.group_of(world.rank)))
+        crew = muster(group, threads) if size > 1 and joins_ranks(job, device) else alone(group, threads)
+        means = _means(job, series, grid, crew, world.size, device)
+        if world.rank == 0:
+            for text in _again(one) if i else _arrangement(crew, device, sharing):
+                observer({"event": "note", "text": text})
+        with Master(world, one.tilts, observer, crew.group) as master:
+            hands = Hands(master, crew, joins_ranks(job, device))
+            if crew.size > 0:
+                _take_tilts(job, series, grid, crew.group, checkpoints, master, means, hands)
+
+
+def _take_tilts(
+    job: Job,
+    series: TiltSeries,
+    grid: Grid,
+    group: Communicator,
+    checkpoints: Path,
+    master: Master[int],
+    means: Means,
+    hands: Hands,
+) -> None:
+    """Reconstruct one tilt after the other, as the master gives them, then lend what this rank worked with."""
+    if means.device.kind == "cpu":
+        means = replace(means, threads=hands.threads)
+    while (i_tilt := master.next()) is not None:
+        number, n_positions = int(series.tilt_numbers[i_tilt]), len(series.facts.positions[i_tilt])
+        sweeps, batch = sweeps_left(job, number, checkpoints), batch_size(job, n_positions)
+        outcome, frc = reconstruct_tilt(
+            TiltTask(
+                job=job,
+                series=series,
+                grid=grid,
+                i_tilt=i_tilt,
+                group=group,
+                checkpoints=checkpoints,
+                report=hands.listening(master.report, sweeps, batch),
+                means=means,
             )
-            if outcome is not None:
-                number = int(series.tilt_numbers[i_tilt])
-                write_quality_record(quality_path(checkpoints, number), quality_record(outcome, frc))
-                write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number, frc))
-                remove_parts(checkpoints, number)
+        )
+        if outcome is not None:
+            write_quality_record(quality_path(checkpoints, number), quality_record(outcome, frc))
+            write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number, frc))
+            remove_parts(checkpoints, number)
+    hands.lend()
+
+
+def _again(formed: Round) -> list[str]:
+    """Say how ranks are grouped anew."""
+    sizes = sorted(set(formed.sizes))
+    return [f"the last {len(formed.tilts)} tilt(s): {' or '.join(map(str, sizes))} ranks work on each"]
 
 
 def _means(job: Job, series: TiltSeries, grid: Grid, crew: Crew, n_ranks: int, device: Device) -> Means:
@@ -165,6 +196,13 @@ def unfinished_tilts(series: TiltSeries, checkpoints: Path) -> list[int]:
             return False
 
     return [i for i, number in enumerate(series.tilt_numbers) if not sound(int(number))]
+
+
+def longest_first(job: Job, series: TiltSeries, tilts: list[int], checkpoints: Path) -> list[int]:
+    """Return tilts in descending order of what is left to do of each, so that the end is not one long tilt."""
+    one = sweep_costs(job, series)
+    left = {i: one[i] * sweeps_left(job, int(series.tilt_numbers[i]), checkpoints) for i in tilts}
+    return sorted(tilts, key=lambda i: -left[i])
 
 
 def tilt_result(job: Job, outcome: TiltOutcome, number: int, frc: ShellCorrelation | None = None) -> TiltResult:

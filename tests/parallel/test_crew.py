@@ -9,7 +9,7 @@ import pytest
 
 from hpcrec.parallel import crew
 from hpcrec.parallel.communicator import run_ranks
-from hpcrec.parallel.crew import alone, muster
+from hpcrec.parallel.crew import Spare, alone, join, muster, spare
 
 
 def mustered(hosts, threads=2):
@@ -79,3 +79,25 @@ def test_alone_keeps_group_and_threads():
         return found.group is world, found.threads, found.size
 
     assert run_ranks(2, rank) == [(True, 3, 1)] * 2
+
+
+def test_lent_cores_are_joined_to_those_that_a_rank_has(bound):
+    def rank(world):
+        bound[threading.get_ident()] = {world.rank}
+        lent = world.broadcast(spare(2, "a"), root=1)
+        assert lent == Spare(host="a", cores=frozenset({1}), threads=2)
+        return join(lent), sorted(bound[threading.get_ident()])
+
+    assert run_ranks(3, rank) == [(True, [0, 1]), (True, [1]), (True, [1, 2])]
+
+
+def test_cores_that_cannot_be_joined_leave_a_rank_as_it_was(bound, monkeypatch):
+    """The system gives only some of what is asked for: a mask of its own cuts the rest off."""
+    take = crew.os.sched_setaffinity
+    monkeypatch.setattr(crew.os, "sched_setaffinity", lambda pid, cores: take(pid, set(cores) - {1}))
+
+    def rank(world):
+        bound[threading.get_ident()] = {0, 2}
+        return join(Spare(host="a", cores=frozenset({1, 3}), threads=2)), sorted(bound[threading.get_ident()])
+
+    assert run_ranks(1, rank) == [(False, [0, 2])]

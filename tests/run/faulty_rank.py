@@ -1,12 +1,14 @@
-"""What test_ranks_run.py starts under mpiexec: ``python faulty_rank.py raise|kill|list ARGUMENTS OF hpcrec``.
+"""What tests start under mpiexec: ``python faulty_rank.py raise|kill|list|slow ARGUMENTS OF hpcrec``.
 
-With ``list`` no rank fails; as it ends, each tells what it loaded: ``rank 1 loaded: numpy, ...``. Else rank 1 fails in
-its seventh sweep: the third of the second tilt, one sweep beyond a checkpoint.
+With ``list`` no rank fails; as it ends, each tells what it loaded: ``rank 1 loaded: numpy, ...``. With ``slow`` sweeps
+of tilt 2 take a second and a half. Else rank 1 fails in its seventh sweep: the third of the second tilt, one sweep
+beyond a checkpoint.
 """
 
 import os
 import signal
 import sys
+import time
 
 from hpcrec.cli.main import main
 from hpcrec.errors import DataError
@@ -27,9 +29,22 @@ def fail_in_sweep(how, number):
     TiltRun.sweep = faulty
 
 
+def sweep_slowly(tilt, seconds):
+    sweep = TiltRun.sweep
+
+    def slow(self):
+        if self.setup.number == tilt:
+            time.sleep(seconds)
+        sweep(self)
+
+    TiltRun.sweep = slow
+
+
 if __name__ == "__main__":
     how = sys.argv.pop(1)
-    if how != "list":
+    if how == "slow":
+        sweep_slowly(2, 1.5)
+    elif how != "list":
         fail_in_sweep(how, 7)
     try:
         main()
