@@ -291,6 +291,9 @@ class ParallelSection:
     workers : Dask processes of the tomography stage; 0 takes one a core, at most one a rank
     scheduler : a running Dask scheduler: its address, or the .json file that "dask-mpi --scheduler-file" wrote;
         empty starts local workers
+    patience_s : how long a rank may give no sign of life before the job ends with its name (three times as long where
+        no other rank is on its machine); 0: for ever
+    stall_s : how long a rank may work on one batch of patterns, or all ranks wait for one another; 0: for ever
     """
 
     device: DeviceName = "auto"
@@ -303,6 +306,8 @@ class ParallelSection:
     scratch: str = ""
     workers: int = 0
     scheduler: str = ""
+    patience_s: float = 40.0
+    stall_s: float = 3600.0
 
 
 @options

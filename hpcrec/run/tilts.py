@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import platform
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hpcrec.backend.fft import plan_wisdom, use_wisdom
 from hpcrec.backend.kernels.transforms import known_size
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.views import half_resolution
-from hpcrec.errors import DataError, StorageError
+from hpcrec.errors import DataError, StoppedError, StorageError
 from hpcrec.geometry.grid import Grid
 from hpcrec.io.atomic import write_bytes
 from hpcrec.io.results import TiltResult, read_tilt_result, tilt_path, write_tilt_result
@@ -33,12 +34,15 @@ from hpcrec.run.plan import group_size, joins_ranks, rank_threads
 from hpcrec.run.record import quality_arrays, quality_path, quality_record, write_quality_record
 from hpcrec.run.runner import TiltOutcome
 from hpcrec.run.start import common_grid, probe_window
+from hpcrec.run.stop import leave_if_asked
 
 logger = logging.getLogger(__name__)
 
 
 def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpoints: Path, observer: Observer) -> None:
     """Reconstruct every tilt that has no result yet; collective over all ranks.
+
+    Once a rank is asked to stop, groups leave between sweeps, and :class:`StoppedError` is raised on all ranks.
 
     ``observer`` hears the events of all groups, on rank 0. Results are ``checkpoints/tilt_0017.h5``, numbered as in
     the input file.
@@ -58,7 +62,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
             observer({"event": "note", "text": text})
     todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []
     hardest_first = sorted(todo, key=lambda i: -abs(series.tilt_angles[i]))
-    with Master(world, hardest_first, observer, crew.group) as master:
+    with Master(world, hardest_first, observer, crew.group) as master, suppress(StoppedError):
         while crew.size > 0 and (i_tilt := master.next()) is not None:
             outcome, frc = reconstruct_tilt(
                 TiltTask(
@@ -77,6 +81,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
                 write_quality_record(quality_path(checkpoints, number), quality_record(outcome, frc))
                 write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number, frc))
                 remove_parts(checkpoints, number)
+    leave_if_asked(world)
 
 
 def _means(job: Job, series: TiltSeries, grid: Grid, crew: Crew, n_ranks: int, device: Device) -> Means:
