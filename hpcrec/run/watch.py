@@ -165,7 +165,7 @@ class Watch:
 
     def _write(self, left: bool = False) -> None:
         """Write this rank's record in one piece."""
-        text = json.dumps({**self._record(), "beat": self._beats, "left": left})
+        text = json.dumps({**self._record(), "left": left})
         os.pwrite(self._file, text[:_RECORD_BYTES].ljust(_RECORD_BYTES).encode("ascii"), 0)
 
     def _record(self) -> dict[str, Any]:
@@ -178,6 +178,8 @@ class Watch:
         if mark != self._position[0]:
             self._position = (mark, moment)
         return {
+            "beat": self._beats,
+            "left": False,
             "doing": _doing.text[:200],
             "patient": _doing.patient,
             "where": where[:400],

