@@ -138,6 +138,16 @@ def listening() -> Iterator[None]:
     """Hear requests within the block; in another thread than the main one, those by file alone."""
     global _listener
     _listener = here = _Listener()
+    try:
+        with _hearing(here):
+            yield
+    finally:
+        _listener = _Listener()
+
+
+@contextmanager
+def _hearing(here: _Listener) -> Iterator[None]:
+    """Give the signals and a thread to a listener."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -178,6 +178,7 @@ class Watch:
         if mark != self._position[0]:
             self._position = (mark, moment)
         return {
+            "pid": os.getpid(),
             "beat": self._beats,
             "left": False,
             "doing": _doing.text[:200],
@@ -228,13 +229,13 @@ class Watch:
         """Tell what was found and where each rank is, once, and end the job."""
         try:
             os.close(os.open(self._folder / "found", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        except FileExistsError:
-            time.sleep(3 * _SAY_S)
-        else:
             sys.stderr.write("\n".join([f"{place} {fault}; the job ends", *self._report(), ""]))
             sys.stderr.flush()
             time.sleep(_SAY_S)
-        mpi.end_at_once(ParallelError.exit_code)
+        except FileExistsError:
+            time.sleep(3 * _SAY_S)
+        finally:
+            mpi.end_at_once(ParallelError.exit_code)
 
     def _report(self) -> list[str]:
         """Return a line for each rank: what it does and where it is."""

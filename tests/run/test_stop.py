@@ -51,8 +51,7 @@ def test_a_signal_is_a_request_which_the_file_hands_on(
     assert (tmp_path / "stop").read_text().strip() == text
     assert capfd.readouterr().err.count("stops after this sweep") == 1
     assert signal.getsignal(number) is before
-    with stop.listening():
-        assert stop.agreed(ALONE) is None, "a request dies with its listener"
+    assert stop.agreed(ALONE) is None, "a request dies with its listener"
 
 
 @pytest.mark.parametrize(("text", "code"), [("", 10), ("stop\n", 10), ("requeue\n", 75)])
