@@ -293,7 +293,7 @@ class ParallelSection:
         empty starts local workers
     patience_s : how long a rank may give no sign of life before the job ends with its name (three times as long where
         no other rank is on its machine); 0: for ever
-    stall_s : how long a rank may work on one batch of patterns, or all ranks wait for one another; 0: for ever
+    stall_s : how long a rank may work on one batch of patterns before it counts as lost in a loop; 0: for ever
     """
 
     device: DeviceName = "auto"
@@ -307,7 +307,7 @@ class ParallelSection:
     workers: int = 0
     scheduler: str = ""
     patience_s: float = 40.0
-    stall_s: float = 3600.0
+    stall_s: float = 21600.0
 
 
 @options

@@ -31,6 +31,8 @@ _BEAT_S: Final = 5.0
 _BEATS_WITHIN_PATIENCE: Final = 8
 # Of the patience: for a rank on whose machine nobody else can look at its process
 _FAR: Final = 3.0
+# Ranks that all wait for one another, none of which computes
+_NOBODY_S: Final = 600.0
 _RECORD_BYTES: Final = 1024
 _MOST_LINES: Final = 32
 _SAY_S: Final = 1.0  # a launcher forwards what ranks wrote only until it hears of the end
@@ -95,7 +97,8 @@ class Watch:
 
     ``folder`` : shared by all ranks, made and removed by the first
     ``patience_s`` : without signs of life, after which a rank counts as gone; 0: for ever
-    ``stall_s`` : within one step, after which a rank counts as lost in an endless loop; 0: for ever
+    ``stall_s`` : within one step, after which a rank counts as lost in an endless loop; 0: for ever. Where all wait
+        and none computes, ten minutes are enough
 
     What is found is told on standard error, with where each rank is, and the job ends with the exit code of
     :class:`ParallelError`. One rank alone needs nobody.
@@ -103,11 +106,11 @@ class Watch:
 
     def __init__(self, world: Communicator, folder: Path, patience_s: float, stall_s: float) -> None:
         self._rank, self._folder = world.rank, folder
-        self._patience_s, self._stall_s = patience_s, stall_s
-        self._beat_s = min(_BEAT_S, patience_s / _BEATS_WITHIN_PATIENCE) if patience_s else _BEAT_S
+        self._patience_s, self._stall_s = max(patience_s, 0.0), max(stall_s, 0.0)
+        self._beat_s = min(_BEAT_S, self._patience_s / _BEATS_WITHIN_PATIENCE) or _BEAT_S
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        if world.size == 1 or not (patience_s or stall_s):
+        if world.size == 1 or not (self._patience_s or self._stall_s):
             return
         if world.rank == 0:
             _make_folder(folder)
@@ -174,7 +177,7 @@ class Watch:
         if _doing.steps != self._steps:
             self._steps, self._moved = _doing.steps, moment
         where, waits = position(sys._current_frames().get(self._main))
-        mark = f"{_doing.steps} {where}"
+        mark = f"{_doing.steps} {where.partition(' < ')[2] if waits else where}"
         if mark != self._position[0]:
             self._position = (mark, moment)
         return {
@@ -198,7 +201,8 @@ class Watch:
         if record is not None and record["beat"] != peer.beat:
             peer.beat, peer.alive = record["beat"], moment
             stalls = self._stall_s and not record["patient"] and not record["waits"]
-            return f"has got no further for {record['idle_s']:.0f} s" if stalls and _idle(record, self._stall_s) else ""
+            late = stalls and record["idle_s"] > self._stall_s
+            return f"has got no further for {record['idle_s']:.0f} s" if late else ""
         if not self._patience_s:
             return ""
         state, ticks = _pulse(peer.place) if peer.near else ("", -1)
@@ -216,14 +220,12 @@ class Watch:
 
     def _find_deadlock(self) -> None:
         """End the job where every rank waits for another, and has for long."""
-        if not self._stall_s:
-            return
-        own = self._record()
-        if own["patient"] or not own["waits"] or not _idle(own, self._stall_s):
+        own, limit = self._record(), min(self._stall_s, _NOBODY_S)
+        if not limit or not _stuck(own, limit):
             return
         records = [read_record(self._folder, place.rank) for place in self._places]
-        if all(r and r["waits"] and not r["patient"] and not r["left"] and _idle(r, self._stall_s) for r in records):
-            self._end(self._places[self._rank], f"and all others wait for one another, for {own['idle_s']:.0f} s")
+        if all(record is not None and _stuck(record, limit) for record in records):
+            self._end(self._places[self._rank], f"and all others wait for one another, for {own['there_s']:.0f} s")
 
     def _end(self, place: Place, fault: str) -> None:
         """Tell what was found and where each rank is, once, and end the job."""
@@ -264,8 +266,9 @@ def _peers(places: list[Place], here: Place) -> list[_Peer]:
     return peers if near and near[0] == after[0] else [*peers, _Peer(after[0], near=after[0] in near)]
 
 
-def _idle(record: Record, limit: float) -> bool:
-    return float(record["idle_s"]) > limit
+def _stuck(record: Record, limit: float) -> bool:
+    waits = record["waits"] and not record["patient"] and not record["left"]
+    return bool(waits) and float(record["there_s"]) > limit
 
 
 def _told(record: Record | None) -> str:

@@ -151,9 +151,9 @@ def test_a_report_says_where_a_rank_waits() -> None:
 
 
 def test_one_rank_needs_no_watch_and_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    with Watch(SerialCommunicator(), tmp_path / "ranks", 40.0, 3600.0):
+    with Watch(SerialCommunicator(), tmp_path / "ranks", 40.0, 21600.0):
         assert not (tmp_path / "ranks").exists()
     (tmp_path / "file").touch()
     nobody = Place(rank=1, host="elsewhere", pid=1, began=None)
     with pytest.raises(StorageError, match="cannot make"):
-        Watch(Alone(nobody), tmp_path / "file" / "ranks", 40.0, 3600.0)
+        Watch(Alone(nobody), tmp_path / "file" / "ranks", 40.0, 21600.0)
