@@ -187,7 +187,8 @@ def agreed(group: Communicator) -> StoppedError | None:
     request = Request(int(group.max(np.array([_listener.request], np.int64))[0]))
     if not request:
         return None
-    _listener.ask(request, "another rank")
+    # Told by whoever was asked; this rank leaves now
+    _listener.request = max(_listener.request, request)
     return _error(request)
 
 
