@@ -9,7 +9,9 @@
     ├── DeviceError        exit code 5   a CPU/GPU resource is missing or too small
     ├── ParallelError      exit code 6   ranks, launcher or Dask workers failed
     ├── DivergedError      exit code 7   an algorithm left the finite numbers
-    └── QualityError       exit code 8   all is done and written, but a limit of [quality] is broken
+    ├── QualityError       exit code 8   all is done and written, but a limit of [quality] is broken
+    └── StoppedError       exit code 10  stopped on request (SIGTERM) after a checkpoint; the same command goes on
+        └── TimeUpError    exit code 75  the same by SIGUSR1: the scheduler may requeue (EX_TEMPFAIL of sysexits.h)
 
 A message says what was expected, what came, where (key, file, rank) and what to do.
 """
@@ -63,3 +65,25 @@ class QualityError(HpcrecError):
     """A run came to its end, and a figure of merit broke a limit that the job sets."""
 
     exit_code = 8
+
+
+class StoppedError(HpcrecError):
+    """All ranks have left on request, what was done is in checkpoints; not a fault, but not a finished run either."""
+
+    exit_code = 10
+
+
+class TimeUpError(StoppedError):
+    """The same where whoever asked wants the run to be started again."""
+
+    exit_code = 75
+
+
+def no_memory(error: MemoryError) -> DeviceError:
+    """Return what a user is told where memory ran out."""
+    reason = f" ({error})" if str(error) else ""
+    return DeviceError(
+        f"no memory left{reason}: use fewer ranks on each node, or parallel.exchange = 'tiled' with a larger "
+        "parallel.group_size, or a smaller parallel.memory_gib_per_rank, so that patterns wait in a scratch file; "
+        "hpcrec check says what a rank needs"
+    )

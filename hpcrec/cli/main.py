@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from hpcrec import __version__
 from hpcrec.backend.threads import limit_libraries
-from hpcrec.errors import DeviceError, HpcrecError
+from hpcrec.errors import DeviceError, HpcrecError, StoppedError, no_memory
 
 # Of address space: measured, libraries and compilers take nearly as much before any data
 _LEAST_GIB = 0.75
@@ -69,9 +69,12 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Also log what is of use to developers.")] = False,
 ) -> None:
     """Reconstruct: one job file in; phase images, volume, atoms and a report out. Continues what was interrupted."""
-    from hpcrec.cli.run import run_job
+    from hpcrec.run.stop import listening
 
-    run_job(target, out, override or [], until, verbose)
+    with listening():
+        from hpcrec.cli.run import run_job
+
+        run_job(target, out, override or [], until, verbose)
 
 
 @app.command()
@@ -217,6 +220,11 @@ def _check_address_space() -> None:
         )
 
 
+def _refuse(fault: HpcrecError) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(str(fault))}", highlight=False, soft_wrap=True)
+    sys.exit(fault.exit_code)
+
+
 def main() -> None:
     """Run the command line; end with the exit code of ``errors.py`` and one sentence for a user's mistake."""
     faults = limit_libraries(os.environ)
@@ -229,9 +237,16 @@ def main() -> None:
                 Console(stderr=True).print(f"[yellow]warning:[/] {escape(fault)}", highlight=False, soft_wrap=True)
         with mpi.guard():
             app()
+    except StoppedError as leave:
+        if mpi.starts_first(os.environ):
+            Console(stderr=True).print(
+                f"[bold yellow]stopped:[/] {escape(str(leave))}", highlight=False, soft_wrap=True
+            )
+        sys.exit(leave.exit_code)
     except HpcrecError as fault:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(fault))}", highlight=False, soft_wrap=True)
-        sys.exit(fault.exit_code)
+        _refuse(fault)
+    except MemoryError as error:
+        _refuse(no_memory(error))
     except KeyboardInterrupt:
         sys.exit(130)
 

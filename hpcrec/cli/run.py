@@ -11,18 +11,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hpcrec.errors import ConfigError, HpcrecError, QualityError
+from hpcrec.errors import ConfigError, HpcrecError, QualityError, StoppedError
 from hpcrec.logs import configure_logging
 from hpcrec.parallel import mpi
 from hpcrec.parallel.communicator import Communicator
+from hpcrec.run import stop
 from hpcrec.run.config import check_job, load_job
 from hpcrec.run.directory import STAGES, RunDirectory, default_path, find_job, open_directory
 from hpcrec.run.measure import limits_broken
 from hpcrec.run.pipeline import run_pipeline
+from hpcrec.run.watch import Watch
 
 
 def run_job(target: Path, out: Path | None, overrides: Sequence[str], until: str, verbose: bool) -> None:
-    """Run or continue a job on all ranks; rank 0 prints."""
+    """Run or continue a job on all ranks; rank 0 prints. Once asked to stop all ranks raise :class:`StoppedError`."""
     world = mpi.world()
     configure_logging(world.rank, verbose)
     raw, directory = _agree(world, target, out, overrides, until)
@@ -30,7 +32,17 @@ def run_job(target: Path, out: Path | None, overrides: Sequence[str], until: str
     if world.rank == 0:
         console.print(f"run directory [bold]{escape(str(directory.path))}[/]", highlight=False, soft_wrap=True)
     job = check_job(raw)
-    quality = run_pipeline(job, raw, directory, world, console, until, _write_report)
+    stop.watch_file(directory.stop)
+    leave: StoppedError | None = None
+    quality: dict[str, str] | None = None
+    with Watch(world, directory.ranks, job.parallel.patience_s, job.parallel.stall_s):
+        try:
+            quality = run_pipeline(job, raw, directory, world, console, until, _write_report)
+        except StoppedError as error:
+            leave = error
+        leave = world.broadcast(leave)
+    if leave is not None:
+        raise leave
     if quality is not None:
         console.print(quality_table(quality))
         if directory.report.exists():
@@ -63,7 +75,9 @@ def _agree(
                 raise ConfigError(f"--until {until}: choose one of {', '.join(STAGES)}")
             path, out = find_job(target, out)
             job, raw = load_job(path, overrides)
-            answer = raw, open_directory((out or default_path(job.name)).absolute(), raw)
+            directory = open_directory((out or default_path(job.name)).absolute(), raw)
+            directory.stop.unlink(missing_ok=True)
+            answer = raw, directory
         except HpcrecError as error:
             fault = error
     _leave_together(world, fault)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -14,6 +15,7 @@ from typing import Final
 from hpcrec.errors import StorageError
 
 _COUNTER: Final = count()
+_UNDER_WAY: Final = threading.local()
 _ADVICE: Final = {
     errno.ENOSPC: "the disk is full; free some space, or choose another output folder",
     errno.EDQUOT: "the disk quota is used up; free some space, or choose another output folder",
@@ -40,6 +42,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     temporary file is removed and ``target`` stays as it was. Raises :class:`StorageError` for every :class:`OSError`.
     """
     temporary = target.with_name(f".{target.name}.{_host()}.{os.getpid()}.{next(_COUNTER)}.tmp")
+    _UNDER_WAY.files = getattr(_UNDER_WAY, "files", 0) + 1
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666))
         yield temporary
@@ -49,8 +52,14 @@ def atomic_path(target: Path) -> Iterator[Path]:
     except OSError as fault:
         raise storage_error(target, fault) from fault
     finally:
+        _UNDER_WAY.files -= 1
         with suppress(OSError):
             temporary.unlink()
+
+
+def writing() -> bool:
+    """Whether this thread is within :func:`atomic_path`: HDF5 does not bear an exception in the middle of a file."""
+    return bool(getattr(_UNDER_WAY, "files", 0))
 
 
 def write_bytes(target: Path, content: bytes) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -49,6 +50,34 @@ def save_checkpoint(path: Path, arrays: Mapping[str, Array], attributes: Attribu
     found = _numbered(path.parent, match["prefix"])
     kept = [old for n, old in found if n <= number][-_KEEP:]
     _remove([old for _, old in found if old not in kept])
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own, one at a time, so that computing goes on.
+
+    What a write raises is raised by the next call; the checkpoint before it then stays.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: Future[None] | None = None
+
+    def save(self, path: Path, arrays: Mapping[str, Array], attributes: Attributes) -> None:
+        """Begin :func:`save_checkpoint` once the write before is done; the arrays must not be changed any more."""
+        self.wait()
+        pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._under_way = pool.submit(save_checkpoint, path, arrays, attributes)
+        pool.shutdown(wait=False)
+
+    def check(self) -> None:
+        """Raise what the last write has raised by now."""
+        if self._under_way is not None and self._under_way.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the last write, and raise what it raised."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -12,6 +12,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from typing import Any, Final, Literal, cast
 import numpy as np
 
 from hpcrec.backend.array import Array, array_module, to_host
-from hpcrec.errors import HpcrecError, ParallelError
+from hpcrec.errors import HpcrecError, ParallelError, StoppedError, no_memory
 from hpcrec.parallel.communicator import Communicator, SerialCommunicator
 from hpcrec.parallel.routes import Nccl, Route, settled
 
@@ -40,6 +41,7 @@ from mpi4py import MPI
 sys.stdout.write(json.dumps([MPI.Get_library_version(), MPI.Get_version()]))
 """
 _DRAIN_S: Final = 0.7  # the launcher forwards what ranks wrote only until it hears of the abort
+_ABORT_S: Final = 5.0
 _PATIENCE_S: Final = 1.5  # if all ranks fail alike, rank 0 alone gets to say it; longer than _DRAIN_S
 
 
@@ -254,12 +256,25 @@ def abort(code: int) -> None:
     os._exit(code)
 
 
+def end_at_once(code: int) -> None:
+    """Do what :func:`abort` does from any thread, whatever the main one is in; never returns.
+
+    An MPI that does not let two threads in at a time gets a few seconds; then this process leaves, and its launcher
+    ends the others.
+    """
+    last = threading.Timer(_ABORT_S, os._exit, (code,))
+    last.daemon = True
+    last.start()
+    abort(code)
+
+
 class guard:  # noqa: N801 - used like a function: ``with guard(): ...``
     """End the whole job when one rank fails, so that the others do not wait for it for ever.
 
     Under MPI with several ranks an exception that leaves the block is told on standard error (``rank r: message`` for
     the project's errors, else the traceback with the rank in front) and :func:`abort` ends all ranks with its exit
-    code (1 for foreign exceptions, 130 for an interrupt, a non-zero ``SystemExit``'s own). On one rank it passes on.
+    code (1 for foreign exceptions, 130 for an interrupt, a non-zero ``SystemExit``'s own). On one rank it passes on,
+    and so does :class:`StoppedError`, with which all ranks leave.
     """
 
     def __enter__(self) -> guard:
@@ -271,6 +286,9 @@ class guard:  # noqa: N801 - used like a function: ``with guard(): ...``
         mpi = sys.modules.get("mpi4py.MPI")
         if error is None or mpi is None or not mpi.Is_initialized() or mpi.COMM_WORLD.Get_size() == 1:
             return False
+        if isinstance(error, StoppedError):
+            return False
+        error = no_memory(error) if isinstance(error, MemoryError) else error
         code = exit_code(error)
         if code:
             rank = mpi.COMM_WORLD.Get_rank()

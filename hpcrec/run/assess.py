@@ -22,6 +22,7 @@ from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.parallel.exchange import Exchange
 from hpcrec.run.job import QualitySection
 from hpcrec.run.start import TiltSetup
+from hpcrec.run.watch import step
 
 # Of modelled counts that a thread has at once: they stay in the caches
 CHUNK_PIXELS: Final = 1 << 20
@@ -51,6 +52,7 @@ class Assessor:
         size = max(CHUNK_PIXELS // math.prod(self._model.pattern_shape), 1) * self._threads.n_threads
         chunks = [own[i : i + size] for i in range(0, len(own), size)]
         for chunk, patterns in zip(chunks, self._reader.iterate(chunks)):
+            step()
             parts = self._threads.shares(len(chunk))
             rows = self._threads.run([partial(self._figures, state, chunk[p], patterns[p]) for p in parts])
             table[chunk] = np.concatenate(rows)

@@ -82,6 +82,16 @@ class RunDirectory:
         """The page to look at."""
         return self.path / "report.html"
 
+    @property
+    def stop(self) -> Path:
+        """Asks a running job to stop, see :mod:`hpcrec.run.stop`."""
+        return self.path / "stop"
+
+    @property
+    def ranks(self) -> Path:
+        """Folder of the ranks' signs of life, see :mod:`hpcrec.run.watch`."""
+        return self.path / ".ranks"
+
     def read_json(self, path: Path) -> dict[str, Any]:
         """Return a JSON file of the run; empty where it is missing."""
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -292,6 +292,9 @@ class ParallelSection:
     workers : Dask processes of the tomography stage; 0 takes one a core, at most one a rank
     scheduler : a running Dask scheduler: its address, or the .json file that "dask-mpi --scheduler-file" wrote;
         empty starts local workers
+    patience_s : how long a rank may give no sign of life before the job ends with its name (three times as long where
+        no other rank is on its machine); 0: for ever
+    stall_s : how long a rank may work on one batch of patterns before it counts as lost in a loop; 0: for ever
     """
 
     device: DeviceName = "auto"
@@ -304,6 +307,8 @@ class ParallelSection:
     scratch: str = ""
     workers: int = 0
     scheduler: str = ""
+    patience_s: float = 40.0
+    stall_s: float = 21600.0
 
 
 @options

@@ -31,6 +31,7 @@ from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.observers import Observer
 from hpcrec.run.runner import Start, TiltOutcome, TiltRun, checkpoint_prefix
 from hpcrec.run.start import common_grid
+from hpcrec.run.stop import leave_if_asked
 
 MAIN: Final = "sweeps"
 HALVES: Final = ("half1", "half2")
@@ -64,7 +65,9 @@ def reconstruct_tilt(task: TiltTask) -> tuple[TiltOutcome | None, ShellCorrelati
     """Reconstruct a tilt with all its parts; collective over the group.
 
     Returns, on the group's first rank, the outcome and the ring correlation of half scans where the job wants it.
+    Raises :class:`StoppedError` on all of them once they were asked to leave and have kept what was done.
     """
+    leave_if_asked(task.group)
     frc = _half_scans(task) if task.job.quality.frc else None
     return _coarse_to_fine(task, MAIN), frc
 

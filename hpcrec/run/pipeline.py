@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from rich.console import Console
 
 from hpcrec.backend.device import free_unused
 from hpcrec.data.dataset import Identity, TiltSeries
-from hpcrec.errors import DataError, ParallelError
+from hpcrec.errors import DataError, ParallelError, StoppedError
 from hpcrec.io.atomic import remove_leftovers
 from hpcrec.io.base import open_series
 from hpcrec.io.results import ProjectionStore, assemble_projections
 from hpcrec.parallel import mpi
 from hpcrec.parallel.communicator import Communicator
+from hpcrec.run import stop, watch
 from hpcrec.run.config import fingerprint
 from hpcrec.run.directory import STAGES, RunDirectory
 from hpcrec.run.job import Job
@@ -44,10 +45,13 @@ def run_pipeline(
     """Run the stages that are not done yet, up to ``until``; return the quality figures on rank 0, None elsewhere.
 
     All ranks call it. Ranks other than 0 sleep after the ptychography stage. ``write_report`` is the last stage.
+    Rank 0 raises :class:`StoppedError` where a rank was asked to stop, others may.
     """
     with open_series(job.data) as series:
         if world.rank:
-            reconstruct_tilts(job, series, world, directory.checkpoints, _unheard)
+            with suppress(StoppedError):
+                reconstruct_tilts(job, series, world, directory.checkpoints, _unheard)
+            watch.now("has no tilts left", patient=True)
             world.idle_barrier()
             return None
         progress = make_progress(console, series.n_tilts)
@@ -59,7 +63,13 @@ def run_pipeline(
 
         try:
             quality = _lead(job, raw, directory, world, series, observer, until, write_report)
+        except StoppedError as leave:
+            stop.interrupt(False)
+            log({"event": "stopped", "text": str(leave)})
+            world.idle_barrier()
+            raise
         finally:
+            stop.interrupt(False)
             progress.close()
     world.idle_barrier()
     return quality
@@ -92,6 +102,8 @@ def _lead(
         observer({"event": "note", "text": f"plan: {plan.sentence(len(todo))}"})
     with _stage("ptychography", text, observer):
         reconstruct_tilts(job, series, world, directory.checkpoints, observer)
+        watch.now("later stages", patient=True)
+        stop.interrupt(True)
         numbers = sorted(int(n) for n in series.tilt_numbers)
         if todo or _gathered_tilts(directory) != numbers:
             assemble_projections(directory.path, numbers)

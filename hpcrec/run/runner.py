@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,11 +18,11 @@ from hpcrec.data.resident import DeviceReader, PatternReader
 from hpcrec.data.spool import file_array
 from hpcrec.engines import engine_class
 from hpcrec.engines.base import StreamingEngine, visit
-from hpcrec.errors import DivergedError
+from hpcrec.errors import DivergedError, HpcrecError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.scan import hilbert_order
 from hpcrec.geometry.tiles import Box, window_corners
-from hpcrec.io.checkpoint import Checkpoint, latest_good, save_checkpoint
+from hpcrec.io.checkpoint import Checkpoint, CheckpointWriter, latest_good
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.launched import prefers_events
 from hpcrec.models.placement import state_on
@@ -30,6 +31,7 @@ from hpcrec.operators.resample import probe_like
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.exchange import Exchange, make_exchange
 from hpcrec.parallel.patterns import gather_patterns, hand_out_patterns
+from hpcrec.run import stop, watch
 from hpcrec.run.assess import Assessor, held_out
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.constrain import Constraints
@@ -139,7 +141,9 @@ class TiltRun:
         self.loss: list[float] = []
         self.data_error: list[float] = []
         self.held_out_error: list[float] = []
+        self.writer = CheckpointWriter()
         self.state = self._start(start)
+        self.saved = self.state.iteration
 
     def _start(self, start: Start | None) -> PtychographyState:
         """Return the state of the last good checkpoint, or ``start``, or an empty object under the starting probe."""
@@ -196,21 +200,25 @@ class TiltRun:
             memory=group("memory:"),
         )
 
-    def save(self) -> None:
-        """Write a checkpoint of the whole state; collective."""
+    def save(self, *, wait: bool = True) -> None:
+        """Write a checkpoint of the whole state; collective. Without ``wait`` it may still be under way afterwards."""
         state = self.state
-        arrays = {"obj": self.exchange.whole(state.obj, self._room)}
+        arrays: dict[str, Any] = {"obj": apart(self.exchange.whole(state.obj, self._room), state.obj)}
         for key, values in sorted(state.object_memory.items()):
-            arrays[f"object_memory:{key}"] = self.exchange.whole(values, self._room)
+            arrays[f"object_memory:{key}"] = apart(self.exchange.whole(values, self._room), values)
         for key, values in sorted(state.pattern_memory.items()):
             arrays[f"patterns:{key}"] = gather_patterns(self.group, self.places, values)
         if self.group.rank == 0:
-            arrays |= {"probe": state.probe, "positions": state.positions}
+            arrays |= {"probe": to_host(state.probe).copy(), "positions": state.positions.copy()}
             arrays |= {name: np.array(getattr(self, name)) for name in ("loss", "data_error", "held_out_error")}
-            arrays |= {f"memory:{k}": v for k, v in state.memory.items()}
-            arrays |= {f"refined:{k}": v for k, v in state.refined.items()}
+            arrays |= {f"memory:{k}": to_host(v).copy() for k, v in state.memory.items()}
+            arrays |= {f"refined:{k}": to_host(v).copy() for k, v in state.refined.items()}
             path = self.checkpoints / f"{self.prefix}_{state.iteration:06d}.h5"
-            save_checkpoint(path, {k: to_host(v) for k, v in arrays.items()}, {"iteration": state.iteration})
+            self.writer.save(path, arrays, {"iteration": state.iteration})
+            # Exit waves are too many to be there once more
+            if wait or state.pattern_memory:
+                self.writer.wait()
+        self.saved = state.iteration
 
     def sweep(self) -> None:
         """Visit every pattern once."""
@@ -251,6 +259,7 @@ class TiltRun:
         sums = np.zeros(3)
         shares = [self.exchange.share(indices) for indices in batches]
         for step, (own, patterns) in enumerate(zip(shares, self.reader.iterate(shares))):
+            watch.step()
             good = self.scan.read_good(own)
             whole = batches[step]
             batch = Batch(indices=own, patterns=patterns, good=good, step=step, n_global=len(whole), of_all=whole)
@@ -266,6 +275,7 @@ class TiltRun:
         blocks = list(blocks_of([self.exchange.share(indices) for indices in batches], most))
         indices = [np.concatenate(block) for block in blocks]
         for block, own, (patterns, rows) in zip(blocks, indices, self.on_host.iterate_rows(indices)):
+            watch.step()
             edges = np.cumsum([0, *(len(batch) for batch in block)])
             good = self.scan.read_good(own)
             sums += self.model.stream(
@@ -280,7 +290,29 @@ class TiltRun:
         first = self.state.iteration
         event = {"tilt": setup.number, "iterations": job.iterations, "n_positions": self.n_positions}
         self._tell({"event": "tilt_started", **event, "resumed_at": first, "slices": setup.n_slices})
+        try:
+            self._sweeps()
+        except BaseException:
+            with suppress(HpcrecError):
+                self.writer.wait()
+            raise
+        self.writer.wait()
+        if self.state.iteration < job.iterations:
+            self._tell({"event": "note", "text": f"tilt {setup.number}: converged after {self.state.iteration} sweeps"})
+        watch.now(f"looks at tilt {setup.number}")
+        return self._outcome(time.perf_counter() - started, self.state.iteration - first)
+
+    def _sweeps(self) -> None:
+        """Sweep until done or asked to leave, which takes a checkpoint."""
+        job, setup = self.job.ptychography, self.setup
         while not self.monitor.done(self.state.iteration, self.data_error, self.held_out_error):
+            leave = stop.agreed(self.group)
+            if leave is not None:
+                if self.state.iteration > self.saved:
+                    self.save()
+                self.writer.wait()
+                raise leave
+            watch.now(f"sweep {self.state.iteration + 1} of tilt {setup.number}")
             before = time.perf_counter()
             self.sweep()
             seconds = time.perf_counter() - before
@@ -296,11 +328,9 @@ class TiltRun:
                     "patterns_per_s": self.n_positions / seconds,
                 }
             )
+            self.writer.check()
             if self.state.iteration % job.checkpoint_every == 0 and self.state.iteration < job.iterations:
-                self.save()
-        if self.state.iteration < job.iterations:
-            self._tell({"event": "note", "text": f"tilt {setup.number}: converged after {self.state.iteration} sweeps"})
-        return self._outcome(time.perf_counter() - started, self.state.iteration - first)
+                self.save(wait=False)
 
     def _room(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return room for an array of the whole object; large ones, which ranks share as tiles, lie in a file."""
@@ -360,6 +390,11 @@ def _taken(found: Checkpoint | None, prefixes: tuple[str, ...]) -> dict[str, Arr
     """Take the arrays whose names begin so out of a checkpoint, where there is one."""
     names = sorted(name for name in (found.arrays if found else ()) if name.startswith(prefixes))
     return {name: found.arrays.pop(name) for name in names} if found else {}
+
+
+def apart(whole: Array | None, live: Array) -> Array | None:
+    """Return ``whole`` as an array that does not change with ``live``."""
+    return whole.copy() if whole is not None and np.may_share_memory(whole, live) else whole
 
 
 def illumination(probe: ComplexArray, positions: FloatArray, grid: Grid) -> FloatArray:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import platform
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from hpcrec.backend.fft import plan_wisdom, use_wisdom
 from hpcrec.backend.kernels.transforms import known_size
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.views import half_resolution
-from hpcrec.errors import DataError, StorageError
+from hpcrec.errors import DataError, StoppedError, StorageError
 from hpcrec.geometry.grid import Grid
 from hpcrec.io.atomic import write_bytes
 from hpcrec.io.results import TiltResult, tilt_number, tilt_path, write_tilt_result
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.crew import Crew, alone, muster
 from hpcrec.parallel.queue import Master
+from hpcrec.run import watch
 from hpcrec.run.costs import sweep_costs, sweeps_left
 from hpcrec.run.device_memory import device_rooms
 from hpcrec.run.devices import device_name, rank_device, routed
@@ -37,12 +39,15 @@ from hpcrec.run.rounds import Round, rounds_of
 from hpcrec.run.runner import TiltOutcome, batch_size
 from hpcrec.run.sharing import Sharing, joins_ranks, share_ranks
 from hpcrec.run.start import common_grid, probe_window
+from hpcrec.run.stop import leave_if_asked
 
 logger = logging.getLogger(__name__)
 
 
 def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpoints: Path, observer: Observer) -> None:
     """Reconstruct every tilt that has no result yet; collective over all ranks.
+
+    Once a rank is asked to stop, groups leave between sweeps, and :class:`StoppedError` is raised on all ranks.
 
     ``observer`` hears the events of all groups, on rank 0. Results are ``checkpoints/tilt_0017.h5``, numbered as in
     the input file.
@@ -65,10 +70,11 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
         if world.rank == 0:
             for text in _again(one) if i else _arrangement(crew, device, sharing):
                 observer({"event": "note", "text": text})
-        with Master(world, one.tilts, observer, crew.group) as master:
+        with Master(world, one.tilts, observer, crew.group) as master, suppress(StoppedError):
             hands = Hands(master, crew, joins_ranks(job, device))
             if crew.size > 0:
                 _take_tilts(job, series, grid, crew.group, checkpoints, master, means, hands)
+        leave_if_asked(world)
 
 
 def _take_tilts(
@@ -103,6 +109,7 @@ def _take_tilts(
             write_quality_record(quality_path(checkpoints, number), quality_record(outcome, frc))
             write_tilt_result(tilt_path(checkpoints, number), tilt_result(job, outcome, number, frc))
             remove_parts(checkpoints, number)
+    watch.now("has no tilt left", patient=True)
     hands.lend()
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from hpcrec.cli import main as command
+from hpcrec.errors import DeviceError
+from hpcrec.run.runner import TiltRun
 
 Run = Callable[..., tuple[int, str]]
 
@@ -169,3 +171,13 @@ def test_wrong_calls_are_explained(hpcrec: Run, tiny_job: Path, arguments: list[
     code, text = hpcrec(*[a.format(job=tiny_job) for a in arguments])
     assert code != 0
     assert words in text
+
+
+def test_a_process_without_memory_says_what_to_do(
+    tiny_job: Path, tmp_path: Path, hpcrec: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TiltRun, "sweep", lambda run: np.empty(2**58))
+    code, told = hpcrec("run", tiny_job, "--out", tmp_path / "out", "--until", "ptychography")
+    assert code == DeviceError.exit_code
+    assert "error: no memory left (Unable to allocate 2.00 EiB" in told
+    assert "use fewer ranks on each node" in told

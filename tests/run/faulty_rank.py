@@ -22,6 +22,7 @@ def fail_in_sweep(how, number):
         done.append(1)
         if len(done) == number and os.environ["PMI_RANK"] == "1":
             if how == "kill":
+                time.sleep(1.0)  # what the first rank writes meanwhile is on the disk
                 os.kill(os.getpid(), signal.SIGKILL)
             raise DataError("scan.h5: position 7 cannot be read")
         sweep(self)

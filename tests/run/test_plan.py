@@ -40,6 +40,10 @@ def job_with(path: Path, *changes: str) -> Job:
     return load_job(path, changes)[0]
 
 
+# No checkpoint between sweeps, and so no copy of the object for one
+ONE_SAVE = "ptychography.checkpoint_every=4"
+
+
 def large_grid(series: TiltSeries, pixels: int) -> Grid:
     grid = object_grid(series.tilt(0).positions, series.pattern_shape, series.sampling)
     return dataclasses.replace(grid, shape=(pixels, pixels))
@@ -54,14 +58,14 @@ def later_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("later_loaded")
 def test_memory_grows_with_the_object_and_its_slices(tiny_job: Path, series: TiltSeries) -> None:
     lsqml = "ptychography.engine=lsqml"
-    job = job_with(tiny_job, lsqml)
+    job = job_with(tiny_job, lsqml, ONE_SAVE)
     beside, update = LsqMl.copies(LsqMlOptions(), True)
     # A gradient and a weight of one thread
     copies = max(beside + 1.5, update)
     small, large = (rank_memory(job, series, large_grid(series, n), 1) for n in (1000, 4000))
     # complex64 copies of the 15 million pixels that the larger one has more
     assert large - small == pytest.approx(copies * 8 * (4000**2 - 1000**2) / GIB)
-    sliced = job_with(tiny_job, lsqml, "ptychography.slices=3", "ptychography.slice_thickness_angstrom=4")
+    sliced = job_with(tiny_job, lsqml, ONE_SAVE, "ptychography.slices=3", "ptychography.slice_thickness_angstrom=4")
     more = rank_memory(sliced, series, large_grid(series, 4000), 1) - large
     # The waves that a batch keeps of each slice take a thousandth of that
     assert more == pytest.approx(2 * copies * 8 * 4000**2 / GIB, rel=3e-3)
@@ -89,7 +93,7 @@ def test_windowed_sums_need_less(tiny_job: Path, series: TiltSeries) -> None:
     one = 8 * (4000**2 - 1000**2) / GIB
 
     def copies(size: int, threads: int, *changes: str) -> float:
-        job = job_with(tiny_job, "ptychography.engine=epie", *changes)
+        job = job_with(tiny_job, "ptychography.engine=epie", ONE_SAVE, *changes)
         needs = [rank_memory(job, series, grid, size, threads) for grid in (small, large)]
         return (needs[1] - needs[0]) / one
 
@@ -98,6 +102,8 @@ def test_windowed_sums_need_less(tiny_job: Path, series: TiltSeries) -> None:
     assert copies(1, 3, "ptychography.kernel=array") == pytest.approx(3.6, rel=0.02)
     assert copies(1, 3, "detector.point_spread_pixels=1") == pytest.approx(3.6, rel=0.02)
     assert copies(2, 1) == pytest.approx(5), "an exchange of the sums"
+    assert copies(1, 1, "ptychography.checkpoint_every=3") == pytest.approx(3.5), "written while sweeps go on"
+    assert copies(2, 1, "ptychography.checkpoint_every=3") == pytest.approx(6)
 
 
 def test_tiles_need_less_than_copies_of_the_whole_object(tiny_job: Path, series: TiltSeries) -> None:
