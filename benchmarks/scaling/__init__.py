@@ -1,1 +1,1 @@
-"""How the work of a tilt scales with ranks: what is measured here, and a model of more; ``python -m benchmarks.scaling``."""
+"""How a tilt's work scales with ranks: measured here, and a model of more; ``python -m benchmarks.scaling PART``."""

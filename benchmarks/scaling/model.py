@@ -2,20 +2,20 @@
 
 A group of g ranks shares a tilt; P // g groups take the tilts in turn. One sweep of a tilt takes
 
-    t = imbalance · n/(g r) + u c a + (1 − overlap) (bytes / bandwidth + latency · messages)
+    t = imbalance · n/(g r) + u c a + (1 − overlap) u (bytes / bandwidth + latency · messages + packing · neighbours)
 
 with n patterns at r a second in u updates, c seconds for each pixel of the a that a rank touches in an update (its own
 box and that of the total). Batches are drawn from the whole scan, so that a rank's share of one varies like a binomial
 number; the largest of g is about √(2 ln g) standard deviations above the mean. Reading the patterns once adds to the
 first sweep. Bytes follow from rectangles: bisection as in :mod:`hpcrec.geometry.tiles`, windows that reach half their
-width beyond them, and a margin.
+width beyond them, and a margin. Shares that end within a row of the scan reach a step further, which is left out.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -45,14 +45,15 @@ class Rates:
     """What a rank and its network do.
 
     patterns : a second, one rank; pixel_seconds : of a pixel of one slice in an update; bandwidth : bytes/s of a rank's
-    messages; latency s; overlap : share of the exchange that is hidden behind work; read : bytes/s of one rank, read_all
-    of all together
+    messages; latency s of each; packing : s of what makes a message to a neighbour; overlap : share of the exchange
+    that is hidden behind work; read : bytes/s of one rank, read_all of all together
     """
 
     patterns: float
     pixel_seconds: float
     bandwidth: float
     latency: float
+    packing: float = 0.0
     overlap: float = 0.0
     read: float = math.inf
     read_all: float = math.inf
@@ -63,8 +64,8 @@ class Load:
     """A tilt series and how it is worked on.
 
     scan (rows, columns) of a tilt; step and window in pixels; margin of the halo in pixels; batch : patterns of an
-    update; pattern_bytes : of one pattern in memory; sweeps : over which reading is spread; border : pixels of the object
-    between the first window and the edge
+    update; pattern_bytes : of one pattern in memory; sweeps : over which reading is spread; border : pixels of the
+    object between the first window and the edge; jitter : pixels by which positions are off
     """
 
     name: str
@@ -79,6 +80,7 @@ class Load:
     margin: int = 8
     sweeps: int = 100
     border: int = 4
+    jitter: float = 0.0
 
     @property
     def positions(self) -> int:
@@ -114,19 +116,23 @@ class Layout:
     neighbours: float
 
 
-@lru_cache(maxsize=None)
-def layout(grid: tuple[float, float], window: int, step: float, margin: int, border: int, size: int) -> Layout:
+@cache
+def layout(
+    grid: tuple[float, float], window: int, step: float, margin: int, border: int, size: int, jitter: float = 0.0
+) -> Layout:
     """Return what tiles of a regular scan hold and send, ``size`` ranks."""
     inset = window / 2 + border
     first = np.array([inset, grid[0] - inset, inset, grid[1] - inset])
     # Of the positions; ranks at the edge of the scan own what lies beyond it too
-    scanned = np.array(_bisected(first[0] - step / 2, first[1] + step / 2, first[2] - step / 2, first[3] + step / 2, size))
+    scanned = np.array(
+        _bisected(first[0] - step / 2, first[1] + step / 2, first[2] - step / 2, first[3] + step / 2, size)
+    )
     cores = scanned.copy()
     for side, edge, end in ((0, first[0] - step / 2, 0.0), (1, first[1] + step / 2, grid[0])):
         cores[np.isclose(cores[:, side], edge), side] = end
     for side, edge, end in ((2, first[2] - step / 2, 0.0), (3, first[3] + step / 2, grid[1])):
         cores[np.isclose(cores[:, side], edge), side] = end
-    reach = (window - step) / 2
+    reach = (window - step) / 2 + jitter
     touched = _within(_grown(scanned, reach), grid)
     held = _within(_joined(_grown(touched, margin), cores), grid)
     sent, most, messages, total = _sent(cores, touched, held, grid, border)
@@ -197,16 +203,17 @@ def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """Bytes and messages that a rank sends in an update: the mean, and the most of any rank."""
+    """What a rank sends in an update: bytes, the mean and the most of any rank; messages, neighbours' among them."""
 
     sent: float
     most: float
     messages: float
+    neighbours: float = 0.0
 
 
 def tiles(load: Load, size: int) -> Layout:
     """Return the layout of a load on a group of ``size`` ranks."""
-    return layout(load.grid, load.window, load.step, load.margin, load.border, size)
+    return layout(load.grid, load.window, load.step, load.margin, load.border, size, load.jitter)
 
 
 def traffic(load: Load, exchange: ExchangeName, size: int) -> Traffic:
@@ -226,6 +233,7 @@ def traffic(load: Load, exchange: ExchangeName, size: int) -> Traffic:
         sent=found.sent * each + beside,
         most=found.most_sent * each + beside,
         messages=found.neighbours + (_SUMS + 2) * reduction_messages(size),
+        neighbours=found.neighbours,
     )
 
 
@@ -239,15 +247,20 @@ def batch_imbalance(load: Load, size: int) -> float:
     return min(max(most, 1.0), mean * size) / mean
 
 
+PARTS = ("compute", "imbalance", "pixels", "packing", "bytes", "latency", "idle", "read")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Times:
     """Seconds of one sweep over all tilts, on the rank that takes longest: work, the wait for the fullest share of each
-    batch, the steps of the object, exposed bytes and latency of messages, ranks that have no tilt left, reading.
+    batch, the steps of the object, packing and exposed bytes and latency of messages, ranks that have no tilt left,
+    reading.
     """
 
     compute: float
     imbalance: float
     pixels: float
+    packing: float
     bytes: float
     latency: float
     idle: float
@@ -256,13 +269,12 @@ class Times:
     @property
     def total(self) -> float:
         """All of it."""
-        return self.compute + self.imbalance + self.pixels + self.bytes + self.latency + self.idle + self.read
+        return float(sum(getattr(self, name) for name in PARTS))
 
     @property
     def limit(self) -> str:
         """What costs most."""
-        names = ("compute", "imbalance", "pixels", "bytes", "latency", "idle", "read")
-        return max(names, key=lambda name: float(getattr(self, name)))
+        return max(PARTS, key=lambda name: float(getattr(self, name)))
 
 
 def touched_pixels(load: Load, exchange: ExchangeName, size: int) -> float:
@@ -280,6 +292,7 @@ def tilt_seconds(load: Load, rates: Rates, exchange: ExchangeName, size: int) ->
         compute=compute,
         imbalance=compute * (batch_imbalance(load, size) - 1),
         pixels=load.updates * rates.pixel_seconds * touched_pixels(load, exchange, size),
+        packing=exposed * rates.packing * sent.neighbours,
         bytes=exposed * sent.most / rates.bandwidth,
         latency=exposed * rates.latency * sent.messages,
         idle=0.0,
@@ -294,24 +307,10 @@ def sweep_seconds(load: Load, rates: Rates, exchange: ExchangeName, size: int, r
     one = tilt_seconds(load, rates, exchange, size)
     all_bytes = load.tilts * load.positions * load.pattern_bytes
     read = max(all_bytes / rates.read_all, rounds * load.positions * load.pattern_bytes / size / rates.read)
-    parts = {name: even * float(getattr(one, name)) for name in ("compute", "imbalance", "pixels", "bytes", "latency")}
+    parts = {name: even * float(getattr(one, name)) for name in PARTS[:6]}
     return Times(**parts, idle=(rounds - even) * one.total, read=read / load.sweeps)
-
-
-def best_size(
-    load: Load, rates: Rates, exchange: ExchangeName, ranks: int, fits: dict[int, bool] | None = None
-) -> int | None:
-    """Return the group size of the shortest sweep, of those that fit; None if none does."""
-    sizes = group_sizes(load, ranks)
-    allowed = [size for size in sizes if fits is None or fits.get(size, False)]
-    return min(allowed, key=lambda s: sweep_seconds(load, rates, exchange, s, ranks).total, default=None)
 
 
 def group_sizes(load: Load, ranks: int) -> list[int]:
     """Return the group sizes worth a look: those that leave the fewest ranks without a group."""
     return sorted({max(ranks // groups, 1) for groups in range(1, min(load.tilts, ranks) + 1)})
-
-
-def without(rates: Rates, **changed: float) -> Rates:
-    """Return the rates with some of them changed."""
-    return replace(rates, **changed)

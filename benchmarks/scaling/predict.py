@@ -1,4 +1,4 @@
-"""The model against what was measured here, and its predictions for GPUs: the Romanov data set, and a large X-ray object.
+"""The model against what was measured here, and its predictions for GPUs: Romanov's data set, a large X-ray object.
 
 Rates of GPUs are predictions of a roofline, networks and files are assumptions; :data:`PARAMETERS` says which is which.
 """
@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from scipy.optimize import nnls
 
 from benchmarks.scaling import measure
 from benchmarks.scaling.model import (
     FIELD_BYTES,
+    PARTS,
     ExchangeName,
     Load,
     Parameter,
     Rates,
-    best_size,
     group_sizes,
     sweep_seconds,
-    tilt_seconds,
     tiles,
+    tilt_seconds,
     touched_pixels,
     traffic,
 )
@@ -48,7 +49,8 @@ PARAMETERS: Final = {
     "memory bandwidth": Parameter(4.3e12 * 0.85, "B/s", "H200, streaming kernels; predicted, not measured"),
     "bandwidth in a node": Parameter(370e9, "B/s and GPU", "NVLink, assumed"),
     "bandwidth between nodes": Parameter(45e9, "B/s and GPU", "InfiniBand, assumed"),
-    "latency": Parameter(30e-6, "s a message", "with its packing kernel, assumed"),
+    "latency": Parameter(5e-6, "s a message", "assumed"),
+    "packing": Parameter(25e-6, "s a neighbour", "launches of kernels that make a message and add it, assumed"),
     "overlap": Parameter(0.0, "", "exchanges hide behind no work yet"),
     "reading": Parameter(2e9, "B/s and GPU", "assumed"),
     "reading, all": Parameter(100e9, "B/s", "parallel file system, assumed"),
@@ -93,6 +95,7 @@ def gpu_rates(load: Load, size: int) -> Rates:
         pixel_seconds=p["bytes of a step"] / p["memory bandwidth"],
         bandwidth=p["bandwidth in a node" if size <= NODE else "bandwidth between nodes"],
         latency=p["latency"],
+        packing=p["packing"],
         overlap=p["overlap"],
         read=p["reading"],
         read_all=p["reading, all"],
@@ -161,7 +164,9 @@ def predictions(load: Load, gpus: Sequence[int] = GPUS) -> list[dict[str, Any]]:
     for ranks in gpus:
         planned = max(1, ranks // load.tilts)
         for exchange in EXCHANGES if ranks > 1 else EXCHANGES[:1]:
-            fits = {s: smallest_bytes(load, exchange, s) <= PARAMETERS["GPU memory"].value for s in group_sizes(load, ranks)}
+            fits = {
+                s: smallest_bytes(load, exchange, s) <= PARAMETERS["GPU memory"].value for s in group_sizes(load, ranks)
+            }
             sizes = [s for s in fits if fits[s]]
             best = min(sizes, key=lambda s: _seconds(load, exchange, s, ranks), default=None)
             first = min((s for s in sizes if s >= planned), default=None)
@@ -180,9 +185,7 @@ def _seconds(load: Load, exchange: ExchangeName, size: int, ranks: int) -> float
     return sweep_seconds(load, gpu_rates(load, size), exchange, size, ranks).total
 
 
-def _prediction(
-    load: Load, exchange: ExchangeName, size: int, ranks: int, groups: str, ideal: float
-) -> dict[str, Any]:
+def _prediction(load: Load, exchange: ExchangeName, size: int, ranks: int, groups: str, ideal: float) -> dict[str, Any]:
     rates = gpu_rates(load, size)
     times, sent = sweep_seconds(load, rates, exchange, size, ranks), traffic(load, exchange, size)
     hidden = sweep_seconds(load, replace(rates, overlap=1.0), exchange, size, ranks)
@@ -195,7 +198,7 @@ def _prediction(
         "sweep s": times.total,
         "efficiency": ideal / ranks / times.total,
         "if hidden": ideal / ranks / hidden.total,
-        **{f"{name} s": getattr(times, name) for name in ("compute", "imbalance", "pixels", "bytes", "latency", "idle", "read")},
+        **{f"{name} s": getattr(times, name) for name in PARTS},
         "GB a GPU": (gpu_bytes if whole else smallest_bytes)(load, exchange, size) / 1e9,
         "patterns": "resident" if whole else "streamed",
         "MB a sweep": sent.most * load.updates * load.tilts * size / ranks / 1e6,
@@ -215,6 +218,7 @@ def load_of(row: dict[str, Any]) -> Load:
         slices=1,
         modes=1,
         batch=-(-row["patterns"] // row["updates"]),
+        jitter=0.2 * measure.STEP / SAMPLING,
         pattern_bytes=2 * measure.N**2,
     )
 
@@ -223,20 +227,25 @@ def fitted(rows: Sequence[dict[str, Any]], pinged: Sequence[dict[str, Any]], mos
     """Return the rates of a rank here by exchange, fitted to compute on up to ``most`` ranks, and to pings."""
     known = [row for row in rows if row["ranks"] <= most]
     left = [
-        [row["patterns"] / row["ranks"], row["updates"] * touched_pixels(load_of(row), row["exchange"], row["ranks"])]
+        (
+            row["patterns"] / row["ranks"],
+            row["updates"] * touched_pixels(load_of(row), row["exchange"], row["ranks"]),
+            row["updates"] * traffic(load_of(row), row["exchange"], row["ranks"]).neighbours,
+        )
         for row in known
     ]
     right = np.array([row["compute s"] for row in known])
-    # Each row counts by its relative error; neither cost is negative
-    scaled = np.array(left) / right[:, None]
-    per_pattern, per_pixel = np.linalg.lstsq(scaled, np.ones(len(known)), rcond=None)[0]
-    if per_pixel < 0:
-        per_pattern, per_pixel = 1 / np.mean(1 / (1 / scaled[:, 0])), 0.0
+    # Each row counts by its relative error; no cost is negative
+    (per_pattern, per_pixel, packing), _ = nnls(np.array(left) / right[:, None], np.ones(len(known)))
     found = {}
     for exchange, kind in (("replicated", "sum s"), ("tiled", "swap s")):
         latency, bandwidth = measure.fitted_link(pinged, kind)
         found[exchange] = Rates(
-            patterns=float(1 / per_pattern), pixel_seconds=float(per_pixel), bandwidth=bandwidth, latency=latency
+            patterns=float(1 / per_pattern),
+            pixel_seconds=float(per_pixel),
+            packing=float(packing),
+            bandwidth=bandwidth,
+            latency=latency,
         )
     return found
 
@@ -247,7 +256,7 @@ def checks(rows: Sequence[dict[str, Any]], rates: dict[str, Rates]) -> list[dict
     for row in rows:
         load, exchange, size = load_of(row), row["exchange"], row["ranks"]
         times, sent = tilt_seconds(load, rates[exchange], exchange, size), traffic(load, exchange, size)
-        compute = times.compute + times.pixels
+        compute = times.compute + times.pixels + times.packing
         found.append(
             {
                 "scaling": row["scaling"],
@@ -279,7 +288,7 @@ def memory_checks(rows: Sequence[dict[str, Any]], window: int, step: float) -> l
         side = int(round((row["grid"][0] - window) / step)) + 1
         load = Load(
             name="memory", tilts=1, scan=(side, side), step=step, window=window, slices=1, modes=1, batch=side**2,
-            pattern_bytes=2 * window**2,
+            pattern_bytes=2 * window**2, jitter=0.2 * step,
         )  # fmt: skip
         objects = rank_bytes(load, exchange, row["ranks"], compiled=True)
         # The patterns themselves, and the batch of all of them
@@ -308,11 +317,23 @@ def parameters(rates: dict[str, Rates]) -> list[dict[str, Any]]:
         {"parameter": name, "value": p.value, "unit": p.unit, "source": p.source} for name, p in PARAMETERS.items()
     ]
     for exchange, r in rates.items():
-        fits = (("patterns", r.patterns, "1/s"), ("pixel", r.pixel_seconds, "s"), ("bandwidth", r.bandwidth, "B/s"))
-        for name, value, unit in (*fits, ("latency", r.latency, "s")):
-            source = "measured here, fitted to 1 and 2 ranks"
+        fits = {
+            "patterns": (r.patterns, "1/s"),
+            "pixel": (r.pixel_seconds, "s"),
+            "packing": (r.packing, "s a neighbour"),
+            "bandwidth": (r.bandwidth, "B/s"),
+            "latency": (r.latency, "s a message"),
+        }
+        for name, (value, unit) in fits.items():
+            source = "measured here, " + ("pings" if name in ("bandwidth", "latency") else "compute of 1 and 2 ranks")
             found.append({"parameter": f"{name} here, {exchange}", "value": value, "unit": unit, "source": source})
-    return found + [{"parameter": "field bytes", "value": FIELD_BYTES, "unit": "B a pixel", "source": "arrays exchanged"}]
+    return found + [
+        {"parameter": "field bytes", "value": FIELD_BYTES, "unit": "B a pixel", "source": "arrays exchanged"}
+    ]
 
 
-__all__ = ["ROMANOV", "XRAY", "best_size", "checks", "fitted", "memory_checks", "parameters", "predictions"]
+def least_gpus(load: Load, exchange: ExchangeName, most: int = 1 << 14) -> int | None:
+    """Return the least number of GPUs, a power of two, that can share one tilt; None if not even ``most`` can."""
+    sizes = (1 << k for k in range(most.bit_length()))
+    room = PARAMETERS["GPU memory"].value
+    return next((size for size in sizes if smallest_bytes(load, exchange, size) <= room), None)

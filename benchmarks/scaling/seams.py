@@ -38,7 +38,7 @@ def probe_width(given: Problem, share: float = 0.9) -> int:
 
 
 def regions(given: Problem, cores: Sequence[Box]) -> tuple[np.ndarray, np.ndarray]:
-    """Return which pixels (y, x) lie within a probe width of a border between cores, and which of the rest are judged."""
+    """Return which pixels (y, x) lie within a probe width of borders between cores, and the others that are judged."""
     width, shape = probe_width(given), given.grid.shape
     owner = np.zeros(shape, int)
     for rank, core in enumerate(cores):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from benchmarks.scaling.counting import CountingCommunicator, Ledger
-from benchmarks.scaling.problem import SAMPLING
+from benchmarks.scaling.problem import SAMPLING, Problem
 from benchmarks.scaling.ranks import launched, scan_problem
 from hpcrec.backend.array import Array
 from hpcrec.geometry.grid import Grid
@@ -33,6 +34,8 @@ from hpcrec.parallel.exchange import EXCHANGES, make_exchange
 
 WINDOW: Final = 64
 MARGIN: Final = 8
+# Of the scan whose memory is measured, pixels
+STEP: Final = 48
 # Half a window from position to position, so that windows reach over all borders
 PER_TILE: Final = 8
 # Sides of an object, and of a rank's tile of it, in pixels. From 4 × 4 tiles on some have neighbours on all sides
@@ -76,7 +79,9 @@ def update(kind: str, positions: np.ndarray, grid: Grid, n: int, comm: Communica
     if kind == "replicated":
         # Sums are dense on the box around those of all ranks: each may say at once that this is its own
         box = bounding_box(window_corners(positions, grid, window), window)
-        exchange.total(Partial({"object_gradient": _nothing(box, np.complex64), "illumination": _nothing(box, np.float32)}, sums))
+        exchange.total(
+            Partial({"object_gradient": _nothing(box, np.complex64), "illumination": _nothing(box, np.float32)}, sums)
+        )
         return counted.ledger
     own = exchange.share(np.arange(len(positions)))
     box = bounding_box(window_corners(positions[own], grid, window), window) if len(own) else EMPTY_BOX
@@ -128,6 +133,10 @@ def counts(
     return found
 
 
+def _small_sums(kind: str, given: Problem, comm: ThreadedCommunicator) -> Ledger:
+    return update(kind, given.positions, given.grid, given.n, Unmoved(comm))
+
+
 def checked(folder: Path, n_ranks: int = 4, per_side: int = 32, step: float = 12.0) -> list[dict[str, Any]]:
     """Set the bytes that a real engine on real ranks sends in a sweep of one update beside those counted here."""
     found = []
@@ -138,7 +147,7 @@ def checked(folder: Path, n_ranks: int = 4, per_side: int = 32, step: float = 12
         }  # fmt: skip
         (figures,) = launched(n_ranks, [case], folder / kind)
         given = scan_problem(case)
-        told = run_ranks(n_ranks, lambda c, kind=kind: update(kind, given.positions, given.grid, WINDOW, Unmoved(c)))
+        told = run_ranks(n_ranks, partial(_small_sums, kind, given))
         engine = max(f["sent"] for f in figures)
         here = max(ledger.total("sent") for ledger in told)
         row = {"exchange": kind, "ranks": n_ranks, "grid": given.grid.shape, "engine MB": engine / 1e6}
@@ -152,14 +161,13 @@ def memories(folder: Path, ranks: Sequence[int] = (1, 2, 4, 8), side: int = 4096
     Windows overlap by a quarter: pages that no pattern sees would never become resident. One rank keeps gradients on
     the object, as many do; "alone" is a job of one rank, which spares that.
     """
-    pixels_a_step = WINDOW * 3 // 4
-    per_side, step = (side - WINDOW) // pixels_a_step, pixels_a_step * SAMPLING
+    per_side = (side - WINDOW) // STEP
     found = []
     for n_ranks in ranks:
         cases = [
             {
-                "task": "memory", "scan": (per_side, per_side), "step": step, "n": WINDOW, "exchange": kind,
-                "batch": per_side**2, "margin": MARGIN,
+                "task": "memory", "scan": (per_side, per_side), "step": STEP * SAMPLING, "n": WINDOW,
+                "exchange": kind, "batch": per_side**2, "margin": MARGIN,
             }
             for kind in EXCHANGES
         ]  # fmt: skip
