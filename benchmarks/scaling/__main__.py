@@ -26,10 +26,9 @@ from benchmarks.table import add_json_option, print_table, save_results
 from hpcrec.engines import ENGINES
 
 Tables = dict[str, list[dict[str, Any]]]
-# Tables of so many columns are printed in two
-WIDE: Final = 16
+# Predictions are printed as two tables
 KEYS: Final = ("GPUs", "exchange", "a tilt")
-NARROWED: Final = tuple(f"{name} s" for name in PARTS_OF_TIME)
+PARTS_COLUMNS: Final = tuple(f"{name} s" for name in PARTS_OF_TIME)
 
 
 def arguments() -> argparse.Namespace:
@@ -132,9 +131,12 @@ def main() -> None:
         tables = PARTS[asked.part](asked, Path(folder))
     print(f"{here['cpu']}, {here['cores']} cores, load {here['load']:.1f}, {here['commit']}")
     for name, rows in tables.items():
-        print_table(rows if len(rows[0]) < WIDE else [{k: r[k] for k in r if k not in NARROWED} for r in rows], name)
-        if len(rows[0]) >= WIDE:
-            print_table([{k: r.get(k) for k in (*KEYS, *NARROWED)} for r in rows], f"{name}: parts")
+        in_two = any(PARTS_COLUMNS[-1] in row for row in rows)
+        print_table([{k: row[k] for k in row if not (in_two and k in PARTS_COLUMNS)} for row in rows], name)
+        if in_two:
+            print_table(
+                [{k: row.get(k) for k in (*KEYS, *PARTS_COLUMNS)} for row in rows], f"{name}: parts of the time"
+            )
     kept = save_results(
         f"scaling-{asked.part}", here, [{"table": n, **row} for n, rows in tables.items() for row in rows]
     )

@@ -2,7 +2,7 @@
 
 A group of g ranks shares a tilt; P // g groups take the tilts in turn. One sweep of a tilt takes
 
-    t = imbalance · n/(g r) + u c a + (1 − overlap) u (bytes / bandwidth + latency · messages + packing · neighbours)
+    t = imbalance · n/(g r) + u c a + (1 − overlap) u (bytes / bandwidth + latency · messages + packing)
 
 with n patterns at r a second in u updates, c seconds for each pixel of the a that a rank touches in an update (its own
 box and that of the total). Batches are drawn from the whole scan, so that a rank's share of one varies like a binomial
@@ -45,8 +45,8 @@ class Rates:
     """What a rank and its network do.
 
     patterns : a second, one rank; pixel_seconds : of a pixel of one slice in an update; bandwidth : bytes/s of a rank's
-    messages; latency s of each; packing : s of what makes a message to a neighbour; overlap : share of the exchange
-    that is hidden behind work; read : bytes/s of one rank, read_all of all together
+    messages; latency s of each; packing : s of what makes a message to a neighbour, and copying : of each of its bytes;
+    overlap : share of the exchange that is hidden behind work; read : bytes/s of one rank, read_all of all together
     """
 
     patterns: float
@@ -54,6 +54,7 @@ class Rates:
     bandwidth: float
     latency: float
     packing: float = 0.0
+    copying: float = 0.0
     overlap: float = 0.0
     read: float = math.inf
     read_all: float = math.inf
@@ -203,12 +204,16 @@ def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """What a rank sends in an update: bytes, the mean and the most of any rank; messages, neighbours' among them."""
+    """What a rank sends in an update: bytes, the mean and the most of any rank; messages.
+
+    neighbours : messages to neighbours among them; swapped : bytes of these, the most of any rank
+    """
 
     sent: float
     most: float
     messages: float
     neighbours: float = 0.0
+    swapped: float = 0.0
 
 
 def tiles(load: Load, size: int) -> Layout:
@@ -234,6 +239,7 @@ def traffic(load: Load, exchange: ExchangeName, size: int) -> Traffic:
         most=found.most_sent * each + beside,
         messages=found.neighbours + (_SUMS + 2) * reduction_messages(size),
         neighbours=found.neighbours,
+        swapped=found.most_sent * each,
     )
 
 
@@ -292,7 +298,7 @@ def tilt_seconds(load: Load, rates: Rates, exchange: ExchangeName, size: int) ->
         compute=compute,
         imbalance=compute * (batch_imbalance(load, size) - 1),
         pixels=load.updates * rates.pixel_seconds * touched_pixels(load, exchange, size),
-        packing=exposed * rates.packing * sent.neighbours,
+        packing=exposed * (rates.packing * sent.neighbours + rates.copying * sent.swapped),
         bytes=exposed * sent.most / rates.bandwidth,
         latency=exposed * rates.latency * sent.messages,
         idle=0.0,

@@ -96,6 +96,7 @@ def gpu_rates(load: Load, size: int) -> Rates:
         bandwidth=p["bandwidth in a node" if size <= NODE else "bandwidth between nodes"],
         latency=p["latency"],
         packing=p["packing"],
+        copying=4 / p["memory bandwidth"],
         overlap=p["overlap"],
         read=p["reading"],
         read_all=p["reading, all"],
@@ -230,20 +231,20 @@ def fitted(rows: Sequence[dict[str, Any]], pinged: Sequence[dict[str, Any]], mos
         (
             row["patterns"] / row["ranks"],
             row["updates"] * touched_pixels(load_of(row), row["exchange"], row["ranks"]),
-            row["updates"] * traffic(load_of(row), row["exchange"], row["ranks"]).neighbours,
+            row["updates"] * traffic(load_of(row), row["exchange"], row["ranks"]).swapped,
         )
         for row in known
     ]
     right = np.array([row["compute s"] for row in known])
     # Each row counts by its relative error; no cost is negative
-    (per_pattern, per_pixel, packing), _ = nnls(np.array(left) / right[:, None], np.ones(len(known)))
+    (per_pattern, per_pixel, copying), _ = nnls(np.array(left) / right[:, None], np.ones(len(known)))
     found = {}
     for exchange, kind in (("replicated", "sum s"), ("tiled", "swap s")):
         latency, bandwidth = measure.fitted_link(pinged, kind)
         found[exchange] = Rates(
             patterns=float(1 / per_pattern),
             pixel_seconds=float(per_pixel),
-            packing=float(packing),
+            copying=float(copying),
             bandwidth=bandwidth,
             latency=latency,
         )
@@ -320,7 +321,7 @@ def parameters(rates: dict[str, Rates]) -> list[dict[str, Any]]:
         fits = {
             "patterns": (r.patterns, "1/s"),
             "pixel": (r.pixel_seconds, "s"),
-            "packing": (r.packing, "s a neighbour"),
+            "copying": (r.copying, "s a byte to neighbours"),
             "bandwidth": (r.bandwidth, "B/s"),
             "latency": (r.latency, "s a message"),
         }

@@ -260,7 +260,7 @@ def test_tiles_partition_what_is_scanned():
 
 
 def test_a_fit_finds_what_was_put_in():
-    put_in = Rates(patterns=4e3, pixel_seconds=2e-8, bandwidth=1e9, latency=1e-5, packing=2e-4)
+    put_in = Rates(patterns=4e3, pixel_seconds=2e-8, bandwidth=1e9, latency=1e-5, copying=2e-9)
     rows = []
     for scaling, scans in (("strong", dict.fromkeys((1, 2, 4, 8), measure.STRONG)), ("weak", measure.WEAK)):
         for size, scan in scans.items():
@@ -277,7 +277,7 @@ def test_a_fit_finds_what_was_put_in():
     for found in rates.values():
         assert found.patterns == pytest.approx(put_in.patterns, rel=1e-3)
         assert found.pixel_seconds == pytest.approx(put_in.pixel_seconds, rel=1e-2)
-        assert found.packing == pytest.approx(put_in.packing, rel=1e-2)
+        assert found.copying == pytest.approx(put_in.copying, rel=1e-2)
         assert found.bandwidth == pytest.approx(1e9, rel=1e-2)
     for row in predict.checks(rows, rates):
         assert row["of compute"] == pytest.approx(1, rel=1e-3)
