@@ -88,10 +88,15 @@ def memory(rows: Rows, path: Path) -> Path:
 def predicted(name: str, rows: Rows, path: Path) -> Path:
     """Time of a sweep and its parts, efficiency and memory of GPUs: predictions."""
     figure, grid = plt.subplots(1, 3, figsize=(15, 4.8))
-    rows = [r for r in rows if r["groups"] != "none fits"]
+    beyond, rows = ([r for r in rows if (r["groups"] == "none fits") is away] for away in (True, False))
     shown = {e: _shortest([r for r in rows if r["exchange"] == e]) for e in EXCHANGES}
     shown = {e: found for e, found in shown.items() if found}
-    ticks = sorted({r["GPUs"] for r in rows})
+    ticks = sorted({r["GPUs"] for r in (*beyond, *rows)})
+    for exchange in EXCHANGES:
+        needed = [r for r in beyond if r["exchange"] == exchange]
+        if needed:
+            gpus, gigabytes = [r["GPUs"] for r in needed], [r["GB a GPU"] for r in needed]
+            grid[2].plot(gpus, gigabytes, "x", color=COLOURS[exchange], label=f"would be needed, {exchange}")
     for exchange, found in shown.items():
         gpus = [r["GPUs"] for r in found]
         for axes, key in zip(grid[::2], ("sweep s", "GB a GPU"), strict=True):
