@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.scaling import invariance, measure, predict, ranks, seams, traffic
+from benchmarks.scaling import invariance, measure, plots, predict, ranks, seams, traffic
 from benchmarks.scaling.counting import CountingCommunicator, reduction_bytes, reduction_messages
 from benchmarks.scaling.model import PARTS, Load, Rates, batch_imbalance, layout, sweep_seconds, tiles, tilt_seconds
 from benchmarks.scaling.model import traffic as modelled
@@ -319,7 +319,7 @@ def test_parts_of_threads_run(part, tmp_path):
 @launched
 @pytest.mark.mpi
 @pytest.mark.slow
-def test_parts_of_real_ranks_run(tmp_path):
+def test_scaling_is_measured_and_modelled(tmp_path):
     """Small measurements, and the model fitted to them, with its figures."""
     measured, rows = run_part("measure", tmp_path)
     assert {row["table"] for row in rows} == {"pings", "scaling"}
@@ -327,15 +327,28 @@ def test_parts_of_real_ranks_run(tmp_path):
         if row["table"] == "scaling":
             assert (row["kB sent"] > 0) == (row["ranks"] > 1)
             assert row["compute s"] > 0
-    remembered, rows = run_part("traffic", tmp_path)
+    out = tmp_path / "figures"
+    _, rows = run_part("model", tmp_path, "--measured", str(measured), "--out", str(out))
+    assert all(row["of kB"] > 0 for row in rows if row["table"] == "model over measured")
+    assert {path.name for path in out.iterdir()} == {"measured.png", "romanov.png", "xray.png"}
+
+
+@launched
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_traffic_is_that_of_real_ranks(tmp_path):
+    """Bytes that are counted for empty sums are those of an engine; memory is measured, and drawn."""
+    _, rows = run_part("traffic", tmp_path)
     checked = [row for row in rows if row["table"] == "traffic, checked"]
     assert [row["engine / counted"] for row in checked] == pytest.approx([1, 1], rel=0.01)
-    assert {row["exchange"] for row in rows if row["table"] == "traffic, memory"} == {"alone", *EXCHANGES}
-    out = tmp_path / "figures"
-    given = ("--measured", str(measured), str(remembered), "--out", str(out))
-    _, rows = run_part("model", tmp_path, *given)
-    assert all(row["of kB"] > 0 for row in rows if row["table"] == "model over measured")
-    assert {path.name for path in out.iterdir()} == {"measured.png", "memory.png", "romanov.png", "xray.png"}
+    remembered = [row for row in rows if row["table"] == "traffic, memory"]
+    assert {row["exchange"] for row in remembered} == {"alone", *EXCHANGES}
+    assert all(row["most MB"] > row["patterns MB"] > 0 for row in remembered)
+    assert all(
+        row["of held"] == pytest.approx(1, rel=0.1)
+        for row in predict.memory_checks(remembered, traffic.WINDOW, traffic.STEP)
+    )
+    assert plots.memory(remembered, tmp_path / "memory.png").stat().st_size > 0
 
 
 def test_a_file_of_something_else_is_told(tmp_path):
