@@ -73,6 +73,11 @@ class Attempt:
         """Return the ids of Dask's worker processes: those that a nanny, or rank 0 in its place, spawned."""
         return sorted(pid for pid in self.members() if "multiprocessing.spawn" in _command(pid))
 
+    def shared_memory(self) -> set[Path]:
+        """Return the named pieces of shared memory that its processes hold: they outlive processes that are killed."""
+        lines = (line for pid in self.members() for line in _maps(pid) if "/dev/shm/" in line)
+        return {Path(line[line.index("/dev/shm/") :]) for line in lines if not line.endswith("(deleted)")}
+
     def kill(self) -> list[str]:
         """Kill what is left of it, and return the commands of what there was."""
         found: dict[int, str] = {}
@@ -183,6 +188,13 @@ def _command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return ""
+
+
+def _maps(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _parent(pid: int) -> int:

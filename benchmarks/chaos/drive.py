@@ -25,7 +25,10 @@ RESTARTS: Final = 3
 
 @dataclass
 class Course:
-    """What happened: filled in as it does. ``seconds`` from the strike to the end of the struck attempt."""
+    """What happened: filled in as it does. ``seconds`` from the strike to the end of the struck attempt.
+
+    ``shm_mib`` : shared memory that was left behind; it is told, not judged, because MPI's library makes it
+    """
 
     fault: Fault
     struck: str = ""
@@ -36,6 +39,7 @@ class Course:
     lost: int = 0
     restarts: int = 0
     difference: float | None = None
+    shm_mib: float = 0.0
     faults: list[str] = field(default_factory=list)
 
     def row(self) -> dict[str, object]:
@@ -54,6 +58,7 @@ class Course:
             "lost": self.lost,
             "restarts": self.restarts,
             "difference": self.difference,
+            "MiB shm left": self.shm_mib,
             "verdict": "FAILED: " + "; ".join(self.faults) if self.faults else "ok",
         }
 
@@ -120,8 +125,10 @@ class Chaos:
         with self._cluster(home, "struck", KINDS[fault.kind].remote) as cluster:
             command = run_command(self.job, out, fault.group_size, cluster.address if cluster else "")
             events = Follower(out / "events.jsonl")
+            shared: set[Path] = set()
             with Attempt(command, self.environment, home, "struck") as attempt:
                 if wait_for(fault.moment, attempt, events, START_S):
+                    shared = attempt.shared_memory()
                     course.struck = strikes.strike(fault, attempt, cluster, place)
                 elif attempt.code is None:
                     course.faults.append("hang before the strike")
@@ -136,6 +143,7 @@ class Chaos:
                 if course.code is not None and not attempt.gone(GONE_S):
                     course.faults.append(f"left running: {'; '.join(sorted(set(attempt.kill())))[:200]}")
                 text = attempt.text
+        course.shm_mib = _given_back(shared)
         course.sentence = verdict.sentence(text)
         course.faults += verdict.end_faults(fault.kind, course.code, text, course.struck == "MISSED")
 
@@ -178,3 +186,12 @@ class Chaos:
             course.faults.append("no volume")
         if self._cached_plans() != self._plans:
             course.faults.append("the cache of FFTW plans changed")
+
+
+def _given_back(shared: set[Path]) -> float:
+    """Remove what is left of an attempt's shared memory once its processes are gone; return how many MiB that was."""
+    left = [path for path in shared if path.exists()]
+    size = sum(path.stat().st_blocks * 512 for path in left)
+    for path in left:
+        path.unlink(missing_ok=True)
+    return round(size / 2**20, 2)

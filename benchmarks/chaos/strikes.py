@@ -59,7 +59,8 @@ def disk(folder: Path, small: bool) -> Iterator[Disk]:
         yield Disk(folder, mounted)
     finally:
         if mounted:
-            subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+            # Lazily: a process that outlived its job may still have a file open there
+            subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
 
 
 def strike(fault: Fault, attempt: Attempt, cluster: DaskCluster | None, place: Disk) -> str:
