@@ -156,12 +156,13 @@ class Chaos:
             code, text, ended = self._finish(
                 out, home, course.fault.group_size, name, remote=KINDS[course.fault.kind].remote
             )
-            if not ended:
-                course.faults.append(f"{name}: hang")
-            elif code:
-                course.faults.append(f"{name}: exit code {code}, {verdict.sentence(text)}")
+            found = [] if ended else ["restarted: hang"]
+            if ended and code:
+                told = verdict.sentence(text).replace(f"{out}/", "")
+                found.append(f"restarted: exit code {code}, {told}")
             if "Traceback (most recent call last)" in text:
-                course.faults.append(f"{name}: traceback")
+                found.append("restarted: traceback")
+            course.faults += [fault for fault in found if fault not in course.faults]
         # What is damaged after the job was done is found by the next start
         if code == 0 and course.damaged and not course.restarts:
             course.faults.append("nothing to restart: the job was done before the damage")

@@ -13,7 +13,8 @@ from hpcrec import errors
 from hpcrec.io.results import read_volume
 
 LARGEST_DIFFERENCE: Final = 1e-5
-_SENTENCE: Final = re.compile(r"^(?:rank \d+|error|warning): .+", re.MULTILINE)
+_SENTENCE: Final = re.compile(r"^(?:rank \d+|error|stopped): .+", re.MULTILINE)
+_WARNING: Final = re.compile(r"^warning: .+", re.MULTILINE)
 # What mpiexec says of ranks that died
 _BANNER: Final = re.compile(r"BAD TERMINATION|APPLICATION TERMINATED|EXIT STRING|YOUR APPLICATION|mpiexec@|proxy")
 
@@ -36,8 +37,8 @@ def allowed_codes(kind: str) -> set[int] | None:
 
 
 def sentence(text: str) -> str:
-    """Return what the job said of its end: its own last sentence, else a word for the launcher's banner."""
-    told = _SENTENCE.findall(text)
+    """Return what the job said of its end, or of how it went on; else a word for the launcher's banner."""
+    told = _SENTENCE.findall(text) or _WARNING.findall(text)
     return told[-1].strip() if told else "(launcher's banner)" if _BANNER.search(text) else ""
 
 

@@ -84,6 +84,10 @@ def test_the_end_is_judged_by_code_sentence_and_traceback() -> None:
     assert verdict.end_faults("full-disk", 1, full, missed=False) == ["exit code 1, expected 0 or 4"]
     assert verdict.end_faults("kill-rank", 9, "= BAD TERMINATION OF", missed=False) == []
     assert verdict.end_faults("kill-rank", 0, "", missed=False) == ["exit code 0 of a killed job"]
+    warned = "warning: 1 Dask worker(s) died (done here: attempt 2 of 3)\n"
+    assert verdict.end_faults("kill-worker", 6, warned, missed=False) == ["no sentence"]
+    assert verdict.sentence(warned) == warned.strip()
+    assert verdict.sentence(warned + full) == full.strip()
     trace = "rank 0: Traceback (most recent call last):\n"
     assert verdict.end_faults("kill-rank", 9, trace, missed=False) == ["traceback"]
 
