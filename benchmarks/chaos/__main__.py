@@ -13,7 +13,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.chaos.drive import Chaos, Course
+from benchmarks.chaos.drive import HANG_S, Chaos, Course
 from benchmarks.chaos.faults import KINDS, draw_faults
 from benchmarks.table import print_table
 
@@ -28,6 +28,13 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("--only", nargs="+", choices=sorted(KINDS), default=[], metavar="KIND", help="these kinds")
     parser.add_argument("--just", nargs="+", type=int, default=[], metavar="N", help="of the draw, these numbers alone")
     parser.add_argument("--folder", type=Path, help="where series and runs lie; kept (default: a temporary one)")
+    parser.add_argument(
+        "--hang",
+        type=float,
+        default=HANG_S,
+        metavar="S",
+        help=f"without an event or an end: a hang (default {HANG_S:g}; a busy machine may need more)",
+    )
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     found = parser.parse_args(arguments)
     if found.faults < 1:
@@ -45,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     courses: list[Course] = []
     began = time.monotonic()
     try:
-        chaos = Chaos(folder)
+        chaos = Chaos(folder, options.hang)
         for fault in chosen:
             started = time.monotonic()
             courses.append(chaos.run(fault))

@@ -18,6 +18,7 @@ from benchmarks.chaos.series import environment, make_series, run_command
 from hpcrec.run.observers import read_events
 
 HANG_S: Final = 60.0  # without an event, and without an end
+COMPILE_S: Final = 900.0  # of the undisturbed run, which may have to compile every kernel first
 START_S: Final = 180.0  # of an attempt that nothing has struck: processes of a busy machine start slowly
 GONE_S: Final = 10.0  # for processes to follow their parents
 RESTARTS: Final = 3
@@ -66,8 +67,8 @@ class Course:
 class Chaos:
     """The series, the undisturbed runs of it, and the faults struck into others; all below ``folder``."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, hang_s: float = HANG_S) -> None:
+        self.folder, self.hang_s = folder, hang_s
         self.job = make_series(folder)
         self.environment = environment(folder)
         self._undisturbed: dict[int, Path] = {}
@@ -80,7 +81,7 @@ class Chaos:
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir()
             began = time.monotonic()
-            code, text, _ = self._finish(home / "out", home, group_size, "run", remote=False)
+            code, text, _ = self._finish(home / "out", home, group_size, "run", remote=False, patience=COMPILE_S)
             if code != 0:
                 raise RuntimeError(f"the undisturbed run ended with {code}, see {home}:\n{text[-2000:]}")
             print(f"undisturbed, {group_size} rank(s) a tilt: {time.monotonic() - began:.1f} s", flush=True)
@@ -135,7 +136,7 @@ class Chaos:
                 if not course.struck:
                     course.struck = "MISSED"
                 began = time.monotonic()
-                if wait_for_end(attempt, events, HANG_S):
+                if wait_for_end(attempt, events, self.hang_s):
                     course.seconds = time.monotonic() - began
                 else:
                     course.faults.append(f"hang: no event for {time.monotonic() - events.heard:.0f} s")
@@ -167,13 +168,15 @@ class Chaos:
         if code == 0 and course.damaged and not course.restarts:
             course.faults.append("nothing to restart: the job was done before the damage")
 
-    def _finish(self, out: Path, home: Path, group_size: int, name: str, remote: bool) -> tuple[int | None, str, bool]:
+    def _finish(
+        self, out: Path, home: Path, group_size: int, name: str, *, remote: bool, patience: float = START_S
+    ) -> tuple[int | None, str, bool]:
         """Start the job and wait for its end; return exit code, what it wrote, and whether it ended by itself."""
         with self._cluster(home, name, remote) as cluster:
             command = run_command(self.job, out, group_size, cluster.address if cluster else "")
             events = Follower(out / "events.jsonl")
             with Attempt(command, self.environment, home, name) as attempt:
-                ended = wait_for_end(attempt, events, START_S)
+                ended = wait_for_end(attempt, events, patience, limit=2 * COMPILE_S)
                 return attempt.code, attempt.text, ended
 
     def _judge(self, course: Course, out: Path, undisturbed: Path) -> None:

@@ -138,10 +138,21 @@ def test_all_processes_of_an_attempt_are_found_and_ended(tmp_path: Path) -> None
 
 @pytest.mark.mpi
 @pytest.mark.slow
-@pytest.mark.timeout(290)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not LAUNCHER.exists(), reason=f"no mpiexec beside {sys.executable}")
 def test_a_job_with_a_killed_rank_ends_with_the_volume_of_an_undisturbed_one(tmp_path: Path) -> None:
-    asked = ["--seed", "0", "--faults", "1", "--only", "kill-rank", "--folder", str(tmp_path / "chaos")]
+    asked = [
+        "--seed",
+        "0",
+        "--faults",
+        "1",
+        "--only",
+        "kill-rank",
+        "--folder",
+        str(tmp_path / "chaos"),
+        "--hang",
+        "240",
+    ]
     assert main([*asked, "--json", str(tmp_path / "table.json")]) == 0
     (row,) = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert row["verdict"] == "ok"
