@@ -37,6 +37,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,8 @@ from hpcrec.io.store import (
     read_file,
     read_record,
 )
+
+logger = logging.getLogger(__name__)
 
 _TILT: Final = "hpcrec-tilt"
 _PROJECTIONS: Final = "hpcrec-projections"
@@ -149,6 +152,21 @@ def assemble_projections(run_dir: Path, expected: Sequence[int] | None = None) -
     with create_hdf5(target) as writer:
         _gather(writer, [found[i] for i in wanted])
     return target
+
+
+def gathered_tilts(path: Path) -> list[int]:
+    """Return the numbers of the tilts in ``projections.h5`` in order; none if it is missing or damaged.
+
+    Every tilt is read: it is cheap to gather them again, and a stage that fails on a damaged one would fail for ever.
+    """
+    if not path.exists():
+        return []
+    try:
+        with ProjectionStore(path) as store:
+            return [tilt.tilt_index for tilt in store]
+    except DataError as fault:
+        logger.warning("projections are gathered anew: %s", fault)
+        return []
 
 
 def _gather(writer: Hdf5Writer, paths: list[Path]) -> None:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hpcrec.errors import ConfigError, StorageError
+from hpcrec.errors import ConfigError, DataError, StorageError
 from hpcrec.io.atomic import write_bytes
 from hpcrec.run.config import STAGE_SECTIONS, changed_keys, job_text
 
@@ -93,8 +93,13 @@ class RunDirectory:
         return self.path / ".ranks"
 
     def read_json(self, path: Path) -> dict[str, Any]:
-        """Return a JSON file of the run; empty where it is missing."""
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        """Return a JSON file of the run; empty where it is missing. Raises DataError if it is damaged."""
+        if not path.exists():
+            return {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as fault:
+            raise DataError(f"{path}: is damaged ({fault}); remove it, and start the same command again") from None
 
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run, atomically."""

@@ -11,6 +11,7 @@ text), ``stage_progress`` (stage, done, total, text), ``stage_done`` (stage, sec
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,28 +36,41 @@ Observer: TypeAlias = Callable[[Event], None]
 
 
 class EventLog:
-    """Append each event as a line of JSON to ``events.jsonl``, with its time."""
+    """Append each event as a line of JSON to ``events.jsonl``, with its time.
+
+    A line that a crash or a full disk cut short stays as it is; the next event begins a line of its own.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._cut = _ends_within_a_line(path)
 
     def __call__(self, event: Event) -> None:
         """Write one event."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": now(), **event}) + "\n")
+                file.write("\n" * self._cut + json.dumps({"time": now(), **event}) + "\n")
+            self._cut = False
         except OSError as fault:
             raise StorageError(
                 f"cannot write {self.path}: {fault.strerror}; free some space, then start again"
             ) from None
 
 
+def _ends_within_a_line(path: Path) -> bool:
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return all events of a log; a last line cut short by a crash is left out."""
+    """Return all events of a log; lines cut short by a crash are left out."""
     if not path.exists():
         return []
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             events.append(json.loads(line))
         except json.JSONDecodeError:

@@ -12,6 +12,7 @@ from hpcrec.io.results import (
     TiltResult,
     VolumeResult,
     assemble_projections,
+    gathered_tilts,
     read_tilt_result,
     read_volume,
     tilt_number,
@@ -121,6 +122,25 @@ def test_a_damaged_tilt_is_found_when_assembling_and_when_reading(run_dir):
     assert path.read_bytes() == before
     with pytest.raises(DataError, match="not a file of format"):
         ProjectionStore(run_dir / "checkpoints/tilt_0000.h5")
+
+
+@pytest.mark.parametrize("way", ["cut", "header", "tilt"])
+def test_damaged_projections_count_as_none(run_dir, way):
+    path = run_dir / "projections.h5"
+    assert gathered_tilts(path) == []
+    assemble_projections(run_dir)
+    assert gathered_tilts(path) == [0, 2, 17]
+    if way == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        with h5py.File(path, "r+") as file:
+            if way == "header":
+                del file.attrs["sampling_angstrom"]
+            else:
+                file["tilts/0017/object"][0, 0, 0] = 5
+    assert gathered_tilts(path) == []
+    assemble_projections(run_dir)
+    assert gathered_tilts(path) == [0, 2, 17]
 
 
 def test_what_is_not_finite_is_not_written(tmp_path):

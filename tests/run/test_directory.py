@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpcrec.errors import ConfigError, StorageError
+from hpcrec.errors import ConfigError, DataError, StorageError
 from hpcrec.run.directory import RunDirectory, default_path, find_job, open_directory
 
 RAW: dict[str, Any] = {
@@ -106,3 +106,12 @@ def test_json_files_take_numbers_of_numpy(tmp_path: Path) -> None:
 def test_default_directories_carry_name_and_time() -> None:
     assert default_path("gold").parent == Path("runs")
     assert default_path("gold").name.startswith("gold-20")
+
+
+@pytest.mark.parametrize("content", [b'{"tomography": "a', b"", b"\xff\xfe", b"[1]"])
+def test_a_damaged_json_file_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+    directory = open_directory(tmp_path / "out", RAW)
+    assert directory.read_json(directory.stages) == {}
+    directory.stages.write_bytes(content)
+    with pytest.raises(DataError, match=r"stages\.json: is damaged .*remove it"):
+        directory.read_json(directory.stages)

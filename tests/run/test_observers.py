@@ -26,6 +26,15 @@ def test_events_come_back_in_order_and_a_cut_line_is_left_out(tmp_path: Path) ->
     assert read_events(tmp_path / "none.jsonl") == []
 
 
+def test_after_a_cut_line_the_next_event_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"event": "note"}\n{"event": "warning", "text": "tilt 3, 0.2 \xc3')  # cut within a letter
+    log = EventLog(path)
+    log(DONE)
+    log({"event": "note", "text": "a"})
+    assert [e["event"] for e in read_events(path)] == ["note", "tilt_done", "note"]
+
+
 def test_a_log_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot write"):
         EventLog(tmp_path / "missing" / "events.jsonl")({"event": "note", "text": "a"})
