@@ -62,6 +62,7 @@ from hpcrec.io.store import (
     open_record,
     read_file,
     read_record,
+    stored_record,
 )
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ def gathered_tilts(path: Path) -> list[int]:
         return []
     try:
         with ProjectionStore(path) as store:
-            return [tilt.tilt_index for tilt in store]
+            return [store.checked(i) for i in range(store.n_tilts)]
     except DataError as fault:
         logger.warning("projections are gathered anew: %s", fault)
         return []
@@ -294,6 +295,11 @@ class ProjectionStore:
             raise DataError(f"{self.path}: tilt {i_tilt} was asked for, but there are {self.n_tilts} tilts")
         where = f"{self.path}: tilts/{self._names[i_tilt]}"
         return _tilt_result(*read_record(self._file["tilts"][self._names[i_tilt]], where), where)
+
+    def checked(self, i_tilt: int) -> int:
+        """Return the index of a tilt in its input file, read once, a block at a time; raises :class:`DataError`."""
+        where = f"{self.path}: tilts/{self._names[i_tilt]}"
+        return _checked(stored_record(self._file["tilts"][self._names[i_tilt]], where), where)
 
     def __iter__(self) -> Iterator[TiltResult]:
         return (self.tilt(i) for i in range(self.n_tilts))

@@ -16,7 +16,7 @@ from hpcrec.data.dataset import Identity, TiltSeries
 from hpcrec.errors import DataError, ParallelError, StoppedError
 from hpcrec.io.atomic import remove_leftovers
 from hpcrec.io.base import open_series
-from hpcrec.io.results import ProjectionStore, assemble_projections
+from hpcrec.io.results import assemble_projections, gathered_tilts
 from hpcrec.parallel import mpi
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.run import stop, watch
@@ -105,7 +105,8 @@ def _lead(
         watch.now("later stages", patient=True)
         stop.interrupt(True)
         numbers = sorted(int(n) for n in series.tilt_numbers)
-        if todo or _gathered_tilts(directory) != numbers:
+        # Others after a change of data.drop_tilts; none where the file is damaged
+        if todo or gathered_tilts(directory.projections) != numbers:
             assemble_projections(directory.path, numbers)
     last = STAGES.index(until)
     if job.tomography and last >= STAGES.index("tomography") and series.n_tilts > 1:
@@ -119,14 +120,6 @@ def _lead(
     quality = summary(directory)
     _finish(directory)
     return quality
-
-
-def _gathered_tilts(directory: RunDirectory) -> list[int]:
-    """Return the numbers of the tilts in ``projections.h5``: other ones after a change of data.drop_tilts."""
-    if not directory.projections.exists():
-        return []
-    with ProjectionStore(directory.projections) as store:
-        return sorted(store.tilt_indices.tolist())
 
 
 def _notices(job: Job, series: TiltSeries) -> list[str]:

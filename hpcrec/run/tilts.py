@@ -61,6 +61,10 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     sharing = _agreed(job, series, grid, world, threads, device)
     job, size = sharing.job(job), sharing.size
     todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []
+    if world.rank == 0:
+        # Of tilts whose rank was killed between its result and the end of its checkpoints
+        for i in set(range(series.n_tilts)) - set(todo):
+            remove_parts(checkpoints, int(series.tilt_numbers[i]))
     todo = longest_first(job, series, todo, checkpoints)
     found = rounds_of(job, series, grid, todo, world.size, size, threads, device) if world.rank == 0 else None
     for i, one in enumerate(world.broadcast(found)):

@@ -128,6 +128,19 @@ def test_dropped_tilts_leave_and_come_back(whole_run: Path, hpcrec: Command, tmp
     assert len(heard(out, "tilt_done")) == 3, "those of the first run"
 
 
+def test_damaged_projections_are_gathered_anew_and_stray_checkpoints_go(
+    whole_run: Path, hpcrec: Command, tmp_path: Path
+) -> None:
+    """What a kill can leave: the projections are made of the tilts, and a tilt's checkpoints go after its result."""
+    out = tmp_path / "out"
+    shutil.copytree(whole_run, out)
+    os.truncate(out / "projections.h5", 4000)
+    (out / "checkpoints" / "sweeps_0001_000002.h5").touch()
+    assert hpcrec("run", out, "--until", "ptychography") == 0
+    assert (out / "projections.h5").read_bytes() == (whole_run / "projections.h5").read_bytes()
+    assert not list(out.rglob("sweeps_*"))
+
+
 def test_a_notice_does_not_take_the_place_of_the_stage(
     tiny_job: Path, hpcrec: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
