@@ -163,6 +163,7 @@ _LOWEST: Final = {
     "detector.flight_points": 1,
     "detector.point_spread_pixels": 0,
     "parallel.workers": 0,
+    "parallel.save_every": 1,
     "parallel.threads": 1,
     "parallel.halo_margin_angstrom": 0,
     "parallel.memory_gib_per_rank": 0,

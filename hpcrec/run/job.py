@@ -289,6 +289,8 @@ class ParallelSection:
     scratch : folder for patterns that exceed the memory of a rank, on a fast disk of the machine; empty takes the run
         directory
     workers : Dask processes of the tomography stage; 0 takes one a core, at most one a rank
+    save_every : iterations of the volume from one saved state of its slabs to the next: no more are done again after
+        workers are lost, or after an interruption
     scheduler : a running Dask scheduler: its address, or the .json file that "dask-mpi --scheduler-file" wrote;
         empty starts local workers
     """
@@ -302,6 +304,7 @@ class ParallelSection:
     memory_gib_per_rank: float = 0.0
     scratch: str = ""
     workers: int = 0
+    save_every: int = 10
     scheduler: str = ""
 
 
