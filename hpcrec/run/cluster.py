@@ -1,4 +1,4 @@
-"""Dask: the workers of the tomography stage, each with a GPU of its own if asked. The only home of dask."""
+"""Dask: the workers of the tomography stage, each with a GPU of its own if asked. :mod:`.workers` starts others."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from hpcrec.backend.device import DeviceName, gpu_fault, use_device
 from hpcrec.backend.threads import THREAD_VARIABLES
 from hpcrec.errors import DeviceError, ParallelError
 from hpcrec.errors import WorkersLostError as WorkersLostError
+from hpcrec.run.schedulers import about_tls, check_encrypted
 from hpcrec.tomography.executor import add_in_pairs
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,8 @@ class DaskExecutor:
         self._known = set(self._heard())
         self._silences: dict[str, tuple[float, int]] = {}
         self._n_start = max(len(self._known), 1)
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        self._n_threads = sum(int(worker["nthreads"]) for worker in workers)
         self._seats = {} if device == "cpu" else self._find_seats(device)
         self.device = "gpu" if self._seats else "cpu"
         self._homes: WeakKeyDictionary[Future[Any], str] = WeakKeyDictionary()
@@ -144,6 +147,11 @@ class DaskExecutor:
     def n_workers(self) -> int:
         """Number of workers at the start."""
         return self._n_start
+
+    @property
+    def n_slots(self) -> int:
+        """Number of tasks that ran at a time at the start: one a thread of the workers, or one a GPU."""
+        return self._n_start if self.device == "gpu" else max(self._n_threads, 1)
 
     def map(self, function: Callable[..., Any], *iterables: Iterable[Any]) -> list[Any]:
         """Return ``function`` of the items as values, brought here in order."""
@@ -297,26 +305,32 @@ def _lost(what: str, name: str) -> str:
 
 
 @contextmanager
-def cluster(n_workers: int, scheduler: str = "", device: DeviceName = "cpu") -> Iterator[DaskExecutor]:
+def cluster(
+    n_workers: int, scheduler: str = "", device: DeviceName = "cpu", unencrypted: bool = False
+) -> Iterator[DaskExecutor]:
     """Give an executor on a running scheduler, or on ``n_workers`` local processes of one thread each.
 
     ``scheduler`` is an address, or a scheduler file (``.json``) as ``dask-mpi --scheduler-file`` writes it. ``device``:
-    where the workers' large arrays live, see :class:`DaskExecutor`.
+    where the workers' large arrays live, see :class:`DaskExecutor`. A scheduler on another host must speak TLS, with
+    the credentials of Dask's configuration, unless ``unencrypted`` is allowed: a worker runs whatever it is sent.
 
     Local workers listen on the loopback address only, and their traffic is encrypted.
 
     Raises
     ------
+    ConfigError : the scheduler's traffic would not be encrypted.
     ParallelError : the scheduler at the given address does not answer.
     DeviceError : GPUs are asked for, and a worker can use none.
     """
     if scheduler:
+        if not unencrypted:
+            check_encrypted(scheduler)
         try:
             where = {"scheduler_file": scheduler} if scheduler.endswith(".json") else {"address": scheduler}
             client = Client(**where, timeout="30s")
-        except (OSError, TimeoutError, ValueError) as fault:
+        except (OSError, TimeoutError, ValueError, TypeError) as fault:
             raise ParallelError(
-                f"no Dask scheduler answers at {scheduler} ({fault}); check parallel.scheduler"
+                f"no Dask scheduler answers at {scheduler} ({fault}); check parallel.scheduler{about_tls(scheduler)}"
             ) from None
         with client:
             yield DaskExecutor(client, device, RECOVERIES)

@@ -289,10 +289,11 @@ class ParallelSection:
     scratch : folder for patterns that exceed the memory of a rank, on a fast disk of the machine; empty takes the run
         directory
     workers : Dask processes of the tomography stage; 0 takes one a core, at most one a rank
-    save_every : iterations of the volume from one saved state of its slabs to the next: no more are done again after
-        workers are lost, or after an interruption
-    scheduler : a running Dask scheduler: its address, or the .json file that "dask-mpi --scheduler-file" wrote;
-        empty starts local workers
+    save_every : iterations of the volume between saved states, so at most these are done again after a loss
+    cluster : where they run: "local" to rank 0, one in each rank ("mpi"), or in batch jobs ("jobqueue")
+    batch_system, batch_jobs : of "jobqueue", whose other settings stand in Dask's own jobqueue.yaml
+    scheduler : a running Dask scheduler instead: its address, or the .json file that it wrote
+    unencrypted_scheduler : allow that one on another host without TLS, though it runs what anybody there sends it
     """
 
     device: DeviceName = "auto"
@@ -305,7 +306,11 @@ class ParallelSection:
     scratch: str = ""
     workers: int = 0
     save_every: int = 10
+    cluster: Literal["local", "mpi", "jobqueue"] = "local"
+    batch_system: Literal["htcondor", "lsf", "moab", "oar", "pbs", "sge", "slurm"] = "slurm"
+    batch_jobs: int = 1
     scheduler: str = ""
+    unencrypted_scheduler: bool = False
 
 
 @options

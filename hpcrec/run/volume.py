@@ -168,15 +168,15 @@ def _slabs_file(directory: RunDirectory) -> Path:
 
 
 def _slab_count(directory: RunDirectory, key: str, executor: DaskExecutor, observer: Observer) -> int:
-    """Return the number of slabs, on which sums depend to the last bit: one a worker, as the stage began."""
+    """Return the number of slabs, on which sums depend to the last bit: as many as slots at the start."""
     path = _slabs_file(directory)
     begun = directory.read_json(path)
     if begun.get("key") != key:
-        directory.write_json(path, {"key": key, "n_slabs": executor.n_workers})
-        return executor.n_workers
+        directory.write_json(path, {"key": key, "n_slabs": executor.n_slots})
+        return executor.n_slots
     n_slabs = int(begun["n_slabs"])
-    if n_slabs < executor.n_workers:
-        text = f"the volume was begun in {n_slabs} slab(s), so {executor.n_workers - n_slabs} worker(s) have none"
+    if n_slabs < executor.n_slots:
+        text = f"the volume was begun in {n_slabs} slab(s), so {executor.n_slots - n_slabs} worker(s) have none"
         observer({"event": "warning", "text": f"{text}; remove {path} to begin it anew"})
     return n_slabs
 

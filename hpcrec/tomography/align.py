@@ -313,8 +313,8 @@ def align(
 
     stack, weights : (projection, y, x) phase in rad and trust within [0, 1]; pixel_size Å; tilts (projection,) nominal
     angles in rad about y; mask: how the support is found after each scale; start (projection, 8) parameters instead of
-    centres of mass. Work goes through ``executor`` in ``n_slabs`` slabs, which outlive its workers by ``saver(name)`` of
-    each scale; ``callback`` sees every round.
+    centres of mass. Work goes through ``executor`` in ``n_slabs`` slabs, which outlive its workers by ``saver(name)``
+    of each scale; ``callback`` sees every round.
     """
     options = options or AlignmentOptions()
     if len(options.bins) != len(options.rounds) or not options.bins:

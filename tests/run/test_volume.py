@@ -51,7 +51,7 @@ CENTRE = (22, 25)
 class Here(InlineExecutor):
     """One worker: this process."""
 
-    n_workers = 1
+    n_slots = 1
 
 
 def silent(event: Any) -> None:
