@@ -196,9 +196,9 @@ class DaskExecutor:
         with self._watching("recovering"):
             if silent:
                 self.client.restart_workers(silent, timeout=RETURN_SECONDS, raise_for_error=False)
-            end = time.monotonic() + RETURN_SECONDS
-            while len(heard := self._heard()) < self._n_start and time.monotonic() < end:
-                time.sleep(0.1)
+            # The scheduler may hear of the loss later than this process
+            self._wait_while(lambda heard: not silent and self._known <= set(heard), WATCH_SECONDS)
+            heard = self._wait_while(lambda heard: len(heard) < self._n_start, RETURN_SECONDS)
         if not set(heard) - set(silent):
             raise fault
         self._known, self._silences = set(heard) - set(silent), {}
@@ -206,6 +206,13 @@ class DaskExecutor:
         self.generation += 1
         if self.device == "gpu":
             self._seats = self._find_seats("gpu")
+
+    def _wait_while(self, condition: Callable[[dict[str, float]], bool], seconds: float) -> dict[str, float]:
+        """Return :meth:`_heard`, at once or when the condition no longer holds, or the time is up."""
+        end = time.monotonic() + seconds
+        while condition(heard := self._heard()) and time.monotonic() < end:
+            time.sleep(0.1)
+        return heard
 
     def _bring(self, futures: list[Any], name: str) -> list[Any]:
         found: list[Any] = self._await(self.client.gather(futures, asynchronous=True), name)
@@ -277,16 +284,23 @@ class DaskExecutor:
         """Send large arrays ahead of the tasks that need them: task descriptions stay small."""
         large = [i for i, item in enumerate(items) if isinstance(item, np.ndarray) and item.nbytes > LARGE_BYTES]
         if large:
-            coming = self.client.scatter([items[i] for i in large], hash=False, asynchronous=True)
             items = items.copy()
-            for i, handle in zip(large, self._await(coming, name)):
+            for i, handle in zip(large, self._send([items[i] for i in large], name)):
                 items[i] = handle
         return items
 
     def share(self, value: Any) -> Any:
         """Send a value to every worker once and return its handle."""
         self._check_workers("sending data")
-        return self._await(self.client.scatter(value, broadcast=True, hash=False, asynchronous=True), "sending data")
+        return self._send(value, "sending data", broadcast=True)
+
+    def _send(self, value: Any, name: str, **options: Any) -> Any:
+        try:
+            return self._await(self.client.scatter(value, hash=False, asynchronous=True, **options), name)
+        except (KeyError, OSError, RuntimeError):
+            # The scheduler's own words when a worker dies with what others should have had from it
+            self._check_workers(name)
+            raise
 
 
 def _plus(left: Any, right: Any) -> Any:

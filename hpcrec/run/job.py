@@ -276,8 +276,7 @@ class ConstraintSection:
 class ParallelSection:
     """How ranks and workers share the work; changes no result beyond round-off.
 
-    device : of the ranks: "cpu", "gpu" (the GPUs of a host are given to its ranks in turn), or "auto": GPUs where CuPy
-        sees some
+    device : of the ranks: "cpu", "gpu" (a host's GPUs go to its ranks in turn), or "auto": GPUs where CuPy sees some
     gpu_messages : how sums of GPUs pass between ranks: through "host" memory, by an "mpi" that takes arrays on GPUs, by
         "nccl" (a GPU for each rank); "auto" takes "mpi" where the MPI says that it can, else "host"
     exchange : "replicated" keeps the whole object on each rank of a group, "tiled" a part with its halo
@@ -286,12 +285,10 @@ class ParallelSection:
     halo_margin_angstrom : how far positions may move before a tile must hold more pixels
     threads : of a rank's compiled loops; "auto" takes the cores that it need not share with other ranks
     memory_gib_per_rank : what a rank may use; 0 takes the machine's memory divided by the ranks on it
-    scratch : folder for patterns that exceed the memory of a rank, on a fast disk of the machine; empty takes the run
-        directory
+    scratch : folder on a fast local disk for patterns that exceed a rank's memory; empty takes the run directory
     workers : Dask processes of the tomography stage; 0 takes one a core, at most one a rank
     save_every : iterations of the volume between saved states, so at most these are done again after a loss
-    cluster : where they run: "local" to rank 0, one in each rank ("mpi"), or in batch jobs ("jobqueue")
-    batch_system, batch_jobs : of "jobqueue", whose other settings stand in Dask's own jobqueue.yaml
+    cluster : where: "local" to rank 0, in each rank ("mpi"), or in batch_jobs of a batch_system ("jobqueue")
     scheduler : a running Dask scheduler instead: its address, or the .json file that it wrote
     unencrypted_scheduler : allow that one on another host without TLS, though it runs what anybody there sends it
     """

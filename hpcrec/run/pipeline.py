@@ -43,8 +43,8 @@ def run_pipeline(
 ) -> dict[str, str] | None:
     """Run the stages that are not done yet, up to ``until``; return the quality figures on rank 0, None elsewhere.
 
-    All ranks call it. Ranks other than 0 sleep after the ptychography stage, or work for Dask. ``write_report`` is the last
-    stage.
+    All ranks call it. Ranks other than 0 sleep after the ptychography stage, or work for Dask. ``write_report`` is the
+    last stage.
     """
     with open_series(job.data) as series:
         if world.rank:
