@@ -290,13 +290,18 @@ class DaskExecutor:
         return items
 
     def share(self, value: Any) -> Any:
-        """Send a value to every worker once and return its handle."""
-        self._check_workers("sending data")
-        return self._send(value, "sending data", broadcast=True)
+        """Send a value to one worker, from which the others take it, and return its handle.
 
-    def _send(self, value: Any, name: str, **options: Any) -> Any:
+        Dask's own broadcast tries for ever to reach a worker that dies meanwhile.
+        """
+        self._check_workers("sending data")
+        return self._send([value], "sending data")[0]
+
+    def _send(self, values: list[Any], name: str) -> list[Any]:
         try:
-            return self._await(self.client.scatter(value, hash=False, asynchronous=True, **options), name)
+            coming = self.client.scatter(values, workers=sorted(self._known), hash=False, asynchronous=True)
+            found: list[Any] = self._await(coming, name)
+            return found
         except (KeyError, OSError, RuntimeError):
             # The scheduler's own words when a worker dies with what others should have had from it
             self._check_workers(name)

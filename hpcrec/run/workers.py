@@ -162,7 +162,7 @@ def _nanny_options(job: Job, rank: int, call: _Call) -> dict[str, Any]:
         "nthreads": 1,
         "memory_limit": int(memory_limit(job, call.n_host) * GIB),
         "death_timeout": _START_S,
-        "dashboard_address": None,
+        "dashboard_address": "127.0.0.1:0",
         "env": dict.fromkeys(THREAD_VARIABLES, "1") | {"OMP_NUM_THREADS": str(threads)},
         "silence_logs": logging.ERROR,
     }

@@ -123,7 +123,7 @@ def test_sums_in_pairs_keep_their_order() -> None:
     assert grouped == "(((ab)(cd))e)"
 
 
-@pytest.mark.parametrize("n_workers", [1, 3])
+@pytest.mark.parametrize("n_workers", [3])
 def test_the_number_of_workers_changes_no_bit(undisturbed: Reconstruction, n_workers: int) -> None:
     with cluster(n_workers) as executor:
         assert same(volume_by(executor, None), undisturbed)
