@@ -131,6 +131,7 @@ def lend(job: Job, world: Communicator) -> None:
         if call is None:
             return
         free_unused()
+        logging.getLogger("distributed").setLevel(logging.ERROR)
         try:
             with dask.config.set(_QUIET):
                 asyncio.run(_work(job, world, call))

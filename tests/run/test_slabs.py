@@ -85,19 +85,13 @@ def undisturbed() -> Reconstruction:
     return volume_by(InlineExecutor(), None)
 
 
-@pytest.fixture(scope="module")
-def workers() -> Iterator[DaskExecutor]:
-    with cluster(2) as executor:
-        yield executor
-
-
 @pytest.fixture
-def executor(workers: DaskExecutor) -> DaskExecutor:
-    workers.client.wait_for_workers(2, timeout=60)
-    fresh = DaskExecutor(workers.client, n_recoveries=RECOVERIES)
-    fresh.told = TOLD.append
+def executor() -> Iterator[DaskExecutor]:
+    """Two workers of their own: what a test kills may come back late on a busy machine."""
     TOLD.clear()
-    return fresh
+    with cluster(2) as fresh:
+        fresh.told = TOLD.append
+        yield fresh
 
 
 TOLD: list[str] = []
