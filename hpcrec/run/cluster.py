@@ -35,6 +35,7 @@ LARGE_BYTES = 1 << 16
 WATCH_SECONDS = 3.0
 SILENT_LOOKS = 12  # at a worker that is not heard of meanwhile, after which it counts as lost: 36 s
 RETURN_SECONDS = 15.0
+ALONE_SECONDS = 120.0  # the same where no worker is left
 RECOVERIES = 3
 LOSSES = (KilledWorker, FutureCancelledError, FuturesCancelledError, CommClosedError, TimeoutError)
 
@@ -198,7 +199,8 @@ class DaskExecutor:
                 self.client.restart_workers(silent, timeout=RETURN_SECONDS, raise_for_error=False)
             # The scheduler may hear of the loss later than this process
             self._wait_while(lambda heard: not silent and self._known <= set(heard), WATCH_SECONDS)
-            heard = self._wait_while(lambda heard: len(heard) < self._n_start, RETURN_SECONDS)
+            self._wait_while(lambda heard: len(heard) < self._n_start, RETURN_SECONDS)
+            heard = self._wait_while(lambda heard: not set(heard) - set(silent), ALONE_SECONDS)
         if not set(heard) - set(silent):
             raise fault
         self._known, self._silences = set(heard) - set(silent), {}
