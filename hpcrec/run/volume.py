@@ -80,7 +80,9 @@ class VolumeProblem:
         found = self.alignment
         support = resize_mask(found.support, self.shape, found.support_voxel, self.stack.pixel_size)
         own = data[picks], self.weights[picks]
-        settings = f"{self.solver} {self.stack.pixel_size} {self.shape} {self.n_slabs}"
+        settings = (
+            f"{type(self.solver).__name__} {self.solver.options} {self.stack.pixel_size} {self.shape} {self.n_slabs}"
+        )
         return reconstruct(
             self.model(picks),
             *own,
