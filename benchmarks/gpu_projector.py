@@ -34,7 +34,9 @@ from hpcrec.models.tomography import TomographyModel
 from hpcrec.objectives.regularizers import flatten_variation
 from hpcrec.operators.projection import Projector
 from hpcrec.tomography.bm3d import bm3d
-from hpcrec.tomography.reconstruct import InlineExecutor, SlabVolume, iterate
+from hpcrec.tomography.executor import InlineExecutor
+from hpcrec.tomography.reconstruct import iterate
+from hpcrec.tomography.slabs import SlabVolume
 
 # Of the largest value: sums of some hundred terms in single precision; BM3D's choices may differ by rounding
 BOUNDS: Final = {

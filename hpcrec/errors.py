@@ -55,6 +55,10 @@ class ParallelError(HpcrecError):
     exit_code = 6
 
 
+class WorkersLostError(ParallelError):
+    """Workers of a cluster died, or went silent, and what they alone held is gone."""
+
+
 class DivergedError(HpcrecError):
     """A reconstruction produced values that are not finite."""
 

@@ -35,6 +35,10 @@ def job_faults(job: Job) -> list[str]:
         faults.append("ptychography.slices: must be 1 or more")
     if isinstance(job.parallel.group_size, int) and job.parallel.group_size < 1:
         faults.append("parallel.group_size: must be 1 or more, or 'auto'")
+    if job.parallel.scheduler and job.parallel.cluster != "local":
+        faults.append(
+            f"parallel.cluster: {job.parallel.cluster!r} starts workers, parallel.scheduler has its own; leave one out"
+        )
     faults.extend(_engine_faults(job))
     faults.extend(_range_faults(job))
     faults.extend(_detector_faults(job))
@@ -163,6 +167,8 @@ _LOWEST: Final = {
     "detector.flight_points": 1,
     "detector.point_spread_pixels": 0,
     "parallel.workers": 0,
+    "parallel.save_every": 1,
+    "parallel.batch_jobs": 1,
     "parallel.threads": 1,
     "parallel.halo_margin_angstrom": 0,
     "parallel.memory_gib_per_rank": 0,

@@ -9,7 +9,6 @@ from dataclasses import field
 from typing import Any, Literal
 
 from hpcrec.analysis.atoms import AtomOptions
-from hpcrec.backend.device import DeviceName
 from hpcrec.engines.cg import CgOptions
 from hpcrec.engines.difference_map import DifferenceMapOptions
 from hpcrec.engines.epie import EpieOptions
@@ -51,6 +50,7 @@ from hpcrec.refine.positions import PositionOptions
 from hpcrec.refine.thickness import ThicknessOptions
 from hpcrec.refine.tilt import PositionTiltOptions, TiltOptions
 from hpcrec.refine.variable_probe import VariableProbeOptions
+from hpcrec.run.job_parallel import ParallelSection
 from hpcrec.tomography.align import AlignmentOptions
 from hpcrec.tomography.denoise import DenoiseOptions
 from hpcrec.tomography.prepare import PrepareOptions
@@ -270,45 +270,6 @@ class ConstraintSection:
     probe_aperture: ApertureOptions | None = None
     probe_support: SupportOptions | None = None
     probe_power: PowerOptions | None = None
-
-
-@options
-class ParallelSection:
-    """How ranks and workers share the work; changes no result beyond round-off.
-
-    device : of the ranks: "cpu", "gpu" (the GPUs of a host are given to its ranks in turn), or "auto": GPUs where CuPy
-        sees some
-    gpu_messages : how sums of GPUs pass between ranks: through "host" memory, by an "mpi" that takes arrays on GPUs, by
-        "nccl" (a GPU for each rank); "auto" takes "mpi" where the MPI says that it can, else "host"
-    exchange : "replicated" keeps the whole object on each rank of a group, "tiled" a part with its halo
-    group_size : ranks that share one tilt, by messages, to the end; "auto" is 1 unless memory asks for more or tilts
-        are fewer than ranks; those on one host then work as threads of the first, and ranks without a tilt lend their
-        cores to others there, unless an exchange is chosen
-    halo_margin_angstrom : how far positions may move before a tile must hold more pixels
-    threads : of a rank's compiled loops; "auto" takes the cores that it need not share with other ranks
-    memory_gib_per_rank : what a rank may use; 0 takes the machine's memory divided by the ranks on it
-    scratch : folder for patterns that exceed the memory of a rank, on a fast disk of the machine; empty takes the run
-        directory
-    workers : Dask processes of the tomography stage; 0 takes one a core, at most one a rank
-    scheduler : a running Dask scheduler: its address, or the .json file that "dask-mpi --scheduler-file" wrote;
-        empty starts local workers
-    patience_s : how long a rank may give no sign of life before the job ends with its name (three times as long where
-        no other rank is on its machine); 0: for ever
-    stall_s : how long a rank may work on one batch of patterns before it counts as lost in a loop; 0: for ever
-    """
-
-    device: DeviceName = "auto"
-    gpu_messages: Literal["auto", "host", "mpi", "nccl"] = "auto"
-    exchange: Literal["auto", "replicated", "tiled"] = "auto"
-    group_size: int | Literal["auto"] = "auto"
-    halo_margin_angstrom: float = 2.0
-    threads: int | Literal["auto"] = "auto"
-    memory_gib_per_rank: float = 0.0
-    scratch: str = ""
-    workers: int = 0
-    scheduler: str = ""
-    patience_s: float = 40.0
-    stall_s: float = 21600.0
 
 
 @options

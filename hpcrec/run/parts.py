@@ -29,7 +29,8 @@ from hpcrec.parallel.communicator import Communicator
 from hpcrec.run.job import Job
 from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.observers import Observer
-from hpcrec.run.runner import Start, TiltOutcome, TiltRun, checkpoint_prefix
+from hpcrec.run.outcome import Start, TiltOutcome
+from hpcrec.run.runner import TiltRun, checkpoint_prefix
 from hpcrec.run.start import common_grid
 from hpcrec.run.stop import leave_if_asked
 

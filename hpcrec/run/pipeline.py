@@ -25,7 +25,7 @@ from hpcrec.run.directory import STAGES, RunDirectory
 from hpcrec.run.job import Job
 from hpcrec.run.measure import measure, summary
 from hpcrec.run.observers import Event, EventLog, Observer, make_progress
-from hpcrec.run.plan import make_plan, n_workers
+from hpcrec.run.plan import make_plan
 from hpcrec.run.provenance import collect_provenance, now
 from hpcrec.run.start import FEW_COUNTS, mean_power
 from hpcrec.run.tilts import reconstruct_tilts, unfinished_tilts
@@ -44,14 +44,15 @@ def run_pipeline(
 ) -> dict[str, str] | None:
     """Run the stages that are not done yet, up to ``until``; return the quality figures on rank 0, None elsewhere.
 
-    All ranks call it. Ranks other than 0 sleep after the ptychography stage. ``write_report`` is the last stage.
-    Rank 0 raises :class:`StoppedError` where a rank was asked to stop, others may.
+    All ranks call it. Ranks other than 0 sleep after the ptychography stage, or work for Dask. ``write_report`` is the
+    last stage. Rank 0 raises :class:`StoppedError` where a rank was asked to stop, others may.
     """
     with open_series(job.data) as series:
         if world.rank:
             with suppress(StoppedError):
                 reconstruct_tilts(job, series, world, directory.checkpoints, _unheard)
             watch.now("has no tilts left", patient=True)
+            _lend_ranks(job, world)
             world.idle_barrier()
             return None
         progress = make_progress(console, series.n_tilts)
@@ -66,13 +67,23 @@ def run_pipeline(
         except StoppedError as leave:
             stop.interrupt(False)
             log({"event": "stopped", "text": str(leave)})
+            _lend_ranks(job, world)
             world.idle_barrier()
             raise
         finally:
             stop.interrupt(False)
             progress.close()
+    _lend_ranks(job, world)
     world.idle_barrier()
     return quality
+
+
+def _lend_ranks(job: Job, world: Communicator) -> None:
+    """Let other ranks than 0 work for Dask where the job says so, until rank 0 comes here too."""
+    if job.parallel.cluster == "mpi":
+        from hpcrec.run import workers
+
+        workers.lend(job, world)
 
 
 def _unheard(event: Event) -> None:
@@ -110,7 +121,7 @@ def _lead(
             assemble_projections(directory.path, numbers)
     last = STAGES.index(until)
     if job.tomography and last >= STAGES.index("tomography") and series.n_tilts > 1:
-        _tomography(job, raw, directory, world.size, observer)
+        _tomography(job, raw, directory, world, observer)
     if last >= STAGES.index("analysis"):
         with _stage("analysis", "resolution, atoms, quality", observer):
             measure(job, directory, observer)
@@ -136,22 +147,22 @@ def _notices(job: Job, series: TiltSeries) -> list[str]:
     return found
 
 
-def _tomography(job: Job, raw: dict[str, Any], directory: RunDirectory, n_ranks: int, observer: Observer) -> None:
+def _tomography(
+    job: Job, raw: dict[str, Any], directory: RunDirectory, world: Communicator, observer: Observer
+) -> None:
     # Dask takes half a second to load; ranks but the first, and runs without a volume, never need it
-    from hpcrec.run import cluster, volume
+    from hpcrec.run import cluster, volume, workers
 
     key = fingerprint(raw, "tomography")
     if directory.volume.exists() and directory.read_json(directory.stages).get("tomography") == key:
         observer({"event": "note", "text": "tomography: done before, kept"})
         return
-    workers = n_workers(job, n_ranks)
-    text = f"{workers} Dask worker(s)" if not job.parallel.scheduler else f"Dask at {job.parallel.scheduler}"
-    with _stage("tomography", text, observer):
+    with _stage("tomography", workers.described(job, world.size), observer):
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 # Workers share the memory that is free when they begin
                 free_unused()
-                with cluster.cluster(workers, job.parallel.scheduler, job.parallel.device) as executor:
+                with workers.stage_workers(job, world, directory.checkpoints) as executor:
                     volume.reconstruct_volume(job, key, directory, executor, observer)
                 break
             except cluster.WorkersLostError as fault:

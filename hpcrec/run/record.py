@@ -31,7 +31,7 @@ from hpcrec.backend.array import Array
 from hpcrec.errors import DataError
 from hpcrec.io.atomic import write_bytes
 from hpcrec.run.job import QualitySection
-from hpcrec.run.runner import TiltOutcome
+from hpcrec.run.outcome import TiltOutcome
 
 _N_WORST: Final = 10
 

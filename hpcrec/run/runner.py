@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray, all_finite, to_host
+from hpcrec.backend.array import Array, FloatArray, IntArray, all_finite, array_module, to_host
 from hpcrec.data.batches import BatchReader, global_batches
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.resident import DeviceReader, PatternReader
@@ -21,7 +20,6 @@ from hpcrec.engines.base import StreamingEngine, visit
 from hpcrec.errors import DivergedError, HpcrecError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.scan import hilbert_order
-from hpcrec.geometry.tiles import Box, window_corners
 from hpcrec.io.checkpoint import Checkpoint, CheckpointWriter, latest_good
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.launched import prefers_events
@@ -39,50 +37,11 @@ from hpcrec.run.job import Job
 from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.monitor import Monitor
 from hpcrec.run.observers import Observer
+from hpcrec.run.outcome import Start, TiltOutcome, illumination, peak_memory_gib
 from hpcrec.run.start import TiltSetup, moving_margin, start_state, tilt_setup
 
 # Of an array of the whole object that the first rank of a group gathers in its memory; larger ones go to a file
 IN_MEMORY_BYTES: Final = 1 << 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class TiltOutcome:
-    """One reconstructed tilt, complete on the group's first rank.
-
-    obj (slice, y, x) and illumination (y, x) on ``grid``; probe (mode, y, x); positions (position, 2) Å;
-    loss and data_error, one number a sweep, held_out_error too where patterns (``held_out``, their indices) are;
-    ``patterns`` (position, column) the figures of each pattern, see ``analysis/patterns.py``; ``seconds`` of this
-    attempt.
-    """
-
-    setup: TiltSetup
-    obj: ComplexArray
-    probe: ComplexArray
-    positions: FloatArray
-    illumination: FloatArray
-    refined: dict[str, Array]
-    loss: FloatArray
-    data_error: FloatArray
-    held_out: IntArray
-    held_out_error: FloatArray
-    patterns: FloatArray
-    stopped_early: bool
-    seconds: float
-    peak_memory_gib: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """What a tilt begins with instead of an empty object: found at another resolution.
-
-    obj (slice, y, x) on the whole grid, on the group's first rank, None elsewhere; probe (mode, y, x) on the pixels it
-    was found on; positions (position, 2) Å; ``refined`` as in the state.
-    """
-
-    obj: ComplexArray | None
-    probe: ComplexArray
-    positions: FloatArray
-    refined: dict[str, Array]
 
 
 def checkpoint_prefix(part: str, number: int) -> str:
@@ -394,23 +353,5 @@ def _taken(found: Checkpoint | None, prefixes: tuple[str, ...]) -> dict[str, Arr
 
 def apart(whole: Array | None, live: Array) -> Array | None:
     """Return ``whole`` as an array that does not change with ``live``."""
-    return whole.copy() if whole is not None and np.may_share_memory(whole, live) else whole
-
-
-def illumination(probe: ComplexArray, positions: FloatArray, grid: Grid) -> FloatArray:
-    """Return Σ_j Σ_m |P_m(r − R_j)|² (y, x) float32 on whole pixels: how much each object pixel was seen."""
-    window = (probe.shape[-2], probe.shape[-1])
-    power = (np.abs(probe) ** 2).sum(axis=0)
-    whole = Box(0, grid.shape[0], 0, grid.shape[1])
-    seen = np.zeros(grid.shape, np.float32)
-    for y, x in window_corners(positions, grid, window):
-        seen[Box(int(y), int(y) + window[0], int(x), int(x) + window[1]).slices(whole)] += power
-    return seen
-
-
-def peak_memory_gib() -> float:
-    """Return the largest resident memory this process has had, in GiB."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 2**20
-    return 0.0
+    here = whole is not None and array_module(live) is np
+    return whole.copy() if whole is not None and here and np.may_share_memory(whole, live) else whole

@@ -32,11 +32,12 @@ from hpcrec.run.job import Job
 from hpcrec.run.means import Means
 from hpcrec.run.memory import GIB, pattern_room
 from hpcrec.run.observers import Observer
+from hpcrec.run.outcome import TiltOutcome
 from hpcrec.run.parts import TiltTask, reconstruct_tilt, remove_parts
 from hpcrec.run.plan import rank_threads
 from hpcrec.run.record import quality_arrays, quality_path, quality_record, write_quality_record
 from hpcrec.run.rounds import Round, rounds_of
-from hpcrec.run.runner import TiltOutcome, batch_size
+from hpcrec.run.runner import batch_size
 from hpcrec.run.sharing import Sharing, joins_ranks, share_ranks
 from hpcrec.run.start import common_grid, probe_window
 from hpcrec.run.stop import leave_if_asked
@@ -210,10 +211,13 @@ def unfinished_tilts(series: TiltSeries, checkpoints: Path) -> list[int]:
 
 
 def longest_first(job: Job, series: TiltSeries, tilts: list[int], checkpoints: Path) -> list[int]:
-    """Return tilts in descending order of what is left to do of each, so that the end is not one long tilt."""
+    """Return tilts in descending order of what is left to do of each, so that the end is not one long tilt.
+
+    Of equal ones those at high angles, through which the specimen is thicker, come first.
+    """
     one = sweep_costs(job, series)
     left = {i: one[i] * sweeps_left(job, int(series.tilt_numbers[i]), checkpoints) for i in tilts}
-    return sorted(tilts, key=lambda i: -left[i])
+    return sorted(tilts, key=lambda i: (-left[i], -abs(series.tilt_angles[i])))
 
 
 def tilt_result(job: Job, outcome: TiltOutcome, number: int, frc: ShellCorrelation | None = None) -> TiltResult:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,16 +20,24 @@ from hpcrec.run.cluster import DaskExecutor
 from hpcrec.run.directory import RunDirectory
 from hpcrec.run.job import Job, TomographySection
 from hpcrec.run.observers import Observer
+from hpcrec.run.slabs import SlabFiles, problem_key
 from hpcrec.run.stack import ProjectionStack, gather_stack
 from hpcrec.tomography.align import Alignment, AlignmentRound, align
 from hpcrec.tomography.mask import fitting_shape, resize_mask
-from hpcrec.tomography.reconstruct import Reconstruction, reconstruct, split_rows, sum_stacks
+from hpcrec.tomography.reconstruct import Reconstruction, reconstruct
+from hpcrec.tomography.slabs import split_rows
 from hpcrec.tomography.turn import turn_rotation, turn_vectors
+
+WHOLE = "volume"
+HALVES = ("even tilts", "odd tilts")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeProblem:
-    """What every reconstruction of a run shares; ``shape`` (z, y, x) voxels; ``weights`` (tilt, y, x)."""
+    """What every reconstruction of a run shares; ``shape`` (z, y, x) voxels; ``weights`` (tilt, y, x).
+
+    ``saver(name, key)`` saves the ``n_slabs`` slabs of a reconstruction, however many workers there are.
+    """
 
     stack: ProjectionStack
     alignment: Alignment
@@ -36,6 +46,8 @@ class VolumeProblem:
     solver: Solver
     executor: DaskExecutor
     observer: Observer
+    n_slabs: int
+    saver: Callable[[str, str], SlabFiles]
 
     def model(self, picks: Array) -> TomographyModel:
         """Return the geometry of some of the projections."""
@@ -52,35 +64,43 @@ class VolumeProblem:
         return self.alignment.without_background(projections, self.stack.pixel_size).astype(np.float32)
 
     def solve(self, data: FloatArray, picks: Array, name: str) -> Reconstruction:
-        """Reconstruct from some of the projections ``data`` (tilt, y, x)."""
-        total = self.solver.options.n_iterations
+        """Reconstruct from some of the projections ``data`` (tilt, y, x), or go on where an interrupted run was."""
+        total, first = self.solver.options.n_iterations, True
 
         def hear(i: int, misfit: Misfit) -> None:
+            nonlocal first
+            if first and i:
+                self.observer({"event": "note", "text": f"{name}: {i} iterations done before, kept"})
+            first = False
             text = f"{name}, R1 {misfit.r1:.4f}"
             self.observer(
                 {"event": "stage_progress", "stage": "tomography", "done": i + 1, "total": total, "text": text}
             )
 
         found = self.alignment
+        support = resize_mask(found.support, self.shape, found.support_voxel, self.stack.pixel_size)
+        own = data[picks], self.weights[picks]
+        settings = (
+            f"{type(self.solver).__name__} {self.solver.options} {self.stack.pixel_size} {self.shape} {self.n_slabs}"
+        )
         return reconstruct(
             self.model(picks),
-            data[picks],
-            self.weights[picks],
+            *own,
             self.solver,
-            support=resize_mask(found.support, self.shape, found.support_voxel, self.stack.pixel_size),
-            n_slabs=self.executor.n_workers,
+            support=support,
+            n_slabs=self.n_slabs,
             executor=self.executor,
+            saver=self.saver(name, problem_key(settings, *own, found.parameters[picks], support)),
             callback=hear,
         )
 
     def reproject(self, coefficients: FloatArray) -> FloatArray:
         """Return the projections (tilt, y, x) of a volume of coefficients."""
-        model, n = self.model(np.arange(len(self.weights))), self.executor.n_workers
-        slabs = split_rows(self.shape[1], n)
+        model = self.model(np.arange(len(self.weights)))
+        slabs = split_rows(self.shape[1], self.n_slabs)
         rows = [np.ascontiguousarray(coefficients[:, a:b]) for a, b in slabs]
         devices = [self.executor.device] * len(slabs)
-        parts = self.executor.map(_reproject, [model] * len(slabs), slabs, rows, devices)
-        return to_host(model.smooth(sum_stacks(parts)))
+        return to_host(model.smooth(self.executor.sum(_reproject, [model] * len(slabs), slabs, rows, devices)))
 
 
 def _reproject(
@@ -93,10 +113,17 @@ def reconstruct_volume(job: Job, key: str, directory: RunDirectory, executor: Da
     """Turn ``projections.h5`` into ``volume.h5``; ``key`` tells whether a saved alignment belongs to these settings."""
     section = job.tomography
     assert section is not None
+    executor.told = lambda text: observer({"event": "warning", "text": text})
+    n_slabs = _slab_count(directory, key, executor, observer)
+
+    def saver(name: str, problem: str) -> SlabFiles:
+        folder, every = directory.checkpoints, job.parallel.save_every
+        return SlabFiles(folder=folder, name=name.replace(" ", "-"), key=problem, every=every)
+
     stack = gather_stack(directory.projections, section, executor, observer)
     for number in stack.numbers[stack.doubtful > 0]:
         observer({"event": "warning", "text": f"tilt {number}: phase vortices make its unwrapping doubtful"})
-    alignment = _aligned(stack, section, key, directory, executor, observer)
+    alignment = _aligned(stack, section, key, directory, executor, observer, n_slabs, saver)
     problem = VolumeProblem(
         stack=stack,
         alignment=alignment,
@@ -105,10 +132,12 @@ def reconstruct_volume(job: Job, key: str, directory: RunDirectory, executor: Da
         solver=_solver(section),
         executor=executor,
         observer=observer,
+        n_slabs=n_slabs,
+        saver=saver,
     )
     everything = np.arange(len(stack.used))
     data = problem.aligned(stack.used)
-    whole = problem.solve(data, everything, "volume")
+    whole = problem.solve(data, everything, WHOLE)
     arrays: dict[str, Array] = {
         "convergence/r1": whole.r1,
         "convergence/per_projection": whole.per_projection,
@@ -131,6 +160,27 @@ def reconstruct_volume(job: Job, key: str, directory: RunDirectory, executor: Da
         directory.volume,
         VolumeResult(volume=whole.volume, voxel_size=stack.pixel_size, arrays=arrays, attributes=attributes),
     )
+    for name in (WHOLE, *HALVES):
+        saver(name, "").remove()
+    _slabs_file(directory).unlink(missing_ok=True)
+
+
+def _slabs_file(directory: RunDirectory) -> Path:
+    return directory.checkpoints / "slabs.json"
+
+
+def _slab_count(directory: RunDirectory, key: str, executor: DaskExecutor, observer: Observer) -> int:
+    """Return the number of slabs, on which sums depend to the last bit: as many as slots at the start."""
+    path = _slabs_file(directory)
+    begun = directory.read_json(path)
+    if begun.get("key") != key:
+        directory.write_json(path, {"key": key, "n_slabs": executor.n_slots})
+        return executor.n_slots
+    n_slabs = int(begun["n_slabs"])
+    if n_slabs < executor.n_slots:
+        text = f"the volume was begun in {n_slabs} slab(s), so {executor.n_slots - n_slabs} worker(s) have none"
+        observer({"event": "warning", "text": f"{text}; remove {path} to begin it anew"})
+    return n_slabs
 
 
 def half_volumes(problem: VolumeProblem) -> dict[str, Array]:
@@ -141,8 +191,8 @@ def half_volumes(problem: VolumeProblem) -> dict[str, Array]:
     measured = problem.aligned(problem.stack.prepared)
     by_angle = np.argsort(problem.stack.tilts, kind="stable")  # neighbours in angle, whatever the order in the file
     return {
-        "halves/even": problem.solve(measured, by_angle[::2], "even tilts").volume,
-        "halves/odd": problem.solve(measured, by_angle[1::2], "odd tilts").volume,
+        "halves/even": problem.solve(measured, by_angle[::2], HALVES[0]).volume,
+        "halves/odd": problem.solve(measured, by_angle[1::2], HALVES[1]).volume,
     }
 
 
@@ -166,6 +216,8 @@ def _aligned(
     directory: RunDirectory,
     executor: DaskExecutor,
     observer: Observer,
+    n_slabs: int,
+    saver: Callable[[str, str], SlabFiles],
 ) -> Alignment:
     """Return the alignment saved by an interrupted run with the same settings, or find it and save it."""
     found = latest_good(directory.checkpoints, "alignment")
@@ -186,8 +238,9 @@ def _aligned(
         stack.pixel_size,
         stack.tilts,
         section.alignment,
-        n_slabs=executor.n_workers,
+        n_slabs=n_slabs,
         executor=executor,
+        saver=lambda name: saver(name, key),
         callback=hear,
     )
     arrays = {

@@ -35,6 +35,7 @@ _FAR: Final = 3.0
 _NOBODY_S: Final = 600.0
 _RECORD_BYTES: Final = 1024
 _MOST_LINES: Final = 32
+_LEAVE_S: Final = 0.02
 _SAY_S: Final = 1.0  # a launcher forwards what ranks wrote only until it hears of the end
 _PACKAGE: Final = str(Path(__file__).parents[1]) + os.sep
 _WAITING: Final = tuple(f"parallel{os.sep}{name}.py" for name in ("mpi", "queue"))
@@ -110,6 +111,7 @@ class Watch:
         self._beat_s = min(_BEAT_S, self._patience_s / _BEATS_WITHIN_PATIENCE) or _BEAT_S
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
+        self._left = False
         if world.size == 1 or not (self._patience_s or self._stall_s):
             return
         if world.rank == 0:
@@ -134,13 +136,24 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
         if self._thread is not None:
+            self._left = True
+            self._write()
+            if error is None:
+                self._await_peers()
             self._closing.set()
             self._thread.join()
-            self._write(left=True)
             os.close(self._file)
             if self._rank == 0:
                 shutil.rmtree(self._folder, ignore_errors=True)
         return False
+
+    def _await_peers(self) -> None:
+        """Look after others until they leave too: a rank that is suspended now would hold up MPI's own end."""
+        while self._folder.exists():
+            records = [read_record(self._folder, peer.place.rank) for peer in self._peers]
+            if all(record is not None and record["left"] for record in records):
+                return
+            time.sleep(_LEAVE_S)
 
     def _run(self) -> None:
         while not self._closing.wait(self._beat_s):
@@ -166,9 +179,9 @@ class Watch:
                 self._end(peer.place, found)
         self._find_deadlock()
 
-    def _write(self, left: bool = False) -> None:
+    def _write(self) -> None:
         """Write this rank's record in one piece."""
-        text = json.dumps({**self._record(), "left": left})
+        text = json.dumps(self._record())
         os.pwrite(self._file, text[:_RECORD_BYTES].ljust(_RECORD_BYTES).encode("ascii"), 0)
 
     def _record(self) -> dict[str, Any]:
@@ -183,7 +196,7 @@ class Watch:
         return {
             "pid": os.getpid(),
             "beat": self._beats,
-            "left": False,
+            "left": self._left,
             "doing": _doing.text[:200],
             "patient": _doing.patient,
             "where": where[:400],

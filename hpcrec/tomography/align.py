@@ -21,9 +21,11 @@ from hpcrec.errors import ConfigError, DataError
 from hpcrec.geometry.pose import Pose
 from hpcrec.models.tomography import TomographyModel
 from hpcrec.options import options
+from hpcrec.tomography.executor import Executor, InlineExecutor
 from hpcrec.tomography.mask import MaskOptions, fitting_shape, resize_mask, seen_mask, support_mask
 from hpcrec.tomography.pose_step import N_PARAMETERS, StepLimits, background, pose_of, pose_step, remove_gauge
-from hpcrec.tomography.reconstruct import Executor, InlineExecutor, SlabVolume, iterate, model_norm, sum_stacks
+from hpcrec.tomography.reconstruct import iterate, model_norm
+from hpcrec.tomography.slabs import SlabSaver, SlabVolume
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +169,7 @@ class _Scale:
     options: AlignmentOptions
     executor: Executor
     n_slabs: int
+    saver: SlabSaver | None
 
     def model(self, parameters: FloatArray, shape: tuple[int, int, int]) -> TomographyModel:
         return TomographyModel(
@@ -197,8 +200,7 @@ def _propose(
     radius: float,
 ) -> tuple[FloatArray, FloatArray]:
     """Return the proposed parameters (projection, 8) and the losses (projection,) before the step."""
-    n = len(volume.slabs)
-    images, moments = (model.smooth(s) for s in sum_stacks(scale.executor.map(_measure, [model] * n, volume.states)))
+    images, moments = (model.smooth(s) for s in volume.sum(_measure, model))
     losses = _losses(model, images, scale.corrected(parameters), scale.weights)
     noise = np.sqrt(losses / np.maximum(scale.weights.sum(axis=(1, 2)), 1))
     limits = [
@@ -224,12 +226,12 @@ def _align_scale(
     """Run the rounds of one scale; return parameters, rms residuals, the volume and its model."""
     solver = Fista(FistaOptions(sparsity=0.0))
     model = scale.model(parameters, support.shape)
-    volume = SlabVolume(model, scale.executor, scale.n_slabs, support)
+    volume = SlabVolume(model, scale.executor, scale.n_slabs, support, saver=scale.saver)
     norm = model_norm(model, scale.executor)
     radius, damping = _radius(support, scale.pixel_size), np.full(len(parameters), 1e-3)
     for i in range(n_rounds):
         count = scale.options.volume_iterations * (3 if i == 0 else 1)
-        history, _ = iterate(
+        history = iterate(
             volume,
             solver,
             model,
@@ -238,11 +240,11 @@ def _align_scale(
             n_iterations=count,
             norm=norm,
             scale=0.0,
-        )
+        ).history
         proposed, before = _propose(scale, model, volume, parameters, damping, radius)
         trial_model = scale.model(proposed, support.shape)
-        parts = scale.executor.map(_trial, [trial_model] * len(volume.slabs), volume.states)
-        after = _losses(model, model.smooth(sum_stacks(parts)), scale.corrected(proposed), scale.weights)
+        images = volume.sum(_trial, trial_model)
+        after = _losses(model, model.smooth(images), scale.corrected(proposed), scale.weights)
         accepted = after < before
         damping = np.clip(np.where(accepted, damping / 2, damping * 4), 1e-4, 1e3)
         updated = remove_gauge(np.where(accepted[:, None], proposed, parameters), scale.centre)
@@ -304,13 +306,15 @@ def align(
     start: FloatArray | None = None,
     n_slabs: int = 1,
     executor: Executor | None = None,
+    saver: Callable[[str], SlabSaver] | None = None,
     callback: Callable[[AlignmentRound], None] | None = None,
 ) -> Alignment:
     """Align the projections of an isolated object.
 
     stack, weights : (projection, y, x) phase in rad and trust within [0, 1]; pixel_size Å; tilts (projection,) nominal
     angles in rad about y; mask: how the support is found after each scale; start (projection, 8) parameters instead of
-    centres of mass. Work goes through ``executor`` in ``n_slabs`` slabs; ``callback`` sees every round.
+    centres of mass. Work goes through ``executor`` in ``n_slabs`` slabs, which outlive its workers by ``saver(name)``
+    of each scale; ``callback`` sees every round.
     """
     options = options or AlignmentOptions()
     if len(options.bins) != len(options.rounds) or not options.bins:
@@ -328,6 +332,7 @@ def align(
             scale,
             expected=_expected(options, i >= min(options.angles_from_scale, len(options.bins) - 1)),
             n_slabs=n_slabs,
+            saver=saver(f"aligning-bin{factor}") if saver else None,
         )
         if support is None:
             shape = (scale.data.shape[2], scale.data.shape[1], scale.data.shape[2])
@@ -345,6 +350,8 @@ def align(
         parameters, residuals, volume, model = _align_scale(scale, parameters, here, n_rounds, report)
         trust = robust_weights(residuals)
         support = support_mask(model.density(volume.gather()), voxel, mask)
+        if scale.saver is not None:
+            scale.saver.remove()
     assert support is not None
     return Alignment(
         parameters=parameters,
@@ -378,6 +385,7 @@ def _scale_of(
         options=options,
         executor=executor,
         n_slabs=1,
+        saver=None,
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from hpcrec.io.base import open_series
 from hpcrec.parallel.communicator import Communicator, SerialCommunicator
 from hpcrec.run.job import Job
-from hpcrec.run.runner import TiltOutcome, TiltRun
+from hpcrec.run.outcome import TiltOutcome
+from hpcrec.run.runner import TiltRun
 from hpcrec.run.start import common_grid
 
 

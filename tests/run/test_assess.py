@@ -17,6 +17,7 @@ from hpcrec.errors import ConfigError, DataError, QualityError
 from hpcrec.parallel.communicator import run_ranks
 from hpcrec.run.config import fingerprint, load_job
 from hpcrec.run.job import QualitySection
+from hpcrec.run.outcome import TiltOutcome
 from hpcrec.run.record import (
     broken_limits,
     quality_arrays,
@@ -25,7 +26,6 @@ from hpcrec.run.record import (
     read_quality_record,
     write_quality_record,
 )
-from hpcrec.run.runner import TiltOutcome
 
 HELD_OUT = "quality.hold_out=0.03"
 

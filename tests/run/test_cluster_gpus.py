@@ -21,7 +21,8 @@ from hpcrec.errors import DeviceError
 from hpcrec.geometry.pose import Pose, rotation_from_angles
 from hpcrec.models.tomography import TomographyModel
 from hpcrec.run.cluster import DaskExecutor, cluster
-from hpcrec.tomography.reconstruct import SlabVolume, reconstruct
+from hpcrec.tomography.reconstruct import reconstruct
+from hpcrec.tomography.slabs import SlabVolume
 
 pytestmark = [pytest.mark.emulation, pytest.mark.timeout(240)]
 

@@ -29,7 +29,8 @@ from hpcrec.run import constrain
 from hpcrec.run.config import check_job, load_job
 from hpcrec.run.constrain import SLICE_COPIES, chosen_constraints, illumination_share
 from hpcrec.run.job import ConstraintSection, Job
-from hpcrec.run.runner import TiltOutcome, TiltRun, illumination
+from hpcrec.run.outcome import TiltOutcome, illumination
+from hpcrec.run.runner import TiltRun
 from hpcrec.run.start import common_grid
 
 EVERYTHING = [

@@ -17,8 +17,9 @@ from hpcrec.io.checkpoint import latest_good
 from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_ranks
 from hpcrec.run.config import load_job
 from hpcrec.run.job import Job
+from hpcrec.run.outcome import TiltOutcome
 from hpcrec.run.parts import TiltTask, finer_object, reconstruct_tilt, remove_parts
-from hpcrec.run.runner import TiltOutcome, TiltRun
+from hpcrec.run.runner import TiltRun
 from hpcrec.run.start import common_grid
 
 COARSE = ["ptychography.coarse_iterations=5", "refine.positions.start_iteration=2"]

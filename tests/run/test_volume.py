@@ -39,8 +39,8 @@ from hpcrec.run.stack import ProjectionStack, gather_stack
 from hpcrec.run.volume import half_volumes, reconstruct_volume
 from hpcrec.tomography.align import AlignmentOptions
 from hpcrec.tomography.denoise import DenoiseOptions
+from hpcrec.tomography.executor import InlineExecutor
 from hpcrec.tomography.prepare import PrepareOptions, prepare_projection
-from hpcrec.tomography.reconstruct import InlineExecutor
 from hpcrec.tomography.turn import turn_rotation
 
 N_TILTS = 9
@@ -51,7 +51,7 @@ CENTRE = (22, 25)
 class Here(InlineExecutor):
     """One worker: this process."""
 
-    n_workers = 1
+    n_slots = 1
 
 
 def silent(event: Any) -> None:

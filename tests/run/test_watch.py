@@ -144,7 +144,7 @@ def test_a_report_says_where_a_rank_waits() -> None:
     frame = sys._current_frames()[thread.ident or 0]
     while frame is not None and "hpcrec" not in frame.f_code.co_filename:
         frame = frame.f_back
-    assert watch.position(frame) == ("_Asking.take", True)
+    assert watch.position(frame) == ("_Asking._ask", True)
     answered.set()
     thread.join()
     assert watch.position(sys._getframe()) == ("", False)

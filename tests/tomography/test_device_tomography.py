@@ -16,8 +16,9 @@ from hpcrec.engines.solvers import SOLVERS, back_project_slab, project_slab, sol
 from hpcrec.geometry.pose import Pose, rotation_from_angles
 from hpcrec.models.tomography import TomographyModel
 from hpcrec.tomography.align import AlignmentOptions, align
+from hpcrec.tomography.executor import InlineExecutor
 from hpcrec.tomography.pose_step import StepLimits, pose_step
-from hpcrec.tomography.reconstruct import InlineExecutor, model_norm, reconstruct
+from hpcrec.tomography.reconstruct import model_norm, reconstruct
 
 pytestmark = pytest.mark.emulation
 

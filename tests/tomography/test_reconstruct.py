@@ -5,7 +5,9 @@ from hpcrec.engines.solvers import solver_class
 from hpcrec.errors import DataError, DivergedError
 from hpcrec.geometry.pose import Pose, rotation_from_angles
 from hpcrec.models.tomography import TomographyModel
-from hpcrec.tomography.reconstruct import InlineExecutor, reconstruct, split_rows
+from hpcrec.tomography.executor import InlineExecutor
+from hpcrec.tomography.reconstruct import reconstruct
+from hpcrec.tomography.slabs import split_rows
 
 SHAPE = (12, 13, 12)
 

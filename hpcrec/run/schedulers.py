@@ -1,0 +1,46 @@
+"""Running Dask schedulers that a job names: their addresses, and which of them are safe to use."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from pathlib import Path
+from typing import Final
+
+from hpcrec.errors import ConfigError, ParallelError
+
+_ENCRYPTED: Final = ("tls", "wss", "inproc")
+
+
+def check_encrypted(scheduler: str) -> None:
+    """Raise ConfigError for a scheduler on another host whose traffic anybody there could read, and forge."""
+    address = _address(scheduler)
+    protocol, _, place = address.rpartition("://")
+    host = place.rpartition(":")[0].strip("[]")
+    try:
+        here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here = host in ("", "localhost")
+    if protocol not in _ENCRYPTED and not here:
+        raise ConfigError(
+            f"parallel.scheduler: {address} is on another host and not encrypted, so whoever reaches it can run "
+            "programs there: start it with tls:// and give its credentials in Dask's configuration, or set "
+            "parallel.unencrypted_scheduler = true on a network that you trust"
+        )
+
+
+def _address(scheduler: str) -> str:
+    """Return a scheduler's address, if need be from its file; the file may yet be missing."""
+    if not scheduler.endswith(".json"):
+        return scheduler
+    try:
+        return str(json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"])
+    except (OSError, ValueError, KeyError) as fault:
+        raise ParallelError(f"no Dask scheduler wrote its address to {scheduler} ({fault})") from None
+
+
+def about_tls(scheduler: str) -> str:
+    """Return what more to check where a scheduler speaks TLS."""
+    if not scheduler.startswith("tls://"):
+        return ""
+    return ", and the credentials in Dask's configuration (distributed.comm.tls)"
