@@ -6,6 +6,7 @@ rank enters the same collectives in the same order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, Final, Protocol, cast
@@ -137,6 +138,11 @@ def spread(part: Field, box: Box) -> Array:
     return values  # type: ignore[no-any-return]
 
 
+def as_images(values: Array) -> Array:
+    """Return ``values`` (…, y, x) as (image, y, x), whose images may have no pixels."""
+    return values.reshape(math.prod(values.shape[:-2]), *values.shape[-2:])
+
+
 def peak(values: Array) -> float:
     """Return the largest of real ``values``, at least 0 (untouched pixels are zero); not-a-number wins."""
     if values.dtype.kind == "c":
@@ -200,7 +206,7 @@ class Replicated:
 
     def by_images(self, values: Array, work: Callable[[Array], Array]) -> Array:
         """Return the values with each image changed by one of the ranks."""
-        images = to_host(values).reshape(-1, *values.shape[-2:])
+        images = as_images(to_host(values))
         found = np.empty(images.shape, values.dtype)
         for i in range(self.communicator.rank, len(images), self.communicator.size):
             found[i] = work(images[i])

@@ -13,7 +13,7 @@ from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import EMPTY_BOX, Box, bounding_box, tile_layout, window_corners
 from hpcrec.models.partial import Field, Partial, Total
 from hpcrec.parallel.communicator import Communicator
-from hpcrec.parallel.exchange import Ownership, Room, peak, sum_all
+from hpcrec.parallel.exchange import Ownership, Room, as_images, peak, sum_all
 
 # Of what travels at a time when an object is gathered or handed out: ranks need room for no more beside their own
 PIECE_BYTES: Final = 32 << 20
@@ -160,8 +160,8 @@ class Tiled:
         """Gather the cores of ``values`` (…, y, x), a piece at a time, to the whole grid on rank 0; None elsewhere."""
         first = self.communicator.rank == 0
         result = room(values.shape[:-2] + self._grid.shape, values.dtype) if first else None
-        images = None if result is None else result.reshape(-1, *self._grid.shape)
-        for i, image in enumerate(values.reshape(-1, *values.shape[-2:])):
+        images = None if result is None else as_images(result)
+        for i, image in enumerate(as_images(values)):
             self._collect(image, 0, None if images is None else images[i])
         return result
 
@@ -169,15 +169,15 @@ class Tiled:
         """Hand out the held boxes of rank 0's array of the whole grid, a piece at a time."""
         form = self.communicator.broadcast(None if whole is None else (whole.shape[:-2], whole.dtype.str))
         values = np.empty(form[0] + self.held.shape, form[1])
-        images = None if whole is None else whole.reshape(-1, *self._grid.shape)
-        for i, image in enumerate(values.reshape(-1, *self.held.shape)):
+        images = None if whole is None else as_images(whole)
+        for i, image in enumerate(as_images(values)):
             self._hand_out(None if images is None else images[i], 0, image)
         return values
 
     def by_images(self, values: Array, work: Callable[[Array], Array]) -> Array:
         """Return the values (host memory) with each whole image changed by one of the ranks."""
         rank, size = self.communicator.rank, self.communicator.size
-        images = values.reshape(-1, *values.shape[-2:])
+        images = as_images(values)
         found = np.empty(images.shape, values.dtype)
         for first in range(0, len(images), size):
             together = range(first, min(first + size, len(images)))

@@ -1,15 +1,36 @@
-"""Running Dask schedulers that a job names: their addresses, and which of them are safe to use."""
+"""Running Dask schedulers that a job names: their addresses, which of them are safe to use, and what libraries say."""
 
 from __future__ import annotations
 
 import ipaddress
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from hpcrec.errors import ConfigError, ParallelError
 
 _ENCRYPTED: Final = ("tls", "wss", "inproc")
+
+
+# They print tracebacks of what is lost with a worker or a scheduler
+_TALKATIVE: Final = ("asyncio", "tornado.application", "distributed", "distributed.client", "distributed.core")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Leave it to hpcrec's own errors to tell what is lost with a worker or a scheduler."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)
 
 
 def check_encrypted(scheduler: str) -> None:

@@ -34,6 +34,7 @@ from hpcrec.run.cluster import RECOVERIES, DaskExecutor
 from hpcrec.run.job import Job
 from hpcrec.run.memory import GIB, memory_limit
 from hpcrec.run.plan import available_cores, n_workers
+from hpcrec.run.schedulers import quietly
 
 logger = logging.getLogger(__name__)
 
@@ -91,18 +92,19 @@ def stage_workers(job: Job, world: Communicator, folder: Path) -> Iterator[DaskE
     ParallelError : no scheduler answers, or no worker comes.
     DeviceError : GPUs are asked for, and a worker can use none.
     """
-    chosen = job.parallel
-    if chosen.cluster == "mpi":
-        with _rank_workers(job, world) as executor:
-            yield executor
-    elif chosen.cluster == "jobqueue":
-        with _batch_workers(job, folder) as executor:
-            yield executor
-    else:
-        with cluster.cluster(
-            n_workers(job, world.size), chosen.scheduler, chosen.device, chosen.unencrypted_scheduler
-        ) as executor:
-            yield executor
+    with quietly():
+        chosen = job.parallel
+        if chosen.cluster == "mpi":
+            with _rank_workers(job, world) as executor:
+                yield executor
+        elif chosen.cluster == "jobqueue":
+            with _batch_workers(job, folder) as executor:
+                yield executor
+        else:
+            with cluster.cluster(
+                n_workers(job, world.size), chosen.scheduler, chosen.device, chosen.unencrypted_scheduler
+            ) as executor:
+                yield executor
 
 
 def described(job: Job, n_ranks: int) -> str:

@@ -259,3 +259,20 @@ def test_a_complex_field_has_no_peak():
     exchange = make_exchange("replicated", SerialCommunicator(), POSITIONS, GRID, WINDOW)
     with pytest.raises(TypeError, match="complex"):
         exchange.total(partial_of(np.arange(3)), ("numerator",))
+
+
+def test_ranks_that_hold_nothing_gather_and_hand_out_too():
+    """More ranks than the object has pixels along an axis: some cores and held boxes are empty."""
+    few = POSITIONS[:1]
+    grid = object_grid(few, WINDOW, SAMPLING, 0)
+
+    def back_and_forth(comm):
+        exchange = make_exchange("tiled", comm, few, grid, WINDOW, MARGIN)
+        whole = np.arange(np.prod(grid.shape), dtype=np.float32).reshape(1, *grid.shape)
+        held = exchange.place(whole if comm.rank == 0 else None)
+        found = exchange.whole(exchange.by_images(held, lambda image: image + 1))
+        return held.size, None if found is None else (found == whole + 1).all()
+
+    results = run_ranks(40, back_and_forth)
+    assert results[0][1]
+    assert min(size for size, _ in results) == 0

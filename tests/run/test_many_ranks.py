@@ -19,7 +19,8 @@ from hpcrec.run.config import load_job
 from hpcrec.run.job import Job
 from hpcrec.run.tilts import reconstruct_tilts
 
-ONE = ["data.tilts=[1]", "ptychography.engine=lsqml", "parallel.threads=1"]
+# Ranks are threads of this process, which may have loaded much
+ONE = ["data.tilts=[1]", "ptychography.engine=lsqml", "parallel.threads=1", "parallel.memory_gib_per_rank=8"]
 N_PATTERNS = 36
 
 

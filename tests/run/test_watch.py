@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hpcrec.errors import StorageError
+from hpcrec.errors import ParallelError, StorageError
 from hpcrec.parallel import mpi
 from hpcrec.parallel.communicator import SerialCommunicator
 from hpcrec.parallel.queue import _Asking
@@ -58,6 +58,7 @@ def quiet_watch(folder: Path, other: Place, patience_s: float, monkeypatch: pyte
     monkeypatch.setattr(mpi, "end_at_once", end)
     monkeypatch.setattr(watch, "_SAY_S", 0.0)
     monkeypatch.setattr(Watch, "_run", lambda self: None)
+    monkeypatch.setattr(Watch, "_await_peers", lambda self: None)
     return Watch(Alone(other), folder, patience_s, 0.0)
 
 
@@ -121,6 +122,35 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(
         later(tool, 11.0)
         tool._last -= 3600
         later(tool, 11.0)
+
+
+def test_the_first_to_leave_waits_for_the_others(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    with Watch(Alone(neighbour(sleeper)), tmp_path / "ranks", 40.0, 0.0):
+        write(tmp_path / "ranks")
+        timer = threading.Timer(0.5, write, (tmp_path / "ranks",), {"left": True})
+        timer.start()
+        left = time.monotonic()
+    assert time.monotonic() - left >= 0.5
+    timer.join()
+
+
+def test_a_rank_that_is_suspended_at_the_very_end_is_found(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MPI's own end would wait for it for ever."""
+    ended = []
+
+    def end(code: int) -> None:
+        ended.append(code)
+        write(tmp_path / "ranks", left=True)
+
+    monkeypatch.setattr(mpi, "end_at_once", end)
+    monkeypatch.setattr(watch, "_SAY_S", 0.0)
+    sleeper.send_signal(signal.SIGSTOP)
+    with Watch(Alone(neighbour(sleeper)), tmp_path / "ranks", 0.8, 0.0):
+        write(tmp_path / "ranks")
+    assert set(ended) == {ParallelError.exit_code}
+    sleeper.send_signal(signal.SIGCONT)
 
 
 def test_a_report_says_where_a_rank_waits() -> None:

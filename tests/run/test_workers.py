@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import stat
@@ -19,7 +20,7 @@ from hpcrec.errors import ConfigError, ParallelError
 from hpcrec.parallel.communicator import SerialCommunicator
 from hpcrec.run.cluster import cluster
 from hpcrec.run.config import load_job
-from hpcrec.run.schedulers import check_encrypted
+from hpcrec.run.schedulers import check_encrypted, quietly
 from hpcrec.run.workers import described, lend, stage_workers
 
 pytestmark = pytest.mark.timeout(240)
@@ -184,3 +185,16 @@ def test_batch_jobs_of_this_machine(tiny_job: Path, tmp_path: Path, monkeypatch:
         assert keys
         assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in keys)
     assert not list(tmp_path.glob(".dask-*"))
+
+
+def test_tracebacks_of_libraries_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """What is lost is told in a sentence of hpcrec's own; afterwards all is as it was."""
+    before = logging.getLogger("asyncio").level
+    with quietly():
+        logging.getLogger("asyncio").error("Task exception was never retrieved")
+        logging.getLogger("distributed.client").error("Failed to reconnect to scheduler")
+        logging.getLogger("hpcrec.run.workers").warning("ours")
+    assert [record.message for record in caplog.records] == ["ours"]
+    assert logging.getLogger("asyncio").level == before
+    logging.getLogger("asyncio").error("heard again")
+    assert caplog.records[-1].message == "heard again"
