@@ -270,6 +270,8 @@ class TiltRun:
                 if self.state.iteration > self.saved:
                     self.save()
                 self.writer.wait()
+                # Nobody leaves before the checkpoint is written
+                self.group.idle_barrier()
                 raise leave
             watch.now(f"sweep {self.state.iteration + 1} of tilt {setup.number}")
             before = time.perf_counter()
