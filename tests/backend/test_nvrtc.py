@@ -19,9 +19,8 @@ KINDS = [
 CHOSEN = [found[0] for found in KINDS] + [found[-1] for found in KINDS if found[0].kernels == "fused"]
 # Warps of a multiprocessor, among four schedulers: two each at least
 LEAST_WARPS = 8
-# Bytes a thread may spill, by the kernel's windows; 0: what serves array code and the tomography, where NVRTC 13.0
-# spills nothing and 13.5 up to 16
-MOST_SPILLED = {0: 16, 64: 400, 96: 700, 128: 400, 256: 64}
+# Bytes a thread may spill, by the kernel's windows; 0: what serves array code and the tomography
+MOST_SPILLED = {0: 0, 64: 400, 96: 700, 128: 400, 256: 64}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def test_a_variant_compiles_within_its_budget(budgets, variant, architecture):
 
 @pytest.mark.parametrize("architecture", gpu_budget.LIMITS)
 @pytest.mark.parametrize("variant", list(gpu_budget.other_variants()), ids=names)
-def test_what_serves_array_code_and_the_tomography_hardly_spills(budgets, variant, architecture):
+def test_what_serves_array_code_and_the_tomography_spills_nothing(budgets, variant, architecture):
     registers, stores, loads = budgets(variant, architecture)
     assert max(stores, loads) <= MOST_SPILLED[variant.n]
     assert gpu_budget.blocks(architecture, registers, variant.shared, variant.threads) * variant.threads >= 512

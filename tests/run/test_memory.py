@@ -152,8 +152,9 @@ def test_compact_batches_spare_the_copies_of_their_box(name: str, options: dict[
         # Planned is a bound: of the arrays in an update, those of the box are not all told apart
         assert found < 1.03 * max(beside - kept_box, update - update_box)
         assert found < max(beside + 1.5 * threads, update) - 2.4
-    # The plan names no array that is not there; small things beside the object shift the slope by a few thousandths
-    assert measured[1] >= beside - kept_box - 3e-3
+    # The plan names no array that is not there; of some engines none but the object, which was there before
+    if beside - kept_box > 1:
+        assert round(measured[1], 3) >= round(beside - kept_box, 3)
 
 
 class Counts:
