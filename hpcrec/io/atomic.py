@@ -52,9 +52,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
     except OSError as fault:
         raise storage_error(target, fault) from fault
     finally:
-        _UNDER_WAY.files -= 1
         with suppress(OSError):
             temporary.unlink()
+        _UNDER_WAY.files -= 1
 
 
 def writing() -> bool:

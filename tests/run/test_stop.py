@@ -97,12 +97,12 @@ def test_a_request_interrupts_what_may_be_interrupted_but_no_file(tmp_path: Path
         stop.interrupt(False)
     with stop.listening():
         stop.interrupt(True)
-        with atomic_path(tmp_path / "file") as path:
-            os.kill(os.getpid(), signal.SIGTERM)
-            until(lambda: stop._listener.request > 0)
-            path.write_text("whole")
-            time.sleep(0.1)
-        with pytest.raises(StoppedError):
+        with pytest.raises(StoppedError):  # noqa: PT012 - once the file is whole, it may come at any line
+            with atomic_path(tmp_path / "file") as path:
+                os.kill(os.getpid(), signal.SIGTERM)
+                until(lambda: stop._listener.request > 0)
+                time.sleep(0.1)
+                path.write_text("whole")
             time.sleep(60)
         stop.interrupt(False)
     assert (tmp_path / "file").read_text() == "whole"
