@@ -13,8 +13,9 @@ __global__ void __launch_bounds__(ROW_THREADS) tomography_back_project_rows(cons
   back_project_rows<DEGREE>(&thread, p, blockIdx.x, blockIdx.y);
 }
 
+// Blocks of a multiprocessor for which nothing need be spilled; a compiler that chooses spills a little for one more
 template <int DEGREE, bool MOMENT, bool BINS>
-__global__ void __launch_bounds__(32 * TILE_WARPS) tomography_project_any(const __grid_constant__ ProjectorArguments p) {
+__global__ void __launch_bounds__(32 * TILE_WARPS, MOMENT || BINS ? 5 : 8) tomography_project_any(const __grid_constant__ ProjectorArguments p) {
   extern __shared__ float4 shared[];
   ProjectorThread thread = {(int)threadIdx.x};
   project_any<DEGREE, MOMENT, BINS>(&thread, (float *)shared, p, blockIdx.x, blockIdx.y);
