@@ -13,7 +13,7 @@ from hpcrec import errors
 from hpcrec.io.results import read_volume
 
 LARGEST_DIFFERENCE: Final = 1e-5
-_SENTENCE: Final = re.compile(r"^(?:rank \d+|error|stopped): .+", re.MULTILINE)
+_SENTENCE: Final = re.compile(r"^(?:(?:rank \d+|error|stopped):|rank \d+ \(process) .+", re.MULTILINE)
 _WARNING: Final = re.compile(r"^warning: .+", re.MULTILINE)
 # What mpiexec says of ranks that died
 _BANNER: Final = re.compile(r"BAD TERMINATION|APPLICATION TERMINATED|EXIT STRING|YOUR APPLICATION|mpiexec@|proxy")

@@ -27,7 +27,7 @@ from hpcrec.backend.device import DeviceName, gpu_fault, use_device
 from hpcrec.backend.threads import THREAD_VARIABLES
 from hpcrec.errors import DeviceError, ParallelError
 from hpcrec.errors import WorkersLostError as WorkersLostError
-from hpcrec.run.schedulers import about_tls, check_encrypted
+from hpcrec.run.schedulers import about_tls, check_encrypted, hear_of_loop, lost
 from hpcrec.tomography.executor import add_in_pairs
 
 logger = logging.getLogger(__name__)
@@ -107,13 +107,14 @@ class DaskExecutor:
 
     def __init__(self, client: Client, device: DeviceName = "cpu", n_recoveries: int = 0) -> None:
         self.client, self.generation = client, 0
+        loop: Any = client.loop
+        loop.asyncio_loop.set_exception_handler(hear_of_loop)
         self.told: Callable[[str], None] = logger.warning
         self._n_recoveries = self._left = n_recoveries
         self._known = set(self._heard())
         self._silences: dict[str, tuple[float, int]] = {}
         self._n_start = max(len(self._known), 1)
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        self._n_threads = sum(int(worker["nthreads"]) for worker in workers)
+        self._n_threads = sum(int(worker["nthreads"]) for worker in self._workers().values())
         self._seats = {} if device == "cpu" else self._find_seats(device)
         self.device = "gpu" if self._seats else "cpu"
         self._homes: WeakKeyDictionary[Future[Any], str] = WeakKeyDictionary()
@@ -121,8 +122,7 @@ class DaskExecutor:
     def _find_seats(self, device: DeviceName) -> dict[str, Seat]:
         """Return each worker's seat by name, or none where "auto" finds a worker without a GPU."""
         with self._watching("looking for GPUs"):
-            sights = self.client.run(_sight)
-            workers = self.client.scheduler_info(n_workers=-1)["workers"]
+            sights, workers = self.client.run(_sight), self._workers()
         missing = {address: fault for address, (fault, _) in sights.items() if fault is not None}
         if missing:
             address, fault = next(iter(missing.items()))
@@ -139,10 +139,15 @@ class DaskExecutor:
             found |= {name: Seat(place=place, n=len(names)) for place, name in enumerate(ordered)}
         return found
 
+    def _workers(self) -> dict[str, Any]:
+        """Return what the scheduler tells of each worker, by address; nothing where it is gone."""
+        # The client would ask for half a minute
+        found: Any = self.client.scheduler_info(n_workers=-1) if self._reached() else {}
+        return dict(found.get("workers", {}))
+
     def _heard(self) -> dict[str, float]:
         """Return when each worker was heard last, by the scheduler's clock."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        return {address: float(worker["last_seen"]) for address, worker in workers.items()}
+        return {address: float(worker["last_seen"]) for address, worker in self._workers().items()}
 
     @property
     def n_workers(self) -> int:
@@ -192,6 +197,7 @@ class DaskExecutor:
         if not self._left:
             raise fault
         self._left -= 1
+        self._await_scheduler()
         self.told(f"{str(fault).partition(':')[0]}: what they held is brought back, and the work goes on")
         silent = [address for address, (_, count) in self._silences.items() if count >= SILENT_LOOKS]
         with self._watching("recovering"):
@@ -200,7 +206,8 @@ class DaskExecutor:
             # The scheduler may hear of the loss later than this process
             self._wait_while(lambda heard: not silent and self._known <= set(heard), WATCH_SECONDS)
             self._wait_while(lambda heard: len(heard) < self._n_start, RETURN_SECONDS)
-            heard = self._wait_while(lambda heard: not set(heard) - set(silent), ALONE_SECONDS)
+            heard = self._wait_while(lambda heard: self._reached() and not set(heard) - set(silent), ALONE_SECONDS)
+        self._await_scheduler()
         if not set(heard) - set(silent):
             raise fault
         self._known, self._silences = set(heard) - set(silent), {}
@@ -208,6 +215,14 @@ class DaskExecutor:
         self.generation += 1
         if self.device == "gpu":
             self._seats = self._find_seats("gpu")
+
+    def _reached(self) -> bool:
+        return str(self.client.status) == "running"
+
+    def _await_scheduler(self) -> None:
+        self._wait_while(lambda _: not self._reached(), RETURN_SECONDS)
+        if not self._reached():
+            raise WorkersLostError("the Dask scheduler is gone: start one again, then the same command to continue")
 
     def _wait_while(self, condition: Callable[[dict[str, float]], bool], seconds: float) -> dict[str, float]:
         """Return :meth:`_heard`, at once or when the condition no longer holds, or the time is up."""
@@ -236,9 +251,9 @@ class DaskExecutor:
     def _check_workers(self, name: str) -> None:
         """Raise WorkersLostError if a worker is gone, or was not heard of in many looks at it."""
         heard = self._heard()
-        lost = self._known - set(heard)
-        if lost:
-            raise WorkersLostError(_lost(f"{len(lost)} Dask worker(s) died", name))
+        gone = self._known - set(heard)
+        if gone:
+            raise WorkersLostError(lost(f"{len(gone)} Dask worker(s) died", name))
         before = self._silences
         self._silences = {
             address: (heard[address], before[address][1] + 1 if before.get(address, (0.0,))[0] == heard[address] else 0)
@@ -246,7 +261,7 @@ class DaskExecutor:
         }
         silent = sum(count >= SILENT_LOOKS for _, count in self._silences.values())
         if silent:
-            raise WorkersLostError(_lost(f"{silent} Dask worker(s) hung", name))
+            raise WorkersLostError(lost(f"{silent} Dask worker(s) hung", name))
 
     @contextmanager
     def _watching(self, name: str) -> Iterator[None]:
@@ -254,7 +269,7 @@ class DaskExecutor:
         try:
             yield
         except LOSSES as fault:
-            raise WorkersLostError(_lost(f"Dask workers ({fault}) died", name)) from None
+            raise WorkersLostError(lost(f"Dask workers ({fault}) died", name)) from None
 
     def keep(self, function: Callable[..., Any], *iterables: Iterable[Any]) -> list[Any]:
         """Return handles of the results, which stay on the workers that computed them."""
@@ -318,13 +333,6 @@ def _name(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__name__", "task")).strip("_")
 
 
-def _lost(what: str, name: str) -> str:
-    return (
-        f"{what} during {name!r}: start the same command again to continue; "
-        "if they ran out of memory, ask for more of it or for fewer workers (parallel.workers)"
-    )
-
-
 @contextmanager
 def cluster(
     n_workers: int, scheduler: str = "", device: DeviceName = "cpu", unencrypted: bool = False
@@ -359,7 +367,7 @@ def cluster(
     settings = {
         "distributed.worker.daemon": True,
         "distributed.comm.timeouts.connect": "60s",
-        "logging.distributed": "error",
+        "logging.distributed": "critical",  # a worker's tracebacks of connections that end; its faults are raised here
     }
     with dask.config.set(settings), _single_threaded_children():
         local = LocalCluster(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hpcrec.errors import ConfigError, ParallelError
 
 _ENCRYPTED: Final = ("tls", "wss", "inproc")
-
 
 # They print tracebacks of what is lost with a worker or a scheduler
 _TALKATIVE: Final = ("asyncio", "tornado.application", "distributed", "distributed.client", "distributed.core")
@@ -31,6 +31,20 @@ def quietly() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before):
             logger.setLevel(level)
+
+
+def hear_of_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Let the client's loop keep to itself that nobody awaits results any more: it may say so at any later time."""
+    if type(context.get("exception")).__name__ != "AllExit":
+        loop.default_exception_handler(context)
+
+
+def lost(what: str, name: str) -> str:
+    """Return what to do where workers are lost during the task ``name``."""
+    return (
+        f"{what} during {name!r}: start the same command again to continue; "
+        "if they ran out of memory, ask for more of it or for fewer workers (parallel.workers)"
+    )
 
 
 def check_encrypted(scheduler: str) -> None:

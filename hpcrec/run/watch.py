@@ -244,7 +244,7 @@ class Watch:
         """Tell what was found and where each rank is, once, and end the job."""
         try:
             os.close(os.open(self._folder / "found", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            sys.stderr.write("\n".join([f"{place} {fault}; the job ends", *self._report(), ""]))
+            sys.stderr.write("\n".join([f"{place} {fault}; the job ends", *self._report(place), ""]))
             sys.stderr.flush()
             time.sleep(_SAY_S)
         except FileExistsError:
@@ -252,12 +252,13 @@ class Watch:
         finally:
             mpi.end_at_once(ParallelError.exit_code)
 
-    def _report(self) -> list[str]:
-        """Return a line for each rank: what it does and where it is."""
+    def _report(self, gone: Place) -> list[str]:
+        """Return a line for each rank: what it does and where it is; of the one that is gone, what it told last."""
         lines = []
         for place in self._places[:_MOST_LINES]:
             record = self._record() if place.rank == self._rank else read_record(self._folder, place.rank)
-            lines.append(f"  {place}: {_told(record)}")
+            last = "when last heard: " if place == gone != self._places[self._rank] else ""
+            lines.append(f"  {place}: {last}{_told(record)}")
         if len(self._places) > _MOST_LINES:
             lines.append(f"  and {len(self._places) - _MOST_LINES} more ranks")
         return lines

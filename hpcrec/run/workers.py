@@ -57,7 +57,7 @@ _QUEUE_S: Final = 3600.0
 _QUIET: Final = {
     "distributed.worker.daemon": True,
     "distributed.comm.timeouts.connect": "60s",
-    "logging.distributed": "error",
+    "logging.distributed": "critical",
 }
 
 

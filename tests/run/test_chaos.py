@@ -86,6 +86,8 @@ def test_the_end_is_judged_by_code_sentence_and_traceback() -> None:
     assert verdict.end_faults("kill-rank", 0, "", missed=False) == ["exit code 0 of a killed job"]
     warned = "warning: 1 Dask worker(s) died (done here: attempt 2 of 3)\n"
     assert verdict.end_faults("kill-worker", 6, warned, missed=False) == ["no sentence"]
+    silent = "rank 0 (process 17 on node) has given no sign of life for 40 s: its process is suspended; the job ends"
+    assert verdict.end_faults("hung-rank", 6, silent, missed=False) == []
     assert verdict.sentence(warned) == warned.strip()
     assert verdict.sentence(warned + full) == full.strip()
     trace = "rank 0: Traceback (most recent call last):\n"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -18,7 +21,7 @@ import pytest
 
 import hpcrec.run.cluster as cluster_module
 from hpcrec.backend.threads import THREAD_VARIABLES
-from hpcrec.errors import DataError, ParallelError
+from hpcrec.errors import DataError, ParallelError, StoppedError
 from hpcrec.run.cluster import LARGE_BYTES, DaskExecutor, WorkersLostError, cluster
 
 pytestmark = pytest.mark.timeout(120)
@@ -193,3 +196,47 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
         cluster(1, "tcp://127.0.0.1:9"),
     ):
         pass
+
+
+def test_a_stop_while_results_are_awaited_is_all_that_is_told(caplog, monkeypatch) -> None:
+    """What the client's tasks found when it was closed comes up whenever they are thrown away."""
+
+    def stopped(name: str) -> None:
+        raise StoppedError("stopped on request")
+
+    monkeypatch.setattr(cluster_module, "WATCH_SECONDS", 0.2)
+    with cluster(1) as executor:
+        executor.map(abs, range(2))
+        monkeypatch.setattr(executor, "_check_workers", stopped)
+        with pytest.raises(StoppedError):
+            executor.map(process_of, range(20))
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+def test_a_killed_scheduler_is_named(tmp_path: Path, monkeypatch) -> None:
+    """Nobody waits long for workers that nobody could tell of."""
+    monkeypatch.setattr(cluster_module, "RETURN_SECONDS", 1.0)
+    known = tmp_path / "scheduler.json"
+    here = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(known)]
+    scheduler = start_dask("dask_scheduler", "--port", "0", *here)
+    until(known.exists, 60)
+    worker = start_dask("dask_worker", *here, "--nthreads", "1", "--no-nanny", "--death-timeout", "60")
+    try:
+        with cluster(1, str(known)) as executor:
+            executor.client.wait_for_workers(1, timeout=60)
+            executor = DaskExecutor(executor.client, n_recoveries=3)
+            assert executor.map(abs, [-1]) == [1]
+            scheduler.kill()
+            scheduler.wait()
+            with pytest.raises(WorkersLostError, match="Dask scheduler is gone: start one again"):
+                executor.map(abs, [-2])
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+
+
+def start_dask(module: str, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", f"distributed.cli.{module}", *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

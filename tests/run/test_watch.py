@@ -94,7 +94,10 @@ def test_a_suspended_process_is_found_and_a_computing_one_is_not(
     assert f"rank 1 (process {sleeper.pid} on " in told
     assert "no sign of life" in told
     assert "its process is suspended; the job ends" in told
-    assert f"  rank 1 (process {sleeper.pid} on {os.uname().nodename}): sweep 2 of tilt 0; is in visit" in told
+    assert (
+        f"  rank 1 (process {sleeper.pid} on {os.uname().nodename}): when last heard: sweep 2 of tilt 0; is in visit"
+        in told
+    )
     sleeper.send_signal(signal.SIGCONT)
 
 
