@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from importlib.util import find_spec
 from typing import Any, Final
 
 from hpcrec.engines import engine_class
 from hpcrec.run.constrain import chosen_constraints, constraint_faults
 from hpcrec.run.job import Job
 from hpcrec.run.optics import chosen_slices
+from hpcrec.run.schedulers import NO_JOBQUEUE, open_faults
 
 
 def job_faults(job: Job) -> list[str]:
@@ -33,12 +35,7 @@ def job_faults(job: Job) -> list[str]:
     numbers = [slices] if isinstance(slices, int) else slices if isinstance(slices, list) else []
     if any(n < 1 for n in numbers):
         faults.append("ptychography.slices: must be 1 or more")
-    if isinstance(job.parallel.group_size, int) and job.parallel.group_size < 1:
-        faults.append("parallel.group_size: must be 1 or more, or 'auto'")
-    if job.parallel.scheduler and job.parallel.cluster != "local":
-        faults.append(
-            f"parallel.cluster: {job.parallel.cluster!r} starts workers, parallel.scheduler has its own; leave one out"
-        )
+    faults.extend(_parallel_faults(job))
     faults.extend(_engine_faults(job))
     faults.extend(_range_faults(job))
     faults.extend(_detector_faults(job))
@@ -50,6 +47,21 @@ def job_faults(job: Job) -> list[str]:
         faults.append("ptychography.object_states: a volume needs one object state; leave [tomography] out, or take 1")
     if job.analysis and not job.tomography:
         faults.append("analysis: needs a [tomography] section, whose volume it measures")
+    return faults
+
+
+def _parallel_faults(job: Job) -> list[str]:
+    """Return what of [parallel] cannot be; what only the tomography stage would stumble over is told at once."""
+    p, faults = job.parallel, []
+    if isinstance(p.group_size, int) and p.group_size < 1:
+        faults.append("parallel.group_size: must be 1 or more, or 'auto'")
+    if p.scheduler and p.cluster != "local":
+        faults.append(f"parallel.cluster: {p.cluster!r} starts workers, parallel.scheduler has its own; leave one out")
+    if p.cluster == "jobqueue" and find_spec("dask_jobqueue") is None:
+        faults.append(NO_JOBQUEUE)
+    # A scheduler's file may yet have to be written
+    if p.scheduler and not p.unencrypted_scheduler and not p.scheduler.endswith(".json"):
+        faults.extend(open_faults(p.scheduler))
     return faults
 
 
@@ -172,6 +184,8 @@ _LOWEST: Final = {
     "parallel.threads": 1,
     "parallel.halo_margin_angstrom": 0,
     "parallel.memory_gib_per_rank": 0,
+    "parallel.patience_s": 0,
+    "parallel.stall_s": 0,
     "tomography.binning": 1,
     "tomography.thickness_angstrom": 0,
     "tomography.fista.n_iterations": 1,

@@ -13,6 +13,10 @@ from typing import Any, Final
 
 from hpcrec.errors import ConfigError, ParallelError
 
+NO_JOBQUEUE: Final = (
+    "parallel.cluster = 'jobqueue' needs the library dask-jobqueue, which is not installed: "
+    "pip install 'hpcrec[jobqueue]', or set parallel.cluster = 'local'"
+)
 _ENCRYPTED: Final = ("tls", "wss", "inproc")
 
 # They print tracebacks of what is lost with a worker or a scheduler
@@ -49,19 +53,25 @@ def lost(what: str, name: str) -> str:
 
 def check_encrypted(scheduler: str) -> None:
     """Raise ConfigError for a scheduler on another host whose traffic anybody there could read, and forge."""
-    address = _address(scheduler)
+    for fault in open_faults(_address(scheduler)):
+        raise ConfigError(fault)
+
+
+def open_faults(address: str) -> list[str]:
+    """Return what is wrong with the address of a scheduler whose traffic others could read; nothing where none can."""
     protocol, _, place = address.rpartition("://")
     host = place.rpartition(":")[0].strip("[]")
     try:
         here = ipaddress.ip_address(host).is_loopback
     except ValueError:
         here = host in ("", "localhost")
-    if protocol not in _ENCRYPTED and not here:
-        raise ConfigError(
-            f"parallel.scheduler: {address} is on another host and not encrypted, so whoever reaches it can run "
-            "programs there: start it with tls:// and give its credentials in Dask's configuration, or set "
-            "parallel.unencrypted_scheduler = true on a network that you trust"
-        )
+    if protocol in _ENCRYPTED or here:
+        return []
+    return [
+        f"parallel.scheduler: {address} is on another host and not encrypted, so whoever reaches it can run "
+        "programs there: start it with tls:// and give its credentials in Dask's configuration, or set "
+        "parallel.unencrypted_scheduler = true on a network that you trust"
+    ]
 
 
 def _address(scheduler: str) -> str:

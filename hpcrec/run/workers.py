@@ -34,7 +34,7 @@ from hpcrec.run.cluster import RECOVERIES, DaskExecutor
 from hpcrec.run.job import Job
 from hpcrec.run.memory import GIB, memory_limit
 from hpcrec.run.plan import available_cores, n_workers
-from hpcrec.run.schedulers import quietly
+from hpcrec.run.schedulers import NO_JOBQUEUE, quietly
 
 logger = logging.getLogger(__name__)
 
@@ -279,8 +279,5 @@ def _batch_class(name: str) -> Any:
     try:
         module = import_module(f"dask_jobqueue.{name}")
     except ImportError:
-        raise ConfigError(
-            "parallel.cluster = 'jobqueue' needs the library dask-jobqueue, which is not installed: "
-            "pip install 'hpcrec[jobqueue]', or set parallel.cluster = 'local'"
-        ) from None
+        raise ConfigError(NO_JOBQUEUE) from None
     return getattr(module, BATCH_SYSTEMS[name])

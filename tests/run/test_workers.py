@@ -68,6 +68,21 @@ def test_two_sources_are_a_fault(tiny_job: Path) -> None:
         job_with(tiny_job, "parallel.cluster=mpi", "parallel.scheduler=tls://node7:8786")
 
 
+def test_what_the_last_stage_would_stumble_over_is_told_first(tiny_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"tcp://node7:8786 is on another host and not encrypted"):
+        job_with(tiny_job, "parallel.scheduler=tcp://node7:8786")
+    job_with(tiny_job, "parallel.scheduler=tcp://node7:8786", "parallel.unencrypted_scheduler=true")
+    monkeypatch.setattr("hpcrec.run.faults.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'hpcrec\[jobqueue\]'"):
+        job_with(tiny_job, "parallel.cluster=jobqueue")
+
+
+@pytest.mark.parametrize("key", ["parallel.patience_s", "parallel.stall_s"])
+def test_times_are_not_negative(tiny_job: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}: must be 0 or more, got -1"):
+        job_with(tiny_job, f"{key}=-1")
+
+
 def test_the_source_is_told(tiny_job: Path) -> None:
     assert described(job_with(tiny_job, "parallel.cluster=mpi"), 3) == "a Dask worker in each of 3 rank(s)"
     changes = "parallel.cluster=jobqueue", "parallel.batch_system=pbs", "parallel.batch_jobs=4"
