@@ -83,6 +83,13 @@ def test_times_are_not_negative(tiny_job: Path, key: str) -> None:
         job_with(tiny_job, f"{key}=-1")
 
 
+@pytest.fixture
+def batch_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job file is taken as where dask-jobqueue is installed."""
+    monkeypatch.setattr("hpcrec.run.faults.find_spec", lambda name: name)
+
+
+@pytest.mark.usefixtures("batch_library")
 def test_the_source_is_told(tiny_job: Path) -> None:
     assert described(job_with(tiny_job, "parallel.cluster=mpi"), 3) == "a Dask worker in each of 3 rank(s)"
     changes = "parallel.cluster=jobqueue", "parallel.batch_system=pbs", "parallel.batch_jobs=4"
@@ -157,6 +164,7 @@ def test_ranks_become_workers_and_survive_the_death_of_one(tiny_job: Path, tmp_p
     assert sorted(re.findall(r"rank (\d) of 3 ended", done.stdout)) == ["0", "1", "2"]
 
 
+@pytest.mark.usefixtures("batch_library")
 def test_a_missing_library_is_told_in_a_sentence(
     tiny_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
