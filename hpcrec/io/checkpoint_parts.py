@@ -94,10 +94,11 @@ class Parts:
             with open_unread(part_path(self.index, self.token, i), _FORMAT, _VERSION) as arrays:
                 for name in (name for name in arrays if name.startswith(_PIXELS)):
                     stored, leading = arrays[name], arrays[name].shape[:-2]
-                    values = found.setdefault(name, np.empty(leading + box.shape, stored.dtype))
+                    if name not in found:
+                        found[name] = np.empty(leading + box.shape, stored.dtype)
                     for place in np.ndindex(*leading) if not common.empty else ():
                         block = stored.read((*place, *common.slices(part.box)))
-                        values[(*place, *common.slices(box))] = block
+                        found[name][(*place, *common.slices(box))] = block
         return {name.removeprefix(_PIXELS): values for name, values in found.items()}
 
     def patterns(self, places: IntArray) -> dict[str, Array]:
@@ -111,11 +112,11 @@ class Parts:
             with open_unread(part_path(self.index, self.token, i), _FORMAT, _VERSION) as arrays:
                 for name in (name for name in arrays if name.startswith(_PATTERNS)):
                     stored = arrays[name]
-                    values = found.setdefault(name, np.empty((len(places), *stored.shape[1:]), stored.dtype))
+                    if name not in found:
+                        found[name] = np.empty((len(places), *stored.shape[1:]), stored.dtype)
                     for first, last in _runs(there[order]):
-                        values[here[order][first:last]] = stored.read(
-                            (slice(int(there[order][first]), int(there[order][last - 1]) + 1),)
-                        )
+                        rows = slice(int(there[order[first]]), int(there[order[last - 1]]) + 1)
+                        found[name][here[order[first:last]]] = stored.read((rows,))
         return {name.removeprefix(_PATTERNS): values for name, values in found.items()}
 
     @property
