@@ -1,7 +1,7 @@
 """What test_saves.py starts under mpiexec: ``python saving_rank.py memory FOLDER | full ARGUMENTS OF hpcrec``.
 
-With ``memory`` four ranks write and read a checkpoint of 64 MiB, and rank 0 tells in bytes of a tile what it took at
-most for each. With ``full`` rank 1 has no room for its second part.
+With ``memory`` four ranks write and read a checkpoint of 64 MiB, and rank 0 tells, in units of its tile, what it took
+at most for each. With ``full`` rank 1 has no room for its second part.
 """
 
 import sys
