@@ -97,14 +97,16 @@ class Hdf5Writer:
     def __init__(self, file: h5py.File, sink: _Sink) -> None:
         self._file, self._sink = file, sink
 
-    def record(self, name: str, arrays: Mapping[str, Array], attributes: Attributes) -> None:
-        """Write a record as group ``name`` (``"/"`` is the file itself)."""
+    def record(self, name: str, arrays: Mapping[str, Array], attributes: Attributes) -> str:
+        """Write a record as group ``name`` (``"/"`` is the file itself); return its checksum."""
         group = self._file.require_group(name)
         for key, value in sorted(arrays.items()):
             group.create_dataset(key, data=value)
             self._file.flush()
             self.check()
-        self.attributes(name, {**attributes, _DIGEST: record_digest(arrays, attributes)})
+        digest = record_digest(arrays, attributes)
+        self.attributes(name, {**attributes, _DIGEST: digest})
+        return digest
 
     def copy(self, name: str, record: StoredRecord) -> None:
         """Write a record of another file as group ``name``, a block at a time."""
@@ -177,17 +179,21 @@ class StoredArray:
         """Type of the array in native byte order."""
         return self.dataset.dtype.newbyteorder("=")  # type: ignore[no-any-return]
 
+    def read(self, selection: tuple[int | slice, ...]) -> Array:
+        """Return a part of the array; raises :class:`DataError` where it cannot be read."""
+        return read_block(self.dataset, selection, self.where)
+
     def blocks(self) -> Iterator[tuple[tuple[int | slice, ...], Array]]:
         """Yield places and values of blocks, in the order of memory."""
         if not self.shape:
-            yield (), read_block(self.dataset, (), self.where)
+            yield (), self.read(())
             return
         leading, n_rows, row = self.shape[:-2], self.shape[-2:][0], self.shape[-2:][1:]
         rows = max(_BLOCK_BYTES // max(math.prod(row) * self.dtype.itemsize, 1), 1)
         for place in np.ndindex(*leading):
             for first in range(0, n_rows, rows):
                 selection = (*place, slice(first, min(first + rows, n_rows)))
-                yield selection, read_block(self.dataset, selection, self.where)
+                yield selection, self.read(selection)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,7 +227,7 @@ def record_digest(arrays: Mapping[str, Array | StoredArray], attributes: Attribu
 def read_record(group: h5py.Group, where: str) -> tuple[dict[str, Array], dict[str, Attribute]]:
     """Return arrays and attributes of a record; raises :class:`DataError` naming ``where`` if it is damaged."""
     found, attributes = _stored(group, where)
-    arrays = {name: read_block(one.dataset, (), one.where) for name, one in found.items()}
+    arrays = {name: one.read(()) for name, one in found.items()}
     _check_digest(arrays, attributes, where)
     return arrays, attributes
 
@@ -286,6 +292,14 @@ def open_record(path: Path, file_format: str, version: int) -> Iterator[StoredRe
     with open_hdf5(path) as file:
         check_format(file, path, file_format, version)
         yield stored_record(file["/"], str(path))
+
+
+@contextmanager
+def open_unread(path: Path, file_format: str, version: int) -> Iterator[dict[str, StoredArray]]:
+    """Give the arrays of such a file whose checksum was tested before; raises :class:`DataError`."""
+    with open_hdf5(path) as file:
+        check_format(file, path, file_format, version)
+        yield _stored(file["/"], str(path))[0]
 
 
 def check_format(file: h5py.File, path: Path, file_format: str, version: int) -> None:

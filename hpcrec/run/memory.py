@@ -165,19 +165,21 @@ def _work_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, threads: in
 
     Engines that take all patterns at once hold them a second time. What constraints need on the first rank is counted
     for all; so are exit waves, which are there twice, and once more where a group's checkpoints are gathered, and
-    the copy of the whole object and its memories from which a checkpoint is written while sweeps go on.
+    the copy of the object and its memories from which a checkpoint is written while sweeps go on: of the whole, or of
+    the rank's own tile.
     """
     held, most = object_bytes(job, series, grid, size, threads, compiled=compiled_kernel(job))
     engine, n = engine_class(job.ptychography.engine), n_positions(series)
+    tiled = job.parallel.exchange == "tiled" and size > 1
     batch = 2 * batch_size(job, n) * pattern_bytes(series) / size
     of_positions = n * _POSITION_BYTES + 2 * n / batch_size(job, n) * _ARRAY_BYTES
     waves = 0.0
     if engine.full_batch:
         batch = _share_bytes(job, series, size)
     if engine.keeps_waves:
-        waves = waves_bytes(job, series) * (2 / size + (size > 1))
+        waves = waves_bytes(job, series) * (2 / size + (size > 1 and not tiled))
     if not engine.keeps_waves and job.ptychography.iterations > job.ptychography.checkpoint_every:
-        most += object_bytes(job, series, grid, 1, compiled=compiled_kernel(job))[0]
+        most += held if tiled else object_bytes(job, series, grid, 1, compiled=compiled_kernel(job))[0]
     update = most + batch + waves + _kept_bytes(job, series, size) + threads * _room_bytes(job, series)
     loading = held + _READER_BLOCKS * min(BLOCK_BYTES, _share_bytes(job, series, size))
     assessing = held + waves / 2 + threads * CHUNK_PIXELS * (4 + 2 * np.dtype(series.facts.dtype).itemsize)

@@ -23,7 +23,7 @@ from hpcrec.data.views import half_resolution, with_positions
 from hpcrec.errors import DataError, DeviceError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.scan import half_scans, held_out_positions
-from hpcrec.io.checkpoint import latest_good, remove_checkpoints
+from hpcrec.io.checkpoint import remove_checkpoints
 from hpcrec.operators.resample import double_object
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.run.job import Job
@@ -31,6 +31,7 @@ from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.observers import Observer
 from hpcrec.run.outcome import Start, TiltOutcome
 from hpcrec.run.runner import TiltRun, checkpoint_prefix
+from hpcrec.run.saves import begun
 from hpcrec.run.start import common_grid
 from hpcrec.run.stop import leave_if_asked
 
@@ -114,9 +115,7 @@ def _coarse_to_fine(task: TiltTask, name: str) -> TiltOutcome | None:
 
 def _begun(task: TiltTask, name: str) -> bool:
     """Whether the part ``name`` has a checkpoint."""
-    prefix = checkpoint_prefix(name, task.number)
-    found = task.group.rank == 0 and latest_good(task.checkpoints, prefix) is not None
-    return bool(task.group.broadcast(found))
+    return begun(task.checkpoints, checkpoint_prefix(name, task.number), task.group)
 
 
 def _sweep(task: TiltTask, name: str, start: Start | None = None) -> TiltOutcome | None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from hpcrec.backend.array import Array, FloatArray, IntArray, all_finite, array_module, to_host
+from hpcrec.backend.array import Array, FloatArray, IntArray, all_finite, to_host
 from hpcrec.data.batches import BatchReader, global_batches
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.resident import DeviceReader, PatternReader
@@ -20,7 +20,6 @@ from hpcrec.engines.base import StreamingEngine, visit
 from hpcrec.errors import DivergedError, HpcrecError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.scan import hilbert_order
-from hpcrec.io.checkpoint import Checkpoint, CheckpointWriter, latest_good
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.launched import prefers_events
 from hpcrec.models.placement import state_on
@@ -28,7 +27,6 @@ from hpcrec.models.stream import Block, StepRule, blocks_of
 from hpcrec.operators.resample import probe_like
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.exchange import Exchange, make_exchange
-from hpcrec.parallel.patterns import gather_patterns, hand_out_patterns
 from hpcrec.run import stop, watch
 from hpcrec.run.assess import Assessor, held_out
 from hpcrec.run.build import build_engine, build_model
@@ -38,6 +36,7 @@ from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.monitor import Monitor
 from hpcrec.run.observers import Observer
 from hpcrec.run.outcome import Start, TiltOutcome, illumination, peak_memory_gib
+from hpcrec.run.saves import Saves, Site, find_checkpoint, make_saves
 from hpcrec.run.start import TiltSetup, moving_margin, start_state, tilt_setup
 
 # Of an array of the whole object that the first rank of a group gathers in its memory; larger ones go to a file
@@ -100,29 +99,23 @@ class TiltRun:
         self.loss: list[float] = []
         self.data_error: list[float] = []
         self.held_out_error: list[float] = []
-        self.writer = CheckpointWriter()
+        self._site = Site(
+            folder=checkpoints, prefix=self.prefix, group=group, exchange=self.exchange, places=self.places
+        )
+        self.writer: Saves = make_saves(self._site, tiled=kind == "tiled")
         self.state = self._start(start)
         self.saved = self.state.iteration
 
     def _start(self, start: Start | None) -> PtychographyState:
         """Return the state of the last good checkpoint, or ``start``, or an empty object under the starting probe."""
         setup = self.setup
-        found = latest_good(self.checkpoints, self.prefix) if self.group.rank == 0 else None
-        # What belongs to single patterns goes to their ranks only
-        waves = _taken(found, ("patterns:",))
-        # What lies on the object's pixels goes to the ranks that hold them
-        on_pixels = _taken(found, ("obj", "object_memory:"))
-        found, names, maps = self.group.broadcast((found, list(waves), list(on_pixels)))
+        found = find_checkpoint(self._site)
         if found is None:
             state = start_state(self.job, setup, self.exchange.held)
             if start is not None:
                 self._begin_from(state, start)
         else:
-            placed = {name: self.exchange.place(on_pixels.pop(name, None)) for name in maps}
-            state = self._resume(found.arrays | placed, found.attributes)
-            for name in names:
-                values = hand_out_patterns(self.group, self.places, waves.get(name))
-                state.pattern_memory[name.removeprefix("patterns:")] = values
+            state = self._resume(found.arrays, found.attributes)
         if self.device.kind == "gpu":
             state = state_on(self.device.module, state)
         state.own, state.core, state.visited = self.own, self.exchange.core, len(self.used)
@@ -157,27 +150,14 @@ class TiltRun:
             refined=group("refined:"),
             object_memory=group("object_memory:"),
             memory=group("memory:"),
+            pattern_memory=group("patterns:"),
         )
 
     def save(self, *, wait: bool = True) -> None:
         """Write a checkpoint of the whole state; collective. Without ``wait`` it may still be under way afterwards."""
-        state = self.state
-        arrays: dict[str, Any] = {"obj": apart(self.exchange.whole(state.obj, self._room), state.obj)}
-        for key, values in sorted(state.object_memory.items()):
-            arrays[f"object_memory:{key}"] = apart(self.exchange.whole(values, self._room), values)
-        for key, values in sorted(state.pattern_memory.items()):
-            arrays[f"patterns:{key}"] = gather_patterns(self.group, self.places, values)
-        if self.group.rank == 0:
-            arrays |= {"probe": to_host(state.probe).copy(), "positions": state.positions.copy()}
-            arrays |= {name: np.array(getattr(self, name)) for name in ("loss", "data_error", "held_out_error")}
-            arrays |= {f"memory:{k}": to_host(v).copy() for k, v in state.memory.items()}
-            arrays |= {f"refined:{k}": to_host(v).copy() for k, v in state.refined.items()}
-            path = self.checkpoints / f"{self.prefix}_{state.iteration:06d}.h5"
-            self.writer.save(path, arrays, {"iteration": state.iteration})
-            # Exit waves are too many to be there once more
-            if wait or state.pattern_memory:
-                self.writer.wait()
-        self.saved = state.iteration
+        curves = {name: np.array(getattr(self, name)) for name in ("loss", "data_error", "held_out_error")}
+        self.writer.save(self.state, curves, wait=wait)
+        self.saved = self.state.iteration
 
     def sweep(self) -> None:
         """Visit every pattern once."""
@@ -255,7 +235,7 @@ class TiltRun:
             with suppress(HpcrecError):
                 self.writer.wait()
             raise
-        self.writer.wait()
+        self.writer.finish()
         if self.state.iteration < job.iterations:
             self._tell({"event": "note", "text": f"tilt {setup.number}: converged after {self.state.iteration} sweeps"})
         watch.now(f"looks at tilt {setup.number}")
@@ -269,7 +249,7 @@ class TiltRun:
             if leave is not None:
                 if self.state.iteration > self.saved:
                     self.save()
-                self.writer.wait()
+                self.writer.finish()
                 # Nobody leaves before the checkpoint is written
                 self.group.idle_barrier()
                 raise leave
@@ -345,15 +325,3 @@ class TiltRun:
             seconds=seconds,
             peak_memory_gib=max(memory),
         )
-
-
-def _taken(found: Checkpoint | None, prefixes: tuple[str, ...]) -> dict[str, Array]:
-    """Take the arrays whose names begin so out of a checkpoint, where there is one."""
-    names = sorted(name for name in (found.arrays if found else ()) if name.startswith(prefixes))
-    return {name: found.arrays.pop(name) for name in names} if found else {}
-
-
-def apart(whole: Array | None, live: Array) -> Array | None:
-    """Return ``whole`` as an array that does not change with ``live``."""
-    here = whole is not None and array_module(live) is np
-    return whole.copy() if whole is not None and here and np.may_share_memory(whole, live) else whole

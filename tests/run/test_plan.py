@@ -117,6 +117,24 @@ def test_tiles_need_less_than_copies_of_the_whole_object(tiny_job: Path, series:
     assert sizes[2] > sizes[0] / 4, "a tile has a halo"
 
 
+def test_a_tiled_rank_copies_its_tile_for_a_checkpoint(tiny_job: Path, series: TiltSeries) -> None:
+    """Object and momentum of a quarter, with halos, not of the whole; exit waves are not gathered either.
+
+    The object is too large to be gathered in memory in the end, which would count for more.
+    """
+    grid = large_grid(series, 12000)
+
+    def need(exchange: str, *changes: str) -> float:
+        return rank_memory(job_with(tiny_job, f"parallel.exchange={exchange}", *changes), series, grid, 4)
+
+    whole = 2 * 8 * 12000**2 / GIB
+    copied = {kind: need(kind) - need(kind, ONE_SAVE) for kind in ("replicated", "tiled")}
+    assert copied["replicated"] == pytest.approx(whole, rel=0.01)
+    assert whole / 4 < copied["tiled"] < whole / 3.5
+    waves = {kind: need(kind, "ptychography.engine=dm") - need(kind, "ptychography.engine=epie") for kind in copied}
+    assert waves["tiled"] < waves["replicated"]
+
+
 @pytest.mark.parametrize(
     ("constraint", "copies"),
     [("positive_phase.every=1", 0), ("ramp.every=1", WHOLE_COPIES), ("kz_filter.beta=1", FILTER_COPIES)],
