@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any, Final
 
@@ -106,3 +108,23 @@ def run_parts(task: Callable[[int, int], None], n: int, threads: int | None = No
     """Run ``task(first, last)`` over n things, split evenly among ``threads`` (default: those available)."""
     workers = Threads(threads or available_threads())
     workers.run([partial(task, part.start, part.stop) for part in workers.shares(n)])
+
+
+@contextmanager
+def worker_processes() -> Iterator[None]:
+    """Let worker processes start with one thread a library, and deaf to a signal that launchers send to whole groups.
+
+    Python's own helper process would die of it, and complain of what it then did not know.
+    """
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    kept = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+        for name, value in kept.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -24,7 +24,7 @@ from distributed.scheduler import KilledWorker
 
 from hpcrec.backend.array import array_module, to_host
 from hpcrec.backend.device import DeviceName, gpu_fault, use_device
-from hpcrec.backend.threads import THREAD_VARIABLES
+from hpcrec.backend.threads import worker_processes
 from hpcrec.errors import DeviceError, ParallelError
 from hpcrec.errors import WorkersLostError as WorkersLostError
 from hpcrec.run.schedulers import about_tls, check_encrypted, hear_of_loop, lost
@@ -369,7 +369,7 @@ def cluster(
         "distributed.comm.timeouts.connect": "60s",
         "logging.distributed": "critical",  # a worker's tracebacks of connections that end; its faults are raised here
     }
-    with dask.config.set(settings), _single_threaded_children():
+    with dask.config.set(settings), worker_processes():
         local = LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,
@@ -382,18 +382,3 @@ def cluster(
         )
     with local, Client(local) as client:
         yield DaskExecutor(client, device, RECOVERIES)
-
-
-@contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """Let worker processes start with one thread a library."""
-    kept = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -212,6 +213,17 @@ def test_a_stop_while_results_are_awaited_is_all_that_is_told(caplog, monkeypatc
             executor.map(process_of, range(20))
     gc.collect()
     assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+def test_what_a_launcher_sends_to_all_ends_no_worker(executor: DaskExecutor) -> None:
+    """Nor what Python starts beside them; this process itself hears it."""
+    helpers = psutil.Process().children(recursive=True)
+    assert len(helpers) >= 3
+    for process in [psutil.Process(), *helpers]:
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+        blocked = int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16) >> (signal.SIGUSR1 - 1) & 1
+        assert blocked == (process.pid != os.getpid()), process
+    assert executor.map(abs, [-1]) == [1]
 
 
 def test_a_killed_scheduler_is_named(tmp_path: Path, monkeypatch) -> None:
