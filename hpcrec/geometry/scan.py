@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.spatial import ConvexHull, QhullError, cKDTree
 
@@ -56,12 +58,26 @@ def hilbert_order(positions: Array) -> IntArray:
     return np.argsort(hilbert_index(cells, _BITS), kind="stable")
 
 
-def split_positions(positions: Array, n_shares: int) -> list[IntArray]:
+def split_positions(positions: Array, n_shares: int, weights: Sequence[float] | None = None) -> list[IntArray]:
     """Split the positions (n, 2) into ``n_shares`` consecutive runs of the Hilbert order, equal within one.
 
+    With ``weights`` (share,), which :func:`check_weights` describes, runs are in proportion to them, within one.
     Returns index arrays; with more shares than positions some are empty.
     """
-    return np.array_split(hilbert_order(positions), n_shares)
+    order = hilbert_order(positions)
+    check_weights(weights, n_shares)
+    if weights is None or len(set(weights)) == 1:
+        return np.array_split(order, n_shares)
+    ends = np.rint(np.cumsum(weights) / np.sum(weights) * len(order)).astype(np.int64)
+    return np.split(order, ends[:-1])
+
+
+def check_weights(weights: Sequence[float] | None, n_shares: int) -> None:
+    """Raise ValueError unless there is a finite weight, 0 or more, for each share, and one above 0; None is equal."""
+    if weights is None:
+        return
+    if len(weights) != n_shares or not np.isfinite(weights).all() or min(weights) < 0 or max(weights) == 0:
+        raise ValueError(f"{n_shares} shares need as many finite weights, 0 or more and not all 0, got {weights}")
 
 
 def scan_step(positions: Array) -> float:

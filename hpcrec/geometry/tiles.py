@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hpcrec.backend.array import Array, IntArray
 from hpcrec.geometry.grid import Grid
-from hpcrec.geometry.scan import hilbert_order
+from hpcrec.geometry.scan import check_weights, hilbert_order
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -56,6 +57,19 @@ class Box:
         """Whether every pixel of ``other`` lies in this box."""
         return other.empty or self.intersect(other) == other
 
+    def without(self, inner: Box) -> list[Box]:
+        """Return boxes that hold every pixel outside of ``inner``, once; none is empty."""
+        inner = self.intersect(inner)
+        if inner.empty:
+            return [] if self.empty else [self]
+        around = (
+            Box(self.y0, inner.y0, self.x0, self.x1),
+            Box(inner.y1, self.y1, self.x0, self.x1),
+            Box(inner.y0, inner.y1, self.x0, inner.x0),
+            Box(inner.y0, inner.y1, inner.x1, self.x1),
+        )
+        return [box for box in around if not box.empty]
+
 
 EMPTY_BOX = Box(0, 0, 0, 0)
 
@@ -80,15 +94,27 @@ class TileLayout:
 
     cores : boxes that partition the grid exactly; some may be empty
     held : each core and its halo: the windows of the rank's share with a margin around, inside the grid
-    shares : for each rank its positions, along the Hilbert curve; every position once, counts equal within one
+    reached : of each held box what the probe reaches, with the core and the margin; all of it unless halos are cut
+    shares : for each rank its positions, along the Hilbert curve; every position once, counts equal within one or in
+        proportion to weights
     """
 
     cores: tuple[Box, ...]
     held: tuple[Box, ...]
+    reached: tuple[Box, ...]
     shares: tuple[IntArray, ...]
 
 
-def tile_layout(positions: Array, grid: Grid, window: tuple[int, int], n_ranks: int, margin: int) -> TileLayout:
+def tile_layout(
+    positions: Array,
+    grid: Grid,
+    window: tuple[int, int],
+    n_ranks: int,
+    margin: int,
+    *,
+    reach: Box | None = None,
+    weights: Sequence[float] | None = None,
+) -> TileLayout:
     """Share positions (n, 2) in Å and the pixels of ``grid`` by recursive bisection (Berger & Bokhari, 1987).
 
     Every cut halves the positions at hand across the longer side of their extent, and the box at hand along the same
@@ -96,29 +122,41 @@ def tile_layout(positions: Array, grid: Grid, window: tuple[int, int], n_ranks: 
     halos and messages plain boxes; the curve orders the visits within a share. Positions on the line of a cut go
     either way, so a rank's windows may start just outside its core: the halo covers them. ``window`` (ny, nx) and
     ``margin`` in pixels.
+
+    ``reach`` : what the probe reaches of its window, in pixels of the window; None: all of it
+    ``weights`` (rank,) : cuts divide the positions in proportion to the weights on either side, and so the pixels where
+        there are no positions; see :func:`~hpcrec.geometry.scan.check_weights`. None: equal
     """
+    check_weights(weights, n_ranks)
     centres = np.rint(grid.to_pixels(np.reshape(positions, (-1, 2)))).astype(np.int64)
     whole = Box(0, grid.shape[0], 0, grid.shape[1])
-    parts = _bisect(centres, np.arange(len(centres)), whole, n_ranks)
+    parts = _bisect(centres, np.arange(len(centres)), whole, tuple(weights or (1.0,) * n_ranks))
     corners = window_corners(positions, grid, window)
     shares = tuple(share[hilbert_order(centres[share])] for _, share in parts)
-    return TileLayout(
-        cores=tuple(core for core, _ in parts),
-        held=tuple(
-            core.union(bounding_box(corners[share], window).grow(margin)).intersect(whole)
-            for (core, _), share in zip(parts, shares, strict=True)
-        ),
-        shares=shares,
-    )
+    cores = tuple(core for core, _ in parts)
+
+    def halos(inner: Box) -> tuple[Box, ...]:
+        """Return the cores with what the windows' part ``inner`` covers around them."""
+        first = corners + np.array([inner.y0, inner.x0])
+        boxes = [bounding_box(first[share], inner.shape).grow(margin) for share in shares]
+        return tuple(core.union(box).intersect(whole) for core, box in zip(cores, boxes, strict=True))
+
+    every = Box(0, window[0], 0, window[1])
+    return TileLayout(cores=cores, held=halos(every), reached=halos(reach or every), shares=shares)
 
 
-def _bisect(centres: IntArray, share: IntArray, box: Box, n_ranks: int) -> list[tuple[Box, IntArray]]:
-    """Split ``box`` and the positions ``share`` among ``n_ranks``; returns (core, share) for each."""
+def _bisect(centres: IntArray, share: IntArray, box: Box, weights: tuple[float, ...]) -> list[tuple[Box, IntArray]]:
+    """Split ``box`` and the positions ``share`` in proportion to ``weights``; returns (core, share) for each."""
+    n_ranks = len(weights)
     if n_ranks == 1:
         return [(box, share)]
     n_low = n_ranks // 2
     each, rest = divmod(len(share), n_ranks)
-    count = n_low * each + rest * n_low // n_ranks
+    count, part = n_low * each + rest * n_low // n_ranks, n_low / n_ranks
+    equal = len(set(weights)) == 1
+    if not equal:
+        part = sum(weights[:n_low]) / sum(weights)
+        count = round(part * len(share))
     points = centres[share]
     extent = np.ptp(points, axis=0) if len(share) else np.array(box.shape)
     axis = 0 if extent[0] >= extent[1] else 1
@@ -128,11 +166,11 @@ def _bisect(centres: IntArray, share: IntArray, box: Box, n_ranks: int) -> list[
     if len(low) and len(high):
         cut = int(centres[low[-1], axis] + centres[high[0], axis] + 1) // 2
     else:
-        cut = start + (stop - start) * n_low // n_ranks
+        cut = start + ((stop - start) * n_low // n_ranks if equal else round(part * (stop - start)))
     cut = min(max(cut, start), stop)
     boxes = (
         (Box(box.y0, cut, box.x0, box.x1), Box(cut, box.y1, box.x0, box.x1))
         if axis == 0
         else (Box(box.y0, box.y1, box.x0, cut), Box(box.y0, box.y1, cut, box.x1))
     )
-    return _bisect(centres, low, boxes[0], n_low) + _bisect(centres, high, boxes[1], n_ranks - n_low)
+    return _bisect(centres, low, boxes[0], weights[:n_low]) + _bisect(centres, high, boxes[1], weights[n_low:])

@@ -7,7 +7,7 @@ rank enters the same collectives in the same order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any, Final, Protocol, cast
 
@@ -31,10 +31,11 @@ EXCHANGES: Final = {
 class Exchange(Protocol):
     """Who processes which positions of one tilt, who holds which pixels, and how partial sums become totals.
 
-    Made by :func:`make_exchange` from ``(communicator, positions, grid, window, margin)``: all positions (n, 2) in Å
-    of the tilt, the object's grid, the probe's window (ny, nx) in pixels and the halo margin in pixels, the same on
-    all ranks. All methods but :meth:`share` are collective over ``communicator``. The cores of all ranks, each within
-    the ``held`` box, are the whole grid, every pixel once.
+    Made by :func:`make_exchange` from ``(communicator, positions, grid, window, margin, reach, weights)``: all
+    positions (n, 2) in Å of the tilt, the object's grid, the probe's window (ny, nx) in pixels, the halo margin in
+    pixels, what the probe reaches of its window (None: all of it) and a weight for each rank's share of the positions
+    (None: equal), the same on all ranks. All methods but :meth:`share` are collective over ``communicator``. The cores
+    of all ranks, each within the ``held`` box, are the whole grid, every pixel once.
     """
 
     communicator: Communicator
@@ -71,6 +72,13 @@ class Exchange(Protocol):
         for more than one beside its own values.
         """
 
+    def refresh(self, values: Array) -> None:
+        """Fill, in place, what totals do not bring up to date of ``values`` (…, y, x) on the held box.
+
+        That is the part beyond the probe's ``reach``, where totals are zero; it comes from the owners' cores. Without
+        a reach nothing travels.
+        """
+
     def update_positions(self, positions: Array) -> None:
         """Check that every window of the refined positions (n, 2) in Å stays in its rank's held box.
 
@@ -85,10 +93,12 @@ def make_exchange(
     grid: Grid,
     window: tuple[int, int],
     margin: int = 8,
+    reach: Box | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Exchange:
     """Return the exchange named ``kind`` in :data:`EXCHANGES`; arguments as in :class:`Exchange`."""
     module, name = EXCHANGES[kind].split(":")
-    made = getattr(import_module(module), name)(communicator, positions, grid, window, margin)
+    made = getattr(import_module(module), name)(communicator, positions, grid, window, margin, reach, weights)
     return cast(Exchange, made)
 
 
@@ -153,19 +163,27 @@ def peak(values: Array) -> float:
 class Replicated:
     """Every rank holds the whole object; fields are added densely on the smallest box around all ranks' boxes.
 
-    Positions are shared as runs of the Hilbert curve, equal within one. Memory and traffic of a rank do not shrink
-    with the number of ranks; nothing limits where positions move inside the grid.
+    Positions are shared as runs of the Hilbert curve, equal within one or in proportion to ``weights``. Memory and
+    traffic of a rank do not shrink with the number of ranks; nothing limits where positions move inside the grid.
+    There are no halos, so ``reach`` changes nothing.
     """
 
     def __init__(
-        self, communicator: Communicator, positions: Array, grid: Grid, window: tuple[int, int], margin: int = 0
+        self,
+        communicator: Communicator,
+        positions: Array,
+        grid: Grid,
+        window: tuple[int, int],
+        margin: int = 0,
+        reach: Box | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.communicator = communicator
         self.held = Box(0, grid.shape[0], 0, grid.shape[1])
         rows = np.linspace(0, grid.shape[0], communicator.size + 1).astype(int).tolist()
         self.core = Box(rows[communicator.rank], rows[communicator.rank + 1], 0, grid.shape[1])
         self._grid, self._window = grid, window
-        self._ownership = Ownership(split_positions(positions, communicator.size), positions)
+        self._ownership = Ownership(split_positions(positions, communicator.size, weights), positions)
         self.update_positions(positions)
 
     def share(self, indices: IntArray) -> IntArray:
@@ -213,6 +231,9 @@ class Replicated:
         for i in range(len(images) if self.communicator.size > 1 else 0):
             found[i] = self.communicator.broadcast(found[i], i % self.communicator.size)
         return found.reshape(values.shape)
+
+    def refresh(self, values: Array) -> None:
+        """Do nothing: totals reach everywhere."""
 
     def update_positions(self, positions: Array) -> None:
         """Check that every window lies in the grid."""

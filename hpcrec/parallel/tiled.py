@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, cast
 
 import numpy as np
@@ -26,22 +26,31 @@ class Tiled:
     A total takes two rounds of neighbour messages (overlap-region exchange: Nashed et al., Opt. Express 22, 32082
     (2014), here with sums instead of means): every rank *adds* its contributions in other cores into their owners,
     then owners copy the finished cores to the halos. Only boxes that some rank touched travel. Owners add in rank
-    order, so a run is repeatable bit by bit.
+    order, so a run is repeatable bit by bit. With ``reach``, what lies further than the probe's ``reach`` from a rank's
+    positions neither travels to owners nor comes from them, but for :meth:`refresh`.
     """
 
     def __init__(
-        self, communicator: Communicator, positions: Array, grid: Grid, window: tuple[int, int], margin: int = 8
+        self,
+        communicator: Communicator,
+        positions: Array,
+        grid: Grid,
+        window: tuple[int, int],
+        margin: int = 8,
+        reach: Box | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.communicator = communicator
-        self.layout = tile_layout(positions, grid, window, communicator.size, margin)
+        self.layout = tile_layout(positions, grid, window, communicator.size, margin, reach=reach, weights=weights)
+        self._reached = self.layout.reached[communicator.rank]
         self.core, self.held = self.layout.cores[communicator.rank], self.layout.held[communicator.rank]
         self._grid, self._window, self._margin = grid, window, margin
         self._held_rows = np.array([_row(box) for box in self.layout.held])
         self._ownership = Ownership(self.layout.shares, positions)
         others = [rank for rank in range(communicator.size) if rank != communicator.rank]
         # whose core my windows may touch, and whose windows may touch my core
-        self._owners = [r for r in others if not self.held.intersect(self.layout.cores[r]).empty]
-        self._guests = [r for r in others if not self.core.intersect(self.layout.held[r]).empty]
+        self._owners = [r for r in others if not self._reached.intersect(self.layout.cores[r]).empty]
+        self._guests = [r for r in others if not self.core.intersect(self.layout.reached[r]).empty]
         self.update_positions(positions)
 
     def share(self, indices: IntArray) -> IntArray:
@@ -100,13 +109,19 @@ class Tiled:
 
     def _add_to_owners(self, parts: list[Field], touched: list[Boxes]) -> list[Field]:
         """Reverse halo exchange: return for each field the finished sum on the touched part of the own core."""
-        rank, cores = self.communicator.rank, self.layout.cores
+        rank, cores, reached = self.communicator.rank, self.layout.cores, self.layout.reached
         outgoing = {
-            owner: [_cut(part, _overlap(_box(rows[rank]), cores[owner])) for part, rows in zip(parts, touched)]
+            owner: [
+                _cut(part, _overlap(_box(rows[rank]), cores[owner].intersect(reached[rank])))
+                for part, rows in zip(parts, touched)
+            ]
             for owner in self._owners
         }
         expected = {
-            guest: [(part, _overlap(_box(rows[guest]), self.core)) for part, rows in zip(parts, touched)]
+            guest: [
+                (part, _overlap(_box(rows[guest]), self.core.intersect(reached[guest])))
+                for part, rows in zip(parts, touched)
+            ]
             for guest in self._guests
         }
         received = self._swap(outgoing, expected)
@@ -122,11 +137,12 @@ class Tiled:
     def _copy_to_halos(self, cores: list[Field], touched: list[Boxes]) -> list[Field]:
         """Forward halo exchange: return for each field the finished values on the touched part of the held box."""
         outgoing = {
-            guest: [_cut(core, _overlap(core.box, self.layout.held[guest])) for core in cores] for guest in self._guests
+            guest: [_cut(core, _overlap(core.box, self.layout.reached[guest])) for core in cores]
+            for guest in self._guests
         }
         expected = {
             owner: [
-                (core, _overlap(_around(rows, self.layout.cores[owner]), self.held))
+                (core, _overlap(_around(rows, self.layout.cores[owner]), self._reached))
                 for core, rows in zip(cores, touched)
             ]
             for owner in self._owners
@@ -155,6 +171,20 @@ class Tiled:
             {rank: buffer for rank, buffer in buffers.items() if buffer.size},
         )
         return {rank: _unpack(buffers[rank], forms) for rank, forms in expected.items()}
+
+    def refresh(self, values: Array) -> None:
+        """Fill ``values`` beyond the probe's reach, in place, with what its owners have."""
+        rank, cores, field = self.communicator.rank, self.layout.cores, Field(self.held, values)
+        beyond = [held.without(reached) for held, reached in zip(self.layout.held, self.layout.reached)]
+        if not any(beyond):
+            return
+        others = [other for other in range(len(cores)) if other != rank]
+        received = self._swap(
+            {guest: [_cut(field, _overlap(box, self.core)) for box in beyond[guest]] for guest in others},
+            {owner: [(field, _overlap(box, cores[owner])) for box in beyond[rank]] for owner in others},
+        )
+        for part in (part for parts in received.values() for part in parts if not part.box.empty):
+            values[(..., *part.box.slices(self.held))] = part.values
 
     def whole(self, values: Array, room: Room = np.empty) -> Array | None:
         """Gather the cores of ``values`` (…, y, x), a piece at a time, to the whole grid on rank 0; None elsewhere."""

@@ -11,6 +11,8 @@ from hpcrec.backend.array import ComplexArray, FloatArray
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.errors import ConfigError
 from hpcrec.geometry.grid import Grid
+from hpcrec.geometry.tiles import Box
+from hpcrec.physics.propagation import fresnel_factor
 
 _NAME = re.compile(r"(C|phi)([0-9])([0-9])")
 _TERM = re.compile(r"C([0-9])([0-9])([ab]?)")
@@ -141,6 +143,26 @@ def coherent_mode_shares(
     coherence = np.exp(-2 * (np.pi * source_sigma) ** 2 * distance - 0.5 * (np.pi * of_focus) ** 2)
     found: FloatArray = np.maximum(np.linalg.eigvalsh(coherence)[::-1] / len(points), 0)
     return found
+
+
+def probe_reach(modes: ComplexArray, sampling: tuple[float, float], wavelength: float, depth: float, cut: float) -> Box:
+    """Return the box of window pixels where the modes (mode, y, x) are above ``cut`` times their largest amplitude.
+
+    The amplitude is (Σ|mode|²)^½, here and, ``depth`` Å of free space downstream, relative to the largest there. One
+    pixel more on each side is for shifts by parts of a pixel. All of the window where a wave vanishes altogether.
+    """
+    window = Box(0, modes.shape[-2], 0, modes.shape[-1])
+    found = window.intersect(_above(modes, cut).grow(1))
+    if depth:
+        step = fresnel_factor(window.shape, sampling, wavelength, depth, dtype=np.complex128)
+        found = found.union(window.intersect(_above(ifft2(fft2(modes.astype(np.complex128)) * step), cut).grow(1)))
+    return found
+
+
+def _above(modes: ComplexArray, cut: float) -> Box:
+    amplitude = np.sqrt(np.sum(np.abs(modes) ** 2, axis=0, dtype=np.float64))
+    rows, columns = np.nonzero(amplitude >= cut * amplitude.max())
+    return Box(int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1)
 
 
 def probe_window_fault(

@@ -225,6 +225,10 @@ def _range_faults(job: Job) -> list[str]:
             faults.append("tomography.alignment: bins and rounds must have the same number of entries, bins 1 or more")
         if not 0 < t.resire.relaxation < 2:
             faults.append(f"tomography.resire.relaxation: must lie between 0 and 2, got {t.resire.relaxation}")
+    if not 0 <= job.parallel.halo_cut <= 0.1:
+        faults.append(
+            f"parallel.halo_cut: must lie between 0 and 0.1 (0: whole windows), got {job.parallel.halo_cut:g}"
+        )
     n_modes = 1 if job.probe.modes == "auto" else job.probe.modes
     if n_modes > 1 and not 0 < job.probe.mode_share * (n_modes - 1) < 1:
         faults.append("probe.mode_share: the extra modes together must start with less than all the power")

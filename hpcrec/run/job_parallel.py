@@ -20,6 +20,10 @@ class ParallelSection:
         are fewer than ranks; those on one host then work as threads of the first, and ranks without a tilt lend their
         cores to others there, unless an exchange is chosen
     halo_margin_angstrom : how far positions may move before a tile must hold more pixels
+    halo_cut : tiles exchange only what the starting probe reaches with more than this share of its largest amplitude,
+        and the margin; results then differ with the ranks by about as much. 0: whole windows
+    balance : of ranks that share a tilt: "equal" shares of the patterns, or in proportion to their "measured" speeds
+        where these differ by more than 15 %; results then repeat to round-off, not bit by bit
     threads : of a rank's compiled loops; "auto" takes the cores that it need not share with other ranks
     memory_gib_per_rank : what a rank may use; 0 takes the machine's memory divided by the ranks on it
     scratch : folder on a fast local disk for patterns that exceed a rank's memory; empty takes the run directory
@@ -38,6 +42,8 @@ class ParallelSection:
     exchange: Literal["auto", "replicated", "tiled"] = "auto"
     group_size: int | Literal["auto"] = "auto"
     halo_margin_angstrom: float = 2.0
+    halo_cut: float = 0.0
+    balance: Literal["equal", "measured"] = "equal"
     threads: int | Literal["auto"] = "auto"
     memory_gib_per_rank: float = 0.0
     scratch: str = ""

@@ -7,6 +7,7 @@ from typing import Final
 
 from hpcrec.backend.device import PROCESSOR, Device
 from hpcrec.backend.threads import Threads
+from hpcrec.run.balance import Pace
 
 UNBOUNDED: Final = 1 << 62
 
@@ -20,6 +21,7 @@ class Means:
     device : where object and probe are, and the work is done
     device_pattern_bytes : room for patterns in the device's memory
     wave_bytes : room for the waves that a device has at a time; 0: the model's own choice
+    pace : how fast this rank worked on former tilts; None where shares do not follow it
     """
 
     threads: int | Threads = 1
@@ -27,6 +29,7 @@ class Means:
     device: Device = PROCESSOR
     device_pattern_bytes: int = UNBOUNDED
     wave_bytes: int = 0
+    pace: Pace | None = None
 
 
 PLAIN: Final = Means()

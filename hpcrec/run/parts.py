@@ -26,6 +26,7 @@ from hpcrec.geometry.scan import half_scans, held_out_positions
 from hpcrec.io.checkpoint import remove_checkpoints
 from hpcrec.operators.resample import double_object
 from hpcrec.parallel.communicator import Communicator
+from hpcrec.run.balance import ReshareError
 from hpcrec.run.job import Job
 from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.observers import Observer
@@ -127,6 +128,8 @@ def _sweep(task: TiltTask, name: str, start: Start | None = None) -> TiltOutcome
             outcome = run.run()
             if name != MAIN:
                 run.save()
+    except ReshareError:
+        return _sweep(task, name, start)
     except out_of_memory() as fault:
         raise DeviceError(
             f"tilt {task.number}: {task.means.device} has no memory left ({fault}): take a smaller "

@@ -29,8 +29,10 @@ from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.exchange import Exchange, make_exchange
 from hpcrec.run import stop, watch
 from hpcrec.run.assess import Assessor, held_out
+from hpcrec.run.balance import Balance, ReshareError
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.constrain import Constraints
+from hpcrec.run.halos import cut_reach, grown_probe
 from hpcrec.run.job import Job
 from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.monitor import Monitor
@@ -78,7 +80,12 @@ class TiltRun:
         self.constraints = Constraints(job, self.model, float(np.sum(abs(setup.probe) ** 2, dtype=np.float64)))
         kind = "replicated" if job.parallel.exchange == "auto" or group.size == 1 else job.parallel.exchange
         margin = int(np.ceil(job.parallel.halo_margin_angstrom / min(setup.sampling))) + moving_margin(job, series)
-        self.exchange: Exchange = make_exchange(kind, group, setup.positions, grid, setup.window, margin)
+        self.margin = margin
+        self.balance = Balance(group, means.pace if job.parallel.balance == "measured" else None)
+        self.reach = cut_reach(job, setup) if kind == "tiled" else None
+        self.exchange: Exchange = make_exchange(
+            kind, group, setup.positions, grid, setup.window, margin, self.reach, self.balance.weights
+        )
         self.scan = scan = series.tilt(i_tilt)
         self.n_positions = scan.n_positions
         mine = self.exchange.share(np.arange(scan.n_positions))
@@ -104,7 +111,7 @@ class TiltRun:
         )
         self.writer: Saves = make_saves(self._site, tiled=kind == "tiled")
         self.state = self._start(start)
-        self.saved = self.state.iteration
+        self.saved = self._first = self.state.iteration
 
     def _start(self, start: Start | None) -> PtychographyState:
         """Return the state of the last good checkpoint, or ``start``, or an empty object under the starting probe."""
@@ -184,6 +191,9 @@ class TiltRun:
             self._tell({"event": "warning", "text": warning})
         self.exchange.update_positions(self.state.positions)
         self.constraints.apply(self.state, self.exchange)
+        if self.reach is not None:
+            for _, values in sorted({"": self.state.obj, **self.state.object_memory}.items()):
+                self.exchange.refresh(values)
         if len(self.held_out):
             self.held_out_error.append(self.assessor.quality(self.state, self.held_out).data_error)
 
@@ -197,13 +207,15 @@ class TiltRun:
         """Run the engine on batches (n,); return the sums of loss, error and counts (3,)."""
         sums = np.zeros(3)
         shares = [self.exchange.share(indices) for indices in batches]
+        exchange = self.balance.timed(self.exchange.total)
         for step, (own, patterns) in enumerate(zip(shares, self.reader.iterate(shares))):
             watch.step()
             good = self.scan.read_good(own)
             whole = batches[step]
             batch = Batch(indices=own, patterns=patterns, good=good, step=step, n_global=len(whole), of_all=whole)
-            total = visit(self.engine, self.state, batch, self.exchange.total)
+            total = visit(self.engine, self.state, batch, exchange)
             sums += [float(total.sums[name][0]) for name in ("loss", "error", "counts")]
+        self.balance.swept(len(self.own) * self.setup.n_slices)
         return sums
 
     def _stream(self, batches: list[IntArray], rule: StepRule) -> FloatArray:
@@ -223,7 +235,10 @@ class TiltRun:
         return sums
 
     def run(self) -> TiltOutcome | None:
-        """Sweep until done, with checkpoints; return the outcome on the group's first rank, None elsewhere."""
+        """Sweep until done, with checkpoints; return the outcome on the group's first rank, None elsewhere.
+
+        Raises :class:`ReshareError` where the first sweeps have told that the ranks should have other shares.
+        """
         job, setup = self.job.ptychography, self.setup
         started = time.perf_counter()
         first = self.state.iteration
@@ -247,12 +262,7 @@ class TiltRun:
         while not self.monitor.done(self.state.iteration, self.data_error, self.held_out_error):
             leave = stop.agreed(self.group)
             if leave is not None:
-                if self.state.iteration > self.saved:
-                    self.save()
-                self.writer.finish()
-                # Nobody leaves before the checkpoint is written
-                self.group.idle_barrier()
-                raise leave
+                self._leave(leave)
             watch.now(f"sweep {self.state.iteration + 1} of tilt {setup.number}")
             before = time.perf_counter()
             self.sweep()
@@ -272,6 +282,20 @@ class TiltRun:
             self.writer.check()
             if self.state.iteration % job.checkpoint_every == 0 and self.state.iteration < job.iterations:
                 self.save(wait=False)
+            told = self.balance.change(self.state.iteration - self._first, job.iterations - self.state.iteration)
+            if told:
+                text = f"tilt {setup.number}: its ranks are as fast as {told}, and share it so from here"
+                self._tell({"event": "note", "text": text})
+                self._leave(ReshareError())
+
+    def _leave(self, reason: Exception) -> None:
+        """Raise ``reason`` once a checkpoint holds all that was done."""
+        if self.state.iteration > self.saved:
+            self.save()
+        self.writer.finish()
+        # Nobody leaves before the checkpoint is written
+        self.group.idle_barrier()
+        raise reason
 
     def _room(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return room for an array of the whole object; large ones, which ranks share as tiles, lie in a file."""
@@ -294,6 +318,10 @@ class TiltRun:
         memory = self.group.gather(peak_memory_gib())
         if obj is None or memory is None:
             return None
+        probe, cut = to_host(self.state.probe), self.job.parallel.halo_cut
+        grown = grown_probe(self.setup, probe, self.reach, self.margin, cut)
+        if grown:
+            self._tell({"event": "warning", "text": grown})
         if not all_finite(obj):
             raise DivergedError(
                 f"tilt {self.setup.number}: the object holds values that are not finite; take smaller steps"
@@ -308,7 +336,6 @@ class TiltRun:
                 "peak_memory_gib": max(memory),
             }
         )
-        probe = to_host(self.state.probe)
         return TiltOutcome(
             setup=self.setup,
             obj=obj,

@@ -9,9 +9,11 @@ from typing import Final, Literal
 from hpcrec.backend.array import complex_dtype
 from hpcrec.backend.device import PROCESSOR, Device
 from hpcrec.data.dataset import TiltSeries
+from hpcrec.engines import engine_class
 from hpcrec.errors import DeviceError
 from hpcrec.geometry.grid import Grid
 from hpcrec.run.device_memory import device_rooms
+from hpcrec.run.halos import planned_reach
 from hpcrec.run.job import Job
 from hpcrec.run.memory import base_memory, memory_limit, n_positions, rank_memory
 from hpcrec.run.optics import slice_count
@@ -132,18 +134,28 @@ def exchange_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, kind: st
 
     A sum of whole objects over n ranks sends 2 (n − 1)/n of it (Thakur et al., Int. J. High Perform. Comput. Appl. 19,
     49 (2005)), a tile what its neighbours' cores and halos share with it. Batches touch all of it, as random ones do.
+    Of halos that are cut, what lies beyond the cut travels once a sweep.
     """
     section = job.ptychography
     slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
     pixel = slices * section.object_states * complex_dtype(section.precision).itemsize
     batches = math.ceil(n_positions(series) / batch_size(job, n_positions(series)))
     if kind == "replicated":
-        pixels = math.prod(grid.shape) * (size - 1) / size
-    else:
-        halo = min(probe_window(job, series)) / 2 + job.parallel.halo_margin_angstrom / min(series.sampling)
-        # A tile has neighbours on its inner sides only
-        inner = 2 * (1 - 1 / math.sqrt(size))
-        sides = [n / math.sqrt(size) for n in grid.shape]
-        held = [min(side + inner * halo, n) for side, n in zip(sides, grid.shape)]
-        pixels = math.prod(held) - math.prod(sides)
-    return float(_SENT_COPIES * pixel * pixels * batches)
+        return float(_SENT_COPIES * pixel * batches * math.prod(grid.shape) * (size - 1) / size)
+    whole = _halo_pixels(job, series, grid, size, min(probe_window(job, series)))
+    reach = planned_reach(job, series, slices)
+    if reach is None:
+        return float(_SENT_COPIES * pixel * whole * batches)
+    kept, _ = engine_class(section.engine).copies(getattr(section, section.engine), False)
+    cut = _halo_pixels(job, series, grid, size, min(reach.shape))
+    return float(pixel * (_SENT_COPIES * cut * batches + kept * (whole - cut)))
+
+
+def _halo_pixels(job: Job, series: TiltSeries, grid: Grid, size: int, window: int) -> float:
+    """Return the pixels around a tile that windows of ``window`` pixels make."""
+    halo = window / 2 + job.parallel.halo_margin_angstrom / min(series.sampling)
+    # A tile has neighbours on its inner sides only
+    inner = 2 * (1 - 1 / math.sqrt(size))
+    sides = [n / math.sqrt(size) for n in grid.shape]
+    held = [min(side + inner * halo, n) for side, n in zip(sides, grid.shape)]
+    return math.prod(held) - math.prod(sides)

@@ -24,6 +24,7 @@ from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.crew import Crew, alone, muster
 from hpcrec.parallel.queue import Master
 from hpcrec.run import watch
+from hpcrec.run.balance import Pace
 from hpcrec.run.costs import sweep_costs, sweeps_left
 from hpcrec.run.device_memory import device_rooms
 from hpcrec.run.devices import device_name, rank_device, routed
@@ -68,10 +69,11 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
             remove_parts(checkpoints, int(series.tilt_numbers[i]))
     todo = longest_first(job, series, todo, checkpoints)
     found = rounds_of(job, series, grid, todo, world.size, size, threads, device) if world.rank == 0 else None
+    pace = Pace()
     for i, one in enumerate(world.broadcast(found)):
         group = routed(job, device, world.split(one.group_of(world.rank)))
         crew = muster(group, threads) if size > 1 and joins_ranks(job, device) else alone(group, threads)
-        means = _means(job, series, grid, crew, world.size, device)
+        means = replace(_means(job, series, grid, crew, world.size, device), pace=pace)
         if world.rank == 0:
             for text in _again(one) if i else _arrangement(crew, device, sharing):
                 observer({"event": "note", "text": text})

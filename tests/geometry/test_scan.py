@@ -108,3 +108,26 @@ def test_half_scans_split_what_they_are_given():
     for half in (first, second):
         distance = np.linalg.norm(positions[:, None] - positions[None, half], axis=2).min(axis=1)
         assert distance.max() < 2.7
+
+
+@pytest.mark.parametrize(
+    ("weights", "counts"),
+    [((1, 2, 1), [10, 20, 10]), ((1, 1e-9, 1), [20, 0, 20]), ((0, 0, 2), [0, 0, 40]), ((2, 2, 2), [14, 13, 13])],
+)
+def test_shares_follow_weights(weights, counts):
+    positions = np.random.default_rng(3).normal(size=(40, 2))
+    shares = split_positions(positions, 3, weights)
+    assert [len(share) for share in shares] == counts
+    np.testing.assert_array_equal(np.concatenate(shares), hilbert_order(positions))
+
+
+def test_equal_weights_are_no_weights():
+    positions = np.random.default_rng(3).normal(size=(41, 2))
+    for a, b in zip(split_positions(positions, 7), split_positions(positions, 7, (0.3,) * 7), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (1, -1, 1), (0, 0, 0), (1, np.nan, 1), (1, np.inf, 1)])
+def test_weights_that_share_nothing_are_refused(weights):
+    with pytest.raises(ValueError, match="3 shares need as many finite weights"):
+        split_positions(np.zeros((5, 2)), 3, weights)

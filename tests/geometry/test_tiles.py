@@ -1,5 +1,7 @@
 """Boxes, and layouts: cores partition the grid, every position has one owner who holds its window."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,7 +47,7 @@ def test_window_is_centred_on_the_rounded_pixel():
     assert corners.tolist() == [[10 - 4, 16 - 2], [9 - 4, 17 - 2]]
 
 
-def check_layout(layout, positions, grid, window, n_ranks):
+def check_layout(layout, positions, grid, window, n_ranks, weights=None):
     owner_count = np.zeros(grid.shape, int)
     for core in layout.cores:
         if not core.empty:
@@ -54,11 +56,17 @@ def check_layout(layout, positions, grid, window, n_ranks):
     assert sorted(np.concatenate(layout.shares)) == list(range(len(positions)))
     counts = [len(share) for share in layout.shares]
     assert len(counts) == n_ranks
-    assert max(counts) - min(counts) <= 1
+    if weights is None:
+        assert max(counts) - min(counts) <= 1
+    else:
+        # Each of the cuts above a share rounds to a whole position
+        wanted = np.array(weights) / sum(weights) * len(positions)
+        assert np.abs(counts - wanted).max() <= 1 + np.log2(n_ranks)
     corners = window_corners(positions, grid, window)
     whole = Box(0, grid.shape[0], 0, grid.shape[1])
-    for core, held, share in zip(layout.cores, layout.held, layout.shares):
-        assert held.contains(core)
+    for core, held, reached, share in zip(layout.cores, layout.held, layout.reached, layout.shares):
+        assert held.contains(reached)
+        assert reached.contains(core)
         assert held.contains(bounding_box(corners[share], window))
         assert whole.contains(held)
 
@@ -85,3 +93,64 @@ def test_layout_of_a_raster_keeps_halos_narrow(n_ranks):
     for core, held in zip(layout.cores, layout.held):
         # a cut runs through one scan row at most: half a window + one scan step (2 pixels) + the margin on each side
         assert core.grow(4 + 2 + margin).contains(held)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 40),
+    st.lists(st.one_of(st.floats(0.1, 10), st.sampled_from([0.0, 1e-12, 1.0])), min_size=1, max_size=17),
+    st.integers(0, 2**31),
+)
+def test_layout_of_any_weights(n_positions, weights, seed):
+    """Some ranks of no weight, and more ranks than positions."""
+    weights[seed % len(weights)] = 1.0
+    positions = np.random.default_rng(seed).uniform(-12.0, 12.0, (n_positions, 2))
+    window = (7, 10)
+    grid = object_grid(np.concatenate([positions, np.zeros((1, 2))]), window, (0.5, 0.4))
+    layout = tile_layout(positions, grid, window, len(weights), 2, weights=weights, reach=Box(2, 4, 3, 8))
+    check_layout(layout, positions, grid, window, len(weights), weights)
+
+
+def test_cuts_follow_weights():
+    positions = raster_positions((24, 24), (1.0, 1.0))
+    grid = object_grid(positions, (8, 8), (0.5, 0.5))
+    layout = tile_layout(positions, grid, (8, 8), 3, 2, weights=(1, 2, 1))
+    check_layout(layout, positions, grid, (8, 8), 3, (1, 2, 1))
+    assert [len(share) for share in layout.shares] == [144, 288, 144]
+    areas = [core.shape[0] * core.shape[1] for core in layout.cores]
+    assert areas[1] > 1.4 * max(areas[0], areas[2])
+    for n_ranks in (1, 3, 7):
+        plain, even = (tile_layout(positions, grid, (8, 8), n_ranks, 2, weights=w) for w in (None, (0.7,) * n_ranks))
+        assert (plain.cores, plain.held) == (even.cores, even.held)
+        assert all((a == b).all() for a, b in zip(plain.shares, even.shares))
+    with pytest.raises(ValueError, match="3 shares need as many"):
+        tile_layout(positions, grid, (8, 8), 3, 2, weights=(0, 0, 0))
+
+
+def test_halos_are_cut_to_what_the_probe_reaches():
+    positions = raster_positions((24, 24), (1.0, 1.0))
+    grid = object_grid(positions, (16, 16), (0.5, 0.5))
+    whole = tile_layout(positions, grid, (16, 16), 2, 1)
+    assert whole.reached == whole.held
+    assert tile_layout(positions, grid, (16, 16), 2, 1, reach=Box(0, 16, 0, 16)).reached == whole.held
+    cut = tile_layout(positions, grid, (16, 16), 2, 1, reach=Box(6, 11, 0, 16))
+    assert (cut.cores, cut.held) == (whole.cores, whole.held)
+    # The lower tile's windows reach 6 pixels less far up, the upper one's 5 less far down
+    assert cut.reached[1] == Box(whole.held[1].y0 + 6, *dataclasses.astuple(whole.held[1])[1:])
+    assert cut.reached[0].y1 == whole.held[0].y1 - 5
+
+
+@given(st.lists(st.integers(0, 9), min_size=8, max_size=8))
+def test_what_lies_around_a_box_is_cut_into_boxes(edges):
+    outer, inner = Box(*edges[:4]), Box(*edges[4:])
+    seen = np.zeros((9, 9), int)
+    for box in outer.without(inner):
+        assert not box.empty
+        seen[box.slices(EMPTY_BOX)] += 1
+    wanted = np.zeros((9, 9), int)
+    if not outer.empty:
+        wanted[outer.slices(EMPTY_BOX)] = 1
+    both = outer.intersect(inner)
+    if not both.empty:
+        wanted[both.slices(EMPTY_BOX)] = 0
+    np.testing.assert_array_equal(seen, wanted)

@@ -276,3 +276,79 @@ def test_ranks_that_hold_nothing_gather_and_hand_out_too():
     results = run_ranks(40, back_and_forth)
     assert results[0][1]
     assert min(size for size, _ in results) == 0
+
+
+def noted(comm):
+    """Return the rank with a list ``sent`` of the bytes that it swaps."""
+    comm.sent, swap = [], comm.swap
+    comm.swap = lambda out, into: (comm.sent.extend(a.nbytes for a in out.values()), swap(out, into))[1]
+    return comm
+
+
+REACH = Box(2, 5, 3, 6)
+
+
+def cut_total(comm, reach, dark):
+    """Return the total of all patterns under an exchange with this reach; ``dark`` clears what lies beyond REACH."""
+    exchange = make_exchange("tiled", noted(comm), POSITIONS, GRID, WINDOW, 0, reach)
+    share = exchange.share(np.arange(len(POSITIONS)))
+    corners = window_corners(POSITIONS[share], GRID, WINDOW)
+    box = bounding_box(corners, WINDOW)
+    values = np.zeros((2, *box.shape))
+    for index, (y, x) in zip(share, corners):
+        patch = pattern_values(index)[1].astype(float)
+        if dark:
+            patch[:, : REACH.y0] = patch[:, REACH.y1 :] = patch[..., : REACH.x0] = patch[..., REACH.x1 :] = 0
+        values[(..., *Box(y, y + WINDOW[0], x, x + WINDOW[1]).slices(box))] += patch
+    total = exchange.total(Partial({"a": Field(box, values)}, {}), ("a",))
+    return exchange, total.fields["a"], total.peaks["a"], sum(comm.sent)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_halos_without_light_need_not_travel(size):
+    """Nothing lies beyond the reach: the cut totals are those of whole windows, bit by bit, as far as they reach."""
+    plain = run_ranks(size, lambda comm: cut_total(comm, None, True))
+    found = run_ranks(size, lambda comm: cut_total(comm, REACH, True))
+    for rank, ((exchange, whole, peak, _), (_, cut, its_peak, _)) in enumerate(zip(plain, found)):
+        assert cut.box == whole.box
+        assert its_peak == peak
+        kept = found[rank][0].layout.reached[rank].intersect(cut.box)
+        inside = (..., *kept.slices(cut.box))
+        np.testing.assert_array_equal(cut.values[inside], whole.values[inside])
+        beyond = cut.values.copy()
+        beyond[inside] = 0
+        assert not beyond.any()
+        assert exchange.held == found[rank][0].held
+    assert sum(sent for *_, sent in found) < 0.75 * sum(sent for *_, sent in plain)
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_reach_of_the_whole_window_cuts_nothing(size):
+    plain = run_ranks(size, lambda comm: cut_total(comm, None, False))
+    found = run_ranks(size, lambda comm: cut_total(comm, Box(0, WINDOW[0], 0, WINDOW[1]), False))
+    for (_, a, _, sent), (_, b, _, its_sent) in zip(plain, found):
+        np.testing.assert_array_equal(a.values, b.values)
+        assert sent == its_sent
+
+
+@pytest.mark.parametrize("kind", EXCHANGES)
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_what_lies_beyond_a_cut_is_fetched(kind, size):
+    """Cores and what the probe reaches are up to date, the rest is old; without a cut nothing travels."""
+    obj = np.random.default_rng(3).normal(size=(2, *GRID.shape))
+
+    def fetch(comm, reach):
+        exchange = make_exchange(kind, noted(comm), POSITIONS, GRID, WINDOW, 0, reach)
+        true = obj[(..., *exchange.held.slices(WHOLE))]
+        values = true.copy()
+        if kind == "tiled":
+            values[...] = -7
+            box = exchange.layout.reached[comm.rank]
+            values[(..., *box.slices(exchange.held))] = obj[(..., *box.slices(WHOLE))]
+        exchange.refresh(values)
+        np.testing.assert_array_equal(values, true)
+        return sum(comm.sent)
+
+    assert not any(run_ranks(size, lambda comm: fetch(comm, None)))
+    sent = run_ranks(size, lambda comm: fetch(comm, REACH))
+    assert any(sent) == (kind == "tiled" and size > 1)

@@ -45,7 +45,7 @@ def problem(precision, n_slices):
     return model, probe, patterns
 
 
-def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, refine=(), **options):
+def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, refine=(), weights=None, **options):
     """Run sweeps as the run loop does; return rank 0's whole object, and every rank's probe, positions, errors."""
     cls = engine_class(engine_name)
     n_slices, batch_size = 1 if cls.one_slice_only else 2, len(POSITIONS) if cls.full_batch else batch_size
@@ -53,7 +53,7 @@ def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, refine=(),
     chosen = [refinement_class(name) for name in refine]
     refinements = [c(model, c.Options(start_iteration=3, **LIMITS.get(n, {}))) for n, c in zip(refine, chosen)]
     engine = cls(model, cls.Options(**options), refinements)
-    exchange = make_exchange(kind, comm, POSITIONS, GRID, SHAPE, MARGIN)
+    exchange = make_exchange(kind, comm, POSITIONS, GRID, SHAPE, MARGIN, None, weights)
     state = PtychographyState(
         obj=np.ones((n_slices, *exchange.held.shape), model.dtype),
         probe=probe.copy(),
@@ -129,11 +129,11 @@ def test_every_engine_is_compared():
     assert {case.split("-")[0] for case in CASES} == set(ENGINES)
 
 
-def check(case, kind, size, precision, tolerance):
+def check(case, kind, size, precision, tolerance, weights=None):
     name, options = case.split("-")[0], (CASES | REFINED_CASES)[case]
     obj, probe, positions, errors = alone(name, precision, tuple(options.items()))
     assert errors[-1] < 0.3 * errors[0], "the reference itself must converge, or agreement says nothing"
-    results = run_ranks(size, lambda comm: reconstruct(comm, kind, name, precision, **options))
+    results = run_ranks(size, lambda comm: reconstruct(comm, kind, name, precision, weights=weights, **options))
     assert difference(results[0][0], obj) <= tolerance
     np.testing.assert_allclose(results[0][3], errors, rtol=100 * tolerance)
     for _, its_probe, its_positions, its_errors in results:
@@ -162,6 +162,12 @@ def test_what_differs_is_round_off(case, kind):
 @pytest.mark.parametrize("case", REFINED_CASES)
 def test_what_is_refined_differs_by_round_off(case, kind):
     check(case, kind, 3, "double", 1e-10)
+
+
+@pytest.mark.parametrize("kind", EXCHANGES)
+@pytest.mark.parametrize("weights", [(1.0, 2.0, 1.0), (3.0, 1e-9, 1.0)])
+def test_weights_of_the_shares_change_round_off_only(kind, weights):
+    check("lsqml", kind, 3, "double", 1e-10, weights)
 
 
 def test_batches_of_epie_end_no_worse_than_serial_epie():

@@ -4,12 +4,14 @@ from scipy.special import j1
 
 from hpcrec.backend.fft import fft2, ifft2
 from hpcrec.errors import ConfigError
+from hpcrec.geometry.tiles import Box
 from hpcrec.physics.probe import (
     aberrated_probe,
     aberration_basis,
     aberration_function,
     coherent_mode_shares,
     orthogonal_start_modes,
+    probe_reach,
     probe_window_fault,
 )
 from hpcrec.physics.propagation import fresnel_factor
@@ -133,3 +135,21 @@ def test_mode_shares_are_those_of_defocused_probes(spread):
     apart = rng.normal(0, spread, 40_000) - rng.normal(0, spread, 40_000)
     overlap = np.sinc(apart * semiangle**2 / wavelength / 2)
     assert np.sum(shares**2) == pytest.approx(np.mean(overlap**2), abs=0.01)
+
+
+def test_the_reach_of_a_gaussian_probe():
+    """exp(−r²/2w²) falls to 1e-4 at 4.29 w, √2 times further after 2πw²/λ Å; one of 1e-3 of it, to 0.1 at 2.15 w."""
+    y, x = np.meshgrid(np.arange(64) - 32, np.arange(48) - 24, indexing="ij")
+    wave = np.exp(-(y**2 + x**2) / (2 * 2.0**2)).astype(complex)
+    sampling, wavelength = (0.2, 0.2), 0.02508
+    assert probe_reach(wave[None], sampling, wavelength, 0.0, 1e-4) == Box(32 - 9, 32 + 10, 24 - 9, 24 + 10)
+    depth = 2 * np.pi * 0.4**2 / wavelength
+    assert probe_reach(wave[None], sampling, wavelength, depth, 1e-4) == Box(32 - 13, 32 + 14, 24 - 13, 24 + 14)
+    modes = np.stack([wave, np.roll(1e-3 * wave, 6, axis=0)])
+    assert probe_reach(modes, sampling, wavelength, 0.0, 1e-4) == Box(32 - 9, 32 + 6 + 4 + 2, 24 - 9, 24 + 10)
+
+
+def test_a_probe_that_fills_its_window_reaches_all_of_it():
+    window = Box(0, *SHAPE[:1], 0, *SHAPE[1:])
+    assert probe_reach(probe(C10=400.0)[None], SAMPLING, WAVELENGTH, 0.0, 1e-4) == window
+    assert probe_reach(np.zeros((1, *SHAPE), complex), SAMPLING, WAVELENGTH, 50.0, 1e-4) == window
