@@ -12,6 +12,9 @@ from importlib import import_module
 from typing import Any, Final
 
 from hpcrec.backend.array import ComplexArray, FloatArray, array_module
+from hpcrec.backend.fft import fft2, ifft2
+from hpcrec.geometry.tiles import Box
+from hpcrec.objectives.region import Region
 from hpcrec.options import options
 
 GAUGES: Final = {
@@ -76,8 +79,9 @@ class Surroundings:
     gaps : (slice − 1,) Å between the slices
     power : counts of a pattern
     n_modes : how many of the waves are probe modes
-    light : (y, x) illumination of the object's pixels, its maximum 1, where the object lives; None for pointwise
-        constraints
+    light : (y, x) illumination of the object's pixels that are at hand, its maximum 1, where the object lives; None for
+        pointwise constraints
+    region : which pixels these are, for gauges; none: all
     """
 
     sampling: tuple[float, float]
@@ -86,13 +90,14 @@ class Surroundings:
     power: float
     n_modes: int = 1
     light: FloatArray | None = None
+    region: Region | None = None
 
 
 class ObjectConstraint(ABC):
     """A constraint on the object, or a step towards a smaller penalty.
 
     pointwise : whether a column of slices is changed by what itself holds only
-    by_slices : whether a slice is; of what is neither the whole object must be at hand
+    by_slices : whether a slice is; what is neither is a :class:`StackFilter`
     ties_scale : whether it fixes |O|; the probe's power is then free
     """
 
@@ -103,6 +108,36 @@ class ObjectConstraint(ABC):
     @abstractmethod
     def apply(self, obj: ComplexArray, around: Surroundings) -> ComplexArray:
         """Return the changed object (state, slice, y, x), a new array of the same type."""
+
+
+class StackFilter(ObjectConstraint):
+    """A constraint that ties slices and neighbours: a factor of the spectrum of something that pixels hold.
+
+    Nobody needs the whole object at once: pixels, whole rows and whole columns of all slices are enough.
+    """
+
+    pointwise = False
+
+    @abstractmethod
+    def start(self, obj: ComplexArray) -> ComplexArray:
+        """Return what is filtered (state, slice, y, x), pixel by pixel, a new array."""
+
+    @abstractmethod
+    def filtered(self, spectrum: ComplexArray, shape: tuple[int, int], box: Box) -> ComplexArray:
+        """Return the filtered spectrum over y and x (state, slice, k_y, k_x), of which ``box`` is at hand.
+
+        ``shape`` : of the whole grid; zero frequency is at its [0, 0]
+        """
+
+    @abstractmethod
+    def finish(self, obj: ComplexArray, found: ComplexArray, light: FloatArray | None) -> ComplexArray:
+        """Return the changed object, pixel by pixel, from the old one and what was ``found`` in place of the start."""
+
+    def apply(self, obj: ComplexArray, around: Surroundings) -> ComplexArray:
+        """Return the changed object, which is at hand as a whole."""
+        ny, nx = obj.shape[-2:]
+        spectrum = self.filtered(fft2(self.start(obj)), (ny, nx), Box(0, ny, 0, nx))
+        return self.finish(obj, ifft2(spectrum), around.light)
 
 
 class ProbeConstraint(ABC):
@@ -116,11 +151,18 @@ class ProbeConstraint(ABC):
 
 
 class Gauge(ABC):
-    """A change of object and probe that changes no pattern."""
+    """A change of object and probe that changes no pattern.
+
+    Of the object a region may be at hand: what is measured are sums over ``around.region.core``, added up by
+    ``around.region.total``; what is changed are the pixels at hand, and what must come from elsewhere the region gives.
+    """
 
     @abstractmethod
     def apply(self, obj: ComplexArray, waves: ComplexArray, around: Surroundings) -> tuple[ComplexArray, ComplexArray]:
-        """Return the changed object (state, slice, y, x) and waves (wave, y, x): modes, then their variations."""
+        """Return the changed object (state, slice, y, x) and waves (wave, y, x): modes, then their variations.
+
+        All ranks call this alike, and find the same waves.
+        """
 
 
 def constraint_class(name: str) -> Any:

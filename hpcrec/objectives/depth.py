@@ -14,7 +14,8 @@ import numpy as np
 
 from hpcrec.backend.array import ComplexArray, FloatArray, array_module, real_dtype
 from hpcrec.backend.fft import fftn, ifftn
-from hpcrec.objectives.constraints import ConstraintOptions, ObjectConstraint, Surroundings
+from hpcrec.geometry.tiles import Box
+from hpcrec.objectives.constraints import ConstraintOptions, ObjectConstraint, StackFilter, Surroundings
 from hpcrec.objectives.regularizers import flatten_variation
 from hpcrec.options import options
 
@@ -74,41 +75,52 @@ class IdenticalSlicesOptions(ConstraintOptions):
     strength: float = 1.0
 
 
-class KzFilter(ObjectConstraint):
+class KzFilter(StackFilter):
     """Weakens what varies along z slowly in the plane, which the patterns determine worst (missing wedge).
 
     W = [1 − (2/π) atan((β|k_z|/√(k² + 10⁻³))²)] exp(−αk²), k_z in cycles per slice, k in cycles per pixel of the plane
     (that of PtychoShelves, Wakonig et al., J. Appl. Cryst. 53, 574 (2020)). Pixels with less than a tenth of the
-    largest illumination take their share of the change only. Works on twice the slices: about nine copies of the object
-    on the first rank.
+    largest illumination take their share of the change only.
     """
 
     Options = KzFilterOptions
-    pointwise = False
 
     def __init__(self, options: KzFilterOptions) -> None:
         self._options = options
 
-    def apply(self, obj: ComplexArray, around: Surroundings) -> ComplexArray:
-        """Return the filtered object."""
-        xp, n_slices = array_module(obj), obj.shape[-3]
-        if n_slices == 1:
-            return obj.copy()
-        old = (xp.log(xp.maximum(xp.abs(obj), _TINY)) + 1j * xp.angle(obj)).astype(obj.dtype, copy=False)
-        spectrum = fftn(self._continued(old), axes=(-3, -2, -1))
-        spectrum *= self.weights(spectrum.shape[-3:], xp).astype(real_dtype(obj.dtype))
-        change = ifftn(spectrum, axes=(-3, -2, -1))[..., :n_slices, :, :] - old
-        if around.light is not None:
-            change *= xp.minimum(around.light / _FULL_LIGHT, 1).astype(change.real.dtype)
-        found = xp.exp(old + change)
-        if self._options.amplitude_share != 1:
-            size = xp.abs(found)
-            found *= (1 + self._options.amplitude_share * (size - 1)) / xp.maximum(size, _TINY)
-        return found.astype(obj.dtype, copy=False)  # type: ignore[no-any-return]
+    def start(self, obj: ComplexArray) -> ComplexArray:
+        """Return ln|O| + iφ."""
+        xp = array_module(obj)
+        return (xp.log(xp.maximum(xp.abs(obj), _TINY)) + 1j * xp.angle(obj)).astype(obj.dtype, copy=False)  # type: ignore[no-any-return]
 
-    def weights(self, shape: tuple[int, ...], xp: ModuleType = np) -> FloatArray:
-        """Return W (k_z, k_y, k_x) of ``xp`` for a stack of ``shape``, zero frequency at [0, 0, 0]."""
-        kz, ky, kx = (xp.asarray(np.fft.fftfreq(n)) for n in shape)
+    def filtered(self, spectrum: ComplexArray, shape: tuple[int, int], box: Box) -> ComplexArray:
+        """Return the spectrum times W, on as many slices as it has."""
+        n_slices = spectrum.shape[-3]
+        if n_slices == 1:
+            return spectrum.copy()
+        stack = fftn(self._continued(spectrum), axes=_Z)
+        weights = self._weights((stack.shape[-3], *shape), box, array_module(spectrum))
+        stack *= weights.astype(real_dtype(spectrum.dtype))
+        return ifftn(stack, axes=_Z)[..., :n_slices, :, :]
+
+    def finish(self, obj: ComplexArray, found: ComplexArray, light: FloatArray | None) -> ComplexArray:
+        """Return the object with the change of ln|O| + iφ, by the share of the light."""
+        if obj.shape[-3] == 1:
+            return obj.copy()
+        xp, old = array_module(obj), self.start(obj)
+        change = found - old
+        if light is not None:
+            change *= xp.minimum(light / _FULL_LIGHT, 1).astype(change.real.dtype)
+        new = xp.exp(old + change)
+        if self._options.amplitude_share != 1:
+            size = xp.abs(new)
+            new *= (1 + self._options.amplitude_share * (size - 1)) / xp.maximum(size, _TINY)
+        return new.astype(obj.dtype, copy=False)  # type: ignore[no-any-return]
+
+    def _weights(self, shape: tuple[int, int, int], box: Box, xp: ModuleType) -> FloatArray:
+        """Return W (k_z, k_y, k_x) of ``xp`` on ``box`` of a stack of ``shape``, zero frequency at [0, 0, 0]."""
+        kz, ky, kx = (np.fft.fftfreq(n) for n in shape)
+        kz, ky, kx = (xp.asarray(k) for k in (kz, ky[box.y0 : box.y1], kx[box.x0 : box.x1]))
         squared = ky[:, None] ** 2 + kx**2
         angle = xp.arctan((self._options.beta * kz[:, None, None]) ** 2 / (squared + _FLOOR))
         return (1 - 2 / np.pi * angle) * xp.exp(-self._options.lateral_damping_pixel2 * squared)  # type: ignore[no-any-return]

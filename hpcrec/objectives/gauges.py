@@ -10,10 +10,10 @@ from types import ModuleType
 
 import numpy as np
 
-from hpcrec.backend.array import ComplexArray, FloatArray, array_module, to_host
-from hpcrec.backend.fft import fft2, ifft2
-from hpcrec.geometry.grid import Grid
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, array_module, to_host
+from hpcrec.geometry.tiles import Box
 from hpcrec.objectives.constraints import ConstraintOptions, Gauge, Surroundings
+from hpcrec.objectives.region import Region, all_at_hand, shifted_along
 
 _N_FITS = 3
 
@@ -32,9 +32,11 @@ class Centre(Gauge):
 
     def apply(self, obj: ComplexArray, waves: ComplexArray, around: Surroundings) -> tuple[ComplexArray, ComplexArray]:
         """Return object and waves with the probe in the middle."""
+        region = around.region or all_at_hand(obj.shape)
         offset = centre_of_mass(np.sum(np.abs(waves[: around.n_modes]) ** 2, axis=0, dtype=np.float64))
-        away = (-offset[0] * around.sampling[0], -offset[1] * around.sampling[1])
-        return shifted(obj, away, around.sampling), shifted(waves, away, around.sampling)
+        moved = shifted_along(waves, np.full(len(waves), -offset[1]), -1)
+        moved = shifted_along(moved, np.full(len(waves), -offset[0]), -2)
+        return region.shifted(obj, np.tile(-offset, (obj.shape[-3], 1))), moved
 
 
 class Ramp(Gauge):
@@ -55,21 +57,22 @@ class Ramp(Gauge):
         """Return object and waves with the ramps in the waves."""
         assert around.light is not None
         light, sampling, xp = around.light, around.sampling, array_module(obj)
-        if not light.any():
+        region = around.region or all_at_hand(obj.shape)
+        middle, total = centre_of_light(light, region)
+        if not total > 0:
             return obj, waves
-        middle = centre_of_mass(light)
         of_slices = np.stack(
-            [np.mean([ramp(o, light, sampling) for o in obj[:, s]], axis=0) for s in range(len(obj[0]))]
+            [np.mean([ramp(o, light, sampling, region) for o in obj[:, s]], axis=0) for s in range(len(obj[0]))]
         )
         carried: FloatArray = np.cumsum(of_slices[::-1], axis=0)[::-1]
-        drift: FloatArray = np.zeros(2)
+        drifts: FloatArray = np.zeros((len(of_slices), 2))
+        drifts[1:] = np.cumsum(around.wavelength * around.gaps[:, None] * carried[1:], axis=0) / sampling
         found = np.empty_like(obj)
         for s, slope in enumerate(of_slices):
-            flat = obj[:, s] * tilt(obj.shape[-2:], -slope, sampling, middle, xp).astype(obj.dtype)
-            if s > 0:
-                drift = drift + around.wavelength * around.gaps[s - 1] * carried[s]
-                flat = shifted(flat, (float(drift[0]), float(drift[1])), sampling)
-            found[:, s] = flat
+            flat = tilt(region.shape, -slope, sampling, middle, xp, region.held)
+            found[:, s] = obj[:, s] * flat.astype(obj.dtype)
+        if len(of_slices) > 1:
+            found[:, 1:] = region.shifted(found[:, 1:], drifts[1:])
         return found, waves * tilt(waves.shape[-2:], carried[0], sampling, xp=xp).astype(waves.dtype)
 
 
@@ -84,21 +87,31 @@ class Scale(Gauge):
     def apply(self, obj: ComplexArray, waves: ComplexArray, around: Surroundings) -> tuple[ComplexArray, ComplexArray]:
         """Return object and waves with the factors in the waves."""
         assert around.light is not None
-        sizes = to_host(np.sum(np.abs(obj).mean(axis=0) * around.light, axis=(1, 2), dtype=np.float64))
-        if not (sizes > 0).all():
+        region = around.region or all_at_hand(obj.shape)
+        own, light = region.own(obj), region.own(around.light)
+        sums = [np.sum(np.abs(own[:, s]).mean(axis=0) * light, dtype=np.float64) for s in range(obj.shape[-3])]
+        sizes = region.total(np.array([float(s) for s in (*sums, np.sum(light, dtype=np.float64))]))
+        if not (sizes[:-1] > 0).all():
             return obj, waves
-        means = (sizes / float(np.sum(around.light, dtype=np.float64))).astype(obj.real.dtype)
+        means = (sizes[:-1] / sizes[-1]).astype(obj.real.dtype)
         real = waves.real.dtype.type
         return obj / array_module(obj).asarray(means)[:, None, None], waves * real(np.prod(means))
 
 
 def centre_of_mass(weight: FloatArray) -> FloatArray:
     """Return the centre of mass (2,) of ``weight`` (y, x) in pixels from n//2; zero where there is none."""
-    rows, columns = _profiles(weight)
-    if not rows.sum() > 0:
-        return np.zeros(2)
-    y, x = (np.arange(n) - n // 2 for n in weight.shape)
-    return np.array([rows @ y, columns @ x]) / rows.sum()  # type: ignore[no-any-return]
+    return centre_of_light(weight, all_at_hand(weight.shape))[0]
+
+
+def centre_of_light(light: FloatArray, region: Region) -> tuple[FloatArray, float]:
+    """Return the centre of mass (2,) of ``light`` (y, x), which is at hand in parts, in pixels from n//2, and its sum.
+
+    The centre is zero where there is no light.
+    """
+    rows, columns = _profiles(region.own(light))
+    y, x = region.pixels(region.core)
+    total, *moments = region.total(np.array([rows.sum(), rows @ y, columns @ x]))
+    return (np.array(moments) / total if total > 0 else np.zeros(2)), float(total)
 
 
 def _profiles(values: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -108,56 +121,65 @@ def _profiles(values: FloatArray) -> tuple[FloatArray, FloatArray]:
     return both[: len(values)], both[len(values) :]
 
 
-def shifted(values: ComplexArray, way: tuple[float, float], sampling: tuple[float, float]) -> ComplexArray:
-    """Return f(r − way) of values (…, y, x) on a periodic grid, ``way`` (y, x) and ``sampling`` in Å."""
-    xp, grid = array_module(values), Grid(shape=(values.shape[-2], values.shape[-1]), sampling=sampling)
-    ky, kx = (xp.asarray(k) for k in grid.frequencies())
-    turn = xp.exp(-2j * np.pi * (ky * way[0] + kx * way[1]))
-    return ifft2(fft2(values) * turn.astype(values.dtype))
-
-
 def tilt(
     shape: tuple[int, ...],
     slope: FloatArray,
     sampling: tuple[float, float],
     middle: FloatArray | tuple[float, float] = (0.0, 0.0),
     xp: ModuleType = np,
+    box: Box | None = None,
 ) -> ComplexArray:
-    """Return exp(2πi g·(r − r_0)) (y, x) complex128 of ``xp``, g (2,) in 1/Å, r_0 in pixels from n//2."""
-    arms = ((np.arange(n) - n // 2 - m) * d for n, m, d in zip(shape[-2:], middle, sampling))
+    """Return exp(2πi g·(r − r_0)) (y, x) complex128 of ``xp``, g (2,) in 1/Å, r_0 in pixels from n//2.
+
+    ``box`` : the pixels of a grid of ``shape`` that are wanted, default all
+    """
+    box = box or Box(0, shape[-2], 0, shape[-1])
+    pixels = (np.arange(box.y0, box.y1) - shape[-2] // 2, np.arange(box.x0, box.x1) - shape[-1] // 2)
+    arms = ((r - m) * d for r, m, d in zip(pixels, middle, sampling))
     y, x = (xp.asarray(np.exp(2j * np.pi * g * arm)) for g, arm in zip(slope, arms))
     found: ComplexArray = y[:, None] * x
     return found
 
 
-def ramp(obj: ComplexArray, weight: FloatArray, sampling: tuple[float, float]) -> FloatArray:
+def ramp(
+    obj: ComplexArray, weight: FloatArray, sampling: tuple[float, float], region: Region | None = None
+) -> FloatArray:
     """Return the slope (2,) in 1/Å of the weighted least-squares plane through the phase of ``obj`` (y, x).
 
     Starts from the mean direction of neighbours, which sees no wraps, and fits planes to what is left (Guizar-Sicairos
-    et al., Opt. Express 19, 21345 (2011) use the like).
+    et al., Opt. Express 19, 21345 (2011) use the like). ``region`` : what of object and weight is at hand, default all
     """
-    middle, xp = centre_of_mass(weight), array_module(obj)
-    y, x = ((np.arange(n) - n // 2 - m) * d for n, m, d in zip(weight.shape, middle, sampling))
-    slope = _mean_slope(obj, weight, sampling)
-    weight = weight.astype(np.float64) / np.sum(weight, dtype=np.float64)
+    region, xp = region or all_at_hand(obj.shape), array_module(obj)
+    middle, total = centre_of_light(weight, region)
+    slope = _mean_slope(obj, weight, sampling, region)
+    obj, weight = region.own(obj), region.own(weight).astype(np.float64) / total
+    y, x = ((r - m) * d for r, m, d in zip(region.pixels(region.core), middle, sampling))
     rows, columns = _profiles(weight)
-    cross = y @ to_host(weight @ xp.asarray(x))
-    matrix = np.array([[rows @ y**2, cross], [cross, columns @ x**2]])
+    yy, cross, xx = region.total(np.array([rows @ y**2, y @ to_host(weight @ xp.asarray(x)), columns @ x**2]))
+    matrix = np.array([[yy, cross], [cross, xx]])
     if np.linalg.det(matrix) <= 1e-12 * np.trace(matrix) ** 2:
         return slope
     for _ in range(_N_FITS):
-        flat = obj * tilt(obj.shape, -slope, sampling, middle, xp)
-        mean = np.sum(flat * weight)
-        rows, columns = _profiles(xp.angle(flat * mean.conj()) * weight)
-        slope += np.linalg.solve(matrix, np.array([rows @ y, columns @ x])) / (2 * np.pi)
+        flat = obj * tilt(region.shape, -slope, sampling, middle, xp, region.core)
+        mean = complex(region.total(np.array([complex(np.sum(flat * weight))]))[0])
+        rows, columns = _profiles(xp.angle(flat * mean.conjugate()) * weight)
+        slope += np.linalg.solve(matrix, region.total(np.array([rows @ y, columns @ x]))) / (2 * np.pi)
     return slope
 
 
-def _mean_slope(obj: ComplexArray, weight: FloatArray, sampling: tuple[float, float]) -> FloatArray:
-    """Return the direction of Σ w O*(r) O(r + 1) along y and x, in 1/Å."""
-    found = np.zeros(2)
+def _mean_slope(obj: ComplexArray, weight: FloatArray, sampling: tuple[float, float], region: Region) -> FloatArray:
+    """Return the direction of Σ w O*(r) O(r + 1) along y and x, in 1/Å: each pair with the rank that owns r."""
+    obj, weight = (_next_to(region.own(a), region.with_next(a[None])[0]) for a in (obj, weight))
+    ny, nx = region.core.shape
+    pairs = []
     for axis in range(2):
-        values, light = np.moveaxis(obj, axis, 0), np.moveaxis(weight, axis, 0)
-        pairs = np.sum(np.sqrt(light[1:] * light[:-1]) * values[1:] * values[:-1].conj(), dtype=np.complex128)
-        found[axis] = np.angle(complex(pairs)) / (2 * np.pi * sampling[axis])
-    return found
+        # A wider box has one more row and one more column, but for those at the end of the grid
+        values, light = (np.moveaxis(a[:, :nx] if axis == 0 else a[:ny], axis, 0) for a in (obj, weight))
+        terms = np.sqrt(light[1:] * light[:-1]) * values[1:] * values[:-1].conj()
+        pairs.append(complex(np.sum(terms, dtype=np.complex128)))
+    return np.angle(region.total(np.array(pairs))) / (2 * np.pi * np.array(sampling))  # type: ignore[no-any-return]
+
+
+def _next_to(like: Array, values: Array) -> Array:
+    """Return an array where ``like`` lives."""
+    return array_module(like).asarray(values)  # type: ignore[no-any-return]

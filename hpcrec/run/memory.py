@@ -26,7 +26,7 @@ from hpcrec.models.compiled import fault
 from hpcrec.models.multislice import WAVES_BESIDE
 from hpcrec.models.responses import KEPT_BYTES
 from hpcrec.run.assess import CHUNK_PIXELS
-from hpcrec.run.constrain import slice_copies, whole_copies
+from hpcrec.run.constrain import bytes_between_sweeps
 from hpcrec.run.job import Job
 from hpcrec.run.optics import mode_count, slice_count
 from hpcrec.run.runner import IN_MEMORY_BYTES, batch_size
@@ -163,10 +163,9 @@ def _streamed_bytes(job: Job, series: TiltSeries, size: int, threads: int) -> fl
 def _work_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, threads: int) -> float:
     """Return the bytes of a rank without its process and its patterns.
 
-    Engines that take all patterns at once hold them a second time. What constraints need on the first rank is counted
-    for all; so are exit waves, which are there twice, and once more where a group's checkpoints are gathered, and
-    the copy of the object and its memories from which a checkpoint is written while sweeps go on: of the whole, or of
-    the rank's own tile.
+    Engines that take all patterns at once hold them a second time. Exit waves are there twice, and once more where a
+    group's checkpoints are gathered; so is the copy of the object and its memories from which a checkpoint is written
+    while sweeps go on: of the whole, or of the rank's own tile.
     """
     held, most = object_bytes(job, series, grid, size, threads, compiled=compiled_kernel(job))
     engine, n = engine_class(job.ptychography.engine), n_positions(series)
@@ -234,9 +233,9 @@ def object_bytes(
     exchanged = _TILED_COPIES if tiled else _EXCHANGE_COPIES
     sums = share * max(_THREAD_COPIES * (threads if compiled else 1), exchanged if size > 1 else 0.0)
     beside, update = beside - (1 - share) * kept_box, update - (1 - share) * update_box
-    of_slices = slice_copies(job) / (slices * section.object_states)
-    most = max(max(beside + sums, update) * pixels, beside * pixels + max(whole_copies(job), of_slices) * whole)
-    return beside * pixels * one, most * one
+    n_images = slices * section.object_states
+    between = bytes_between_sweeps(job, whole, pixels, size, n_images, one // n_images)
+    return beside * pixels * one, max(max(beside + sums, update) * pixels * one, beside * pixels * one + between)
 
 
 def _box_share(job: Job, series: TiltSeries, grid: Grid, held: tuple[float, ...]) -> float:

@@ -107,7 +107,7 @@ def test_what_acts_on_slices_needs_no_whole_object(
     plain = one(job_with(tiny_job, *changes, "ptychography.slice_thickness_angstrom=3"), tmp_path / "plain")
     alone = one(job, tmp_path / "alone")
     assert np.linalg.norm(alone.obj - plain.obj) > 1e-2 * np.linalg.norm(plain.obj)
-    monkeypatch.setattr(constrain, "_apply_whole", None)
+    monkeypatch.setattr(constrain, "Pencils", None)
     many = run_ranks(2, lambda group: run_one(job, tmp_path / "many", group))[0]
     assert many is not None
     assert np.linalg.norm(many.obj - alone.obj) <= 1e-9 * np.linalg.norm(alone.obj)

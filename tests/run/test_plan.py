@@ -22,9 +22,9 @@ from hpcrec.geometry.grid import Grid, object_grid
 from hpcrec.io.base import open_series
 from hpcrec.run import plan
 from hpcrec.run.config import load_job
-from hpcrec.run.constrain import FILTER_COPIES, WHOLE_COPIES
+from hpcrec.run.constrain import bytes_between_sweeps
 from hpcrec.run.job import Job
-from hpcrec.run.memory import GIB, MPI_GIB, base_memory, memory_limit, pattern_room, rank_memory
+from hpcrec.run.memory import GIB, MPI_GIB, base_memory, memory_limit, object_bytes, pattern_room, rank_memory
 from hpcrec.run.plan import duration, make_plan, n_workers, tomography_seconds
 from hpcrec.run.sharing import exchange_bytes, share_ranks
 from hpcrec.run.start import common_grid
@@ -135,22 +135,32 @@ def test_a_tiled_rank_copies_its_tile_for_a_checkpoint(tiny_job: Path, series: T
     assert waves["tiled"] < waves["replicated"]
 
 
-@pytest.mark.parametrize(
-    ("constraint", "copies"),
-    [("positive_phase.every=1", 0), ("ramp.every=1", WHOLE_COPIES), ("kz_filter.beta=1", FILTER_COPIES)],
-)
-def test_constraints_that_need_the_whole_object_are_counted(
-    tiny_job: Path, series: TiltSeries, constraint: str, copies: int
+@pytest.mark.parametrize("exchange", ["replicated", "tiled"])
+@pytest.mark.parametrize("constraint", ["positive_phase.every=1", "ramp.every=1", "kz_filter.beta=1", "tv.weight=1"])
+def test_what_constraints_need_between_sweeps_is_counted(
+    tiny_job: Path, series: TiltSeries, constraint: str, exchange: str
 ) -> None:
-    """Between sweeps: beside what an engine keeps, where that is more than an update."""
-    grid = large_grid(series, 4000)
-    chosen = ["parallel.exchange=replicated", "ptychography.slices=2", "ptychography.slice_thickness_angstrom=4"]
+    """Beside what an engine keeps, where that is more than an update; no result is gathered in memory."""
+    grid, size = large_grid(series, 12000), 16
+    chosen = [f"parallel.exchange={exchange}", "ptychography.slices=2", "ptychography.slice_thickness_angstrom=4"]
     chosen.append("ptychography.engine=lsqml")
-    free = rank_memory(job_with(tiny_job, *chosen), series, grid, 4)
-    held = rank_memory(job_with(tiny_job, *chosen, f"constraints.{constraint}"), series, grid, 4)
-    beside, update = LsqMl.copies(LsqMlOptions(), False)
-    more = max(beside + copies - max(beside + 4, update), 0)
-    assert held - free == pytest.approx(more * 2 * 8 * 4000**2 / GIB)
+    job = job_with(tiny_job, *chosen, f"constraints.{constraint}")
+    free = rank_memory(job_with(tiny_job, *chosen), series, grid, size)
+    held, update = object_bytes(job_with(tiny_job, *chosen), series, grid, size, compiled=True)
+    beside = LsqMl.copies(LsqMlOptions(), False)[0]
+    pixels = held / (beside * 2 * 8)
+    between = bytes_between_sweeps(job, 12000.0**2, pixels, size, 2, 8)
+    assert (between == 0) == constraint.startswith("positive")
+    found = rank_memory(job, series, grid, size)
+    assert found - free == pytest.approx(max(held + between - update, 0) / GIB, abs=1e-9)
+
+
+def test_tiles_between_sweeps_shrink_with_the_ranks(tiny_job: Path) -> None:
+    """An object of 16384² pixels and 20 slices, 40 GiB, with all that went through one rank once, on 256 ranks."""
+    chosen = ["ptychography.slices=20", "ptychography.slice_thickness_angstrom=4", "constraints.kz_filter.beta=1"]
+    job = job_with(tiny_job, *chosen, "constraints.ramp.every=1", "constraints.centre.every=1")
+    needed = bytes_between_sweeps(job, 16384.0**2, (16384.0 / 16 + 200) ** 2, 256, 20, 8)
+    assert 0.2 * GIB < needed < 1.5 * GIB
 
 
 @pytest.mark.parametrize(("n_ranks", "expected"), [(1, 1), (2, 1), (3, 1), (6, 2), (7, 2), (9, 3)])
