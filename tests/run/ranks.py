@@ -16,5 +16,5 @@ def launch(*arguments: object, n_ranks: int = 2) -> subprocess.CompletedProcess[
     kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCH_KEYS)}
     command = [str(LAUNCHER), "-n", str(n_ranks), sys.executable, *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=90, env={**kept, "OMP_NUM_THREADS": "1"}, check=False
+        command, capture_output=True, text=True, timeout=150, env={**kept, "OMP_NUM_THREADS": "1"}, check=False
     )

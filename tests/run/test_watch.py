@@ -83,7 +83,9 @@ def test_a_suspended_process_is_found_and_a_computing_one_is_not(
     with quiet_watch(tmp_path / "ranks", neighbour(sleeper), 4.0, monkeypatch) as tool:
         write(tmp_path / "ranks")
         for _ in range(20):
-            time.sleep(0.15)
+            ticks = watch._pulse(neighbour(sleeper))[1]
+            while watch._pulse(neighbour(sleeper))[1] == ticks:
+                time.sleep(0.01)
             later(tool, 0.5)
         sleeper.send_signal(signal.SIGSTOP)
         while watch._pulse(neighbour(sleeper))[0] != "T":
@@ -125,12 +127,17 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(
 
 
 def test_the_first_to_leave_waits_for_the_others(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    leaves = threading.Event()
+
+    def leave() -> None:
+        leaves.set()
+        write(tmp_path / "ranks", left=True)
+
     with Watch(Alone(neighbour(sleeper)), tmp_path / "ranks", 40.0, 0.0):
         write(tmp_path / "ranks")
-        timer = threading.Timer(0.5, write, (tmp_path / "ranks",), {"left": True})
+        timer = threading.Timer(0.5, leave)
         timer.start()
-        left = time.monotonic()
-    assert time.monotonic() - left >= 0.5
+    assert leaves.is_set()
     timer.join()
 
 
