@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from all_tilts import reconstruct_all
 from ranks import LAUNCHER, launch
 
 from hpcrec.io.base import open_series
 from hpcrec.io.results import read_tilt_result, tilt_path
-from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_ranks
+from hpcrec.parallel.communicator import SerialCommunicator, run_ranks
 from hpcrec.parallel.crew import Crew, Spare, alone
 from hpcrec.parallel.loans import Loans, Need
 from hpcrec.run import hands
@@ -25,7 +26,6 @@ from hpcrec.run.memory import rank_memory
 from hpcrec.run.observers import read_events
 from hpcrec.run.runner import TiltRun
 from hpcrec.run.start import common_grid
-from hpcrec.run.tilts import reconstruct_tilts
 
 
 class Bank:
@@ -124,16 +124,7 @@ def test_who_does_not_borrow(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
 
 
 def objects(job: Any, folder: Path, n_ranks: int, heard: list[Any]) -> list[np.ndarray]:
-    folder.mkdir()
-
-    def rank(world: Communicator) -> None:
-        with open_series(job.data) as series:
-            reconstruct_tilts(job, series, world, folder, heard.append)
-
-    if n_ranks == 1:
-        rank(SerialCommunicator())
-    else:
-        run_ranks(n_ranks, rank)
+    reconstruct_all(job, folder, n_ranks, heard.append)
     return [read_tilt_result(tilt_path(folder, i)).obj for i in range(3)]
 
 
