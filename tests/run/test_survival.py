@@ -22,7 +22,7 @@ ASKED = Path(__file__).with_name("asked_rank.py")
 
 pytestmark = [
     pytest.mark.mpi,
-    pytest.mark.timeout(200),
+    pytest.mark.timeout(400),
     pytest.mark.skipif(not LAUNCHER.exists(), reason=f"no mpiexec beside {sys.executable}"),
 ]
 
