@@ -67,7 +67,8 @@ def share_ranks(
 
     Raises
     ------
-    DeviceError : not even all ranks together fit; the message names the smallest change that would.
+    DeviceError : not even all ranks together fit, or not as many as the job says; the message names the smallest
+        change that would.
     """
     limit, base = memory_limit(job, n_ranks), base_memory(n_ranks)
     asked = job.parallel.exchange
@@ -92,7 +93,7 @@ def share_ranks(
         needs = {kind: need(size, kind, resident) for kind in kinds}
         fitting = [kind for kind in kinds if needs[kind] <= limit and (size > 1 or kind == kinds[0])]
         if asked != "auto" or size == 1:
-            if fitting or isinstance(fixed, int):
+            if fitting:
                 return Sharing(size=size, exchange=kinds[0], resident=resident)
         elif fitting == ["tiled"]:
             reason = (
@@ -102,9 +103,10 @@ def share_ranks(
         elif fitting:
             kind, reason = _cheaper(job, series, grid, size, spread=size * n_hosts > n_ranks)
             return Sharing(size=size, exchange=kind, reason=reason, resident=resident)
-        elif isinstance(fixed, int):
-            return Sharing(size=size, exchange="tiled", resident=resident)
-    raise DeviceError(_refusal(asked, {kind: need(n_ranks, kind, False) for kind in kinds}, limit))
+    refusal = _refusal(asked, {kind: need(sizes[-1], kind, False) for kind in kinds}, limit)
+    if isinstance(fixed, int):
+        refusal = f"with parallel.group_size = {fixed} {refusal}; or set parallel.group_size = 'auto'"
+    raise DeviceError(refusal)
 
 
 def _refusal(asked: str, needs: dict[ExchangeName, float], limit: float) -> str:

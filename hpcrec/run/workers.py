@@ -253,11 +253,10 @@ def _batch_workers(job: Job, folder: Path) -> Iterator[DaskExecutor]:
     kind = _batch_class(name)
     configured = dask.config.get(f"jobqueue.{name}", {}) or {}
     scheduler = {"dashboard_address": "127.0.0.1:0", **(configured.get("scheduler-options") or {})}
-    # The workers read the scheduler's credentials from files there, which this user alone can read
     with tempfile.TemporaryDirectory(prefix=".dask-", dir=folder) as shared:
         try:
             running = kind(
-                security=Security.temporary(),
+                security=_security_in_files(Path(shared)),
                 protocol="tls://",
                 scheduler_options=scheduler,
                 shared_temp_directory=shared,
@@ -273,6 +272,21 @@ def _batch_workers(job: Job, folder: Path) -> Iterator[DaskExecutor]:
             each = len(running.new_spec.get("group", [None]))
             _wait_for(client, n_jobs * each, _QUEUE_S)
             yield DaskExecutor(client, job.parallel.device, RECOVERIES)
+
+
+def _security_in_files(folder: Path) -> Security:
+    """Return new credentials; workers read theirs from files in ``folder``, which this user alone can read.
+
+    Credentials in memory dask_jobqueue writes to such files too, but removes them when its own objects die: by then the
+    folder is gone.
+    """
+    made: Security = Security.temporary()
+    for name in ("tls_ca_file", "tls_worker_cert", "tls_worker_key"):
+        path = folder / f"{name}.pem"
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(getattr(made, name))
+        setattr(made, name, str(path))
+    return made
 
 
 def _batch_class(name: str) -> Any:

@@ -1,15 +1,12 @@
 """The fused kernel's source compiled for the CPU, and gradients by it."""
 
 import ctypes
-import dataclasses
 import re
 
-import numpy as np
-from kernel_chains import KERNELS, N_PATTERNS, ORIGIN, compiled, gradient_shape
+from kernel_chains import KERNELS, answer, compiled, empty_sums, in_single
 
 from hpcrec.backend import cuda
 from hpcrec.models import fused
-from hpcrec.models.chain import ChainSums
 
 N_BLOCKS = 2
 
@@ -48,21 +45,11 @@ class FusedKernels:
 
 def emulated(kernels, chain, patterns, good, *, slopes=True, n_blocks=N_BLOCKS, **more):
     """Gradients of a chain in double precision, rounded to single, by the kernels."""
-    single = {name: getattr(chain, name).astype(np.complex64) for name in ("obj", "spectrum", "propagators")}
-    chain, shape = dataclasses.replace(chain, **single), (*chain.obj.shape[:2], *gradient_shape(patterns.shape[-1]))
-    sums = ChainSums(
-        origin=ORIGIN,
-        obj=np.zeros(shape, np.complex64),
-        illumination=np.zeros(shape, np.float32),
-        totals=np.zeros(3),
-        spectrum=np.zeros_like(chain.spectrum),
-        shifts=np.zeros((N_PATTERNS, 1, 2)) if slopes and not chain.whole else None,
-    )
+    chain = in_single(chain)
+    sums = empty_sums(chain, slopes=slopes)
     assert fused.fault(chain, patterns, sums) is None
     fused.add_gradients(chain, patterns, good, sums, kernels.launch, n_blocks, **more)
-    probe = sums.spectrum if chain.whole else np.fft.ifft2(sums.spectrum, norm="ortho")
-    found = {"obj": sums.obj[0], "illumination": sums.illumination[0], "probe": probe, "totals": sums.totals}
-    return found if sums.shifts is None else found | {"shifts": sums.shifts}
+    return answer(chain, sums)
 
 
 def on_a_device(monkeypatch, launched, kernels):

@@ -117,22 +117,37 @@ def make_good(masks, n):
     return None if masks == 0 else np.random.default_rng(3).random((masks, n, n)) > 0.1
 
 
-def plain(chain, patterns, good):
-    """The answer of the plain chain: gradients of object and probe (in space, modes first), illumination, totals."""
-    shape = (1, chain.obj.shape[1], *gradient_shape(chain.spectrum.shape[-1]))
-    sums = ChainSums(
+def in_single(chain):
+    """The chain in the precision of the kernels."""
+    single = {name: getattr(chain, name).astype(np.complex64) for name in ("obj", "spectrum", "propagators")}
+    return replace(chain, **single)
+
+
+def empty_sums(chain, *, slopes=True):
+    """Sums for a chain, in its precision; ``slopes``: those of shifts too."""
+    shape = (*chain.obj.shape[:2], *gradient_shape(chain.spectrum.shape[-1]))
+    return ChainSums(
         origin=ORIGIN,
-        obj=np.zeros(shape, complex),
-        illumination=np.zeros(shape),
+        obj=np.zeros(shape, chain.obj.dtype),
+        illumination=np.zeros(shape, chain.obj.real.dtype),
         totals=np.zeros(3),
         spectrum=np.zeros_like(chain.spectrum),
-        shifts=None if chain.whole else np.zeros((N_PATTERNS, 1, 2)),
+        shifts=np.zeros((N_PATTERNS, 1, 2)) if slopes and not chain.whole else None,
     )
+
+
+def answer(chain, sums):
+    """Gradients of object and probe (in space, modes first), illumination, totals, slopes of shifts."""
+    probe = sums.spectrum if chain.whole else np.fft.ifft2(sums.spectrum, norm="ortho")
+    found = {"obj": sums.obj[0], "illumination": sums.illumination[0], "probe": probe, "totals": sums.totals}
+    return found if sums.shifts is None else found | {"shifts": sums.shifts}
+
+
+def plain(chain, patterns, good):
+    """The answer of the plain chain."""
+    sums = empty_sums(chain)
     multislice.add_gradients(chain, patterns, good, sums)
-    found = {"obj": sums.obj[0], "illumination": sums.illumination[0], "totals": sums.totals}
-    if chain.whole:
-        return found | {"probe": sums.spectrum}
-    return found | {"probe": np.fft.ifft2(sums.spectrum, norm="ortho"), "shifts": sums.shifts}
+    return answer(chain, sums)
 
 
 def errors(wanted, found):

@@ -16,15 +16,14 @@ from kernel_chains import (
     make_good,
     plain,
 )
+from kernel_checks import check_gradients_of_a_device, model_and_state
 
 from hpcrec.backend import cuda
 from hpcrec.geometry.grid import object_grid
-from hpcrec.geometry.tiles import Box
 from hpcrec.models import launched
-from hpcrec.models.base import Batch, PtychographyState
+from hpcrec.models.base import Batch
 from hpcrec.models.chain import Detector
 from hpcrec.models.placement import state_on
-from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
 from hpcrec.physics.propagation import propagation_rate, tilted_factor
 
@@ -128,34 +127,16 @@ def test_a_model_on_a_device_takes_what_it_knows(cupy, kernels, monkeypatch, wan
     probe = aberrated_probe(shape, SAMPLING, WAVELENGTH, 0.022, {"C10": -80.0})
     obj, modes = np.exp(0.3j * rng.normal(size=(2, *grid.shape))), orthogonal_start_modes(probe, 2, share=0.2)
     detector = Detector(loss="poisson", mask=rng.random(shape) > 0.05)
-
-    def model_and_state(which, precision):
-        model = PtychographyModel(
-            shape, SAMPLING, WAVELENGTH, 20.0, detector=detector, precision=precision, kernel=which
-        )
-        state = PtychographyState(
-            obj=obj.astype(model.dtype),
-            probe=(100 * modes).astype(model.dtype),
-            positions=positions,
-            grid=grid,
-            box=Box(0, grid.shape[0], 0, grid.shape[1]),
-        )
-        return model, state
-
-    model, state = model_and_state("array", "double")
+    model, state = model_and_state("array", positions, obj, 100 * modes, detector=detector)
     counts = rng.poisson(model.simulate(state, np.arange(6))[:, ::-1]).clip(0, 255).astype(np.uint8)
     batch = Batch(np.arange(6), counts, step=0, n_global=6)
     host = model.gradients(state, batch, wanted)
-    model, state = model_and_state("launched", "single")
+    model, state = model_and_state("launched", positions, obj, 100 * modes, detector=detector)
     device = model.gradients(state_on(cupy, state), batch, wanted)
     slopes = str("positions" in wanted).lower()
     known = [f"add_gradients<64, POISSON, unsigned char, true, true, {slopes}, false>"]
     assert launches == ([] if "thickness" in wanted else known)
-    for name in ("loss", "error", "counts"):
-        assert getattr(device, name) == pytest.approx(getattr(host, name), rel=TOLERANCE)
-    for name in ("obj", "illumination", "probe"):
-        expected = getattr(host, name)
-        assert np.abs(getattr(device, name).get() - expected).max() <= TOLERANCE * np.abs(expected).max(), name
+    check_gradients_of_a_device(device, host)
     if "positions" in wanted:
         expected = host.of_patterns["positions"]
         assert np.abs(device.of_patterns["positions"] - expected).max() <= TOLERANCE * np.abs(expected).max()

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -36,3 +41,28 @@ def test_compiled_equals_the_numpy_twin(degree, n_bins, moment, kind):
         expected = sum(m.T @ i.ravel() for m, i in zip(matrices, inner))
         terms = sum(np.abs(m).T @ np.abs(i).ravel() for m, i in zip(matrices, inner))
         np.testing.assert_allclose(back.ravel(), expected, rtol=0, atol=1e-5 * terms.max())
+
+
+SUMS = """
+import hashlib
+import numpy as np
+from hpcrec.backend.kernels.volume import derivative_images
+from hpcrec.geometry.pose import Pose, rotation_from_angles
+from hpcrec.operators.projection import Projector
+
+rng = np.random.default_rng(0)
+poses = [Pose(rotation=rotation_from_angles(0.01, t, -0.02), shift=(0.2, -0.1)) for t in np.linspace(-1, 1, 9)]
+tool = Projector((20, 24, 21), 0.4, (28, 26), poses)
+images = tool.forward(rng.random((20, 24, 21), dtype=np.float32))
+turned = derivative_images(images[0], images[1], np.eye(3), (0.1, 0.2), 0.4)
+print(*(hashlib.sha256(a.tobytes()).hexdigest() for a in (images, tool.adjoint(images), turned)))
+"""
+
+
+def test_kernels_of_numba_s_cache_are_those_just_compiled(tmp_path):
+    """To the last bit: of workers that share a volume one may have compiled what another loads."""
+    kept = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    asked = [sys.executable, "-c", SUMS]
+    found = [subprocess.run(asked, env=kept, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert len(found[0].split()) == 3
+    assert found[0].split() == found[1].split()

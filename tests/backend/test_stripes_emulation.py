@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,19 +11,26 @@ import pytest
 from kernel_chains import (
     KERNELS,
     N_PATTERNS,
-    ORIGIN,
     SAMPLING,
     TOLERANCE,
     WAVELENGTH,
+    answer,
     compiled,
-    dimmed,
+    empty_sums,
     errors,
-    gradient_shape,
+    in_single,
     make_chain,
     make_counts,
     make_good,
-    make_sparse_counts,
     plain,
+)
+from kernel_checks import (
+    check_events,
+    check_events_go_wrong,
+    check_gradients_of_a_device,
+    model_and_state,
+    sparse_cases,
+    write_without_barrier,
 )
 
 from hpcrec.backend import cuda, stripes
@@ -75,23 +83,13 @@ def launcher(kernel):
 def emulated(kernel, chain, patterns, good, *, chunk=2, deterministic=False):
     """The answer of the kernels, a few patterns at a time."""
     n, n_slices = chain.spectrum.shape[-1], chain.obj.shape[1]
-    single = {name: getattr(chain, name).astype(np.complex64) for name in ("obj", "spectrum", "propagators")}
-    chain, shape = dataclasses.replace(chain, **single), (1, n_slices, *gradient_shape(n))
-    sums = ChainSums(
-        origin=ORIGIN,
-        obj=np.zeros(shape, np.complex64),
-        illumination=np.zeros(shape, np.float32),
-        totals=np.zeros(3),
-        spectrum=np.zeros_like(chain.spectrum),
-        shifts=None if chain.whole else np.zeros((N_PATTERNS, 1, 2)),
-    )
+    chain = in_single(chain)
+    sums = empty_sums(chain)
     assert striped.fault(chain, patterns, sums) is None
     chunk_bytes = chunk * (n_slices + 1) * len(chain.spectrum) * n * n * 8
     more = {"deterministic": deterministic}
     striped.add_gradients(chain, patterns, good, sums, launcher(kernel), chunk_bytes, **more)
-    probe = sums.spectrum if chain.whole else np.fft.ifft2(sums.spectrum, norm="ortho")
-    found = {"obj": sums.obj[0], "illumination": sums.illumination[0], "probe": probe, "totals": sums.totals}
-    return found if sums.shifts is None else found | {"shifts": sums.shifts}
+    return answer(chain, sums)
 
 
 def compare(kernel, n, n_slices, loss, dtype, masks, n_modes, shifted):
@@ -120,36 +118,13 @@ def test_gradients_agree(kernel, n, n_slices, n_modes, shifted, loss, dtype, mas
 
 
 @pytest.mark.parametrize("n", stripes.SIZES)
-@pytest.mark.parametrize(
-    ("n_slices", "n_modes", "shifted", "loss", "masks", "crowded"),
-    [
-        (1, 1, False, "amplitude", 0, False),
-        (2, 1, False, "poisson", 1, False),
-        (1, 2, True, "poisson", N_PATTERNS, True),
-        (2, 2, True, "anscombe", N_PATTERNS, True),
-    ],
-)
+@sparse_cases
 def test_events_are_counts(kernel, n, n_slices, n_modes, shifted, loss, masks, crowded):
     """Gradients by events are those by dense counts to the last bit; in fixed point, which no order of sums changes.
 
     A crowded pattern has more electrons than 16 bits count.
     """
-    chain = dimmed(make_chain(n, n_slices, loss, seed=n + n_slices, n_modes=n_modes, shifted=shifted))
-    patterns, good = make_sparse_counts(chain, seed=5), make_good(masks, n)
-    assert (n_modes == 1) != crowded
-    if crowded:
-        patterns[2, 40, 7], patterns[2, 41, 7] = 60000, 6000
-    # Of more patterns, in another order
-    events = events_of(np.concatenate([patterns[::-1], patterns[:1]]))[[2, 1, 0]]
-    assert events.edges.dtype == (np.uint32 if crowded else np.uint16)
-    found = emulated(kernel, chain, events, good)
-    measured = errors(plain(chain, patterns, good), found)
-    assert all(value <= TOLERANCE for value in measured.values()), measured
-    dense, sparse = (emulated(kernel, chain, p, good, deterministic=True) for p in (patterns, events))
-    measured = errors(plain(chain, patterns, good), dense)
-    assert all(value <= TOLERANCE for value in measured.values()), measured
-    for name, values in dense.items():
-        np.testing.assert_array_equal(sparse[name], values, err_msg=name)
+    check_events(partial(emulated, kernel), n, n_slices, n_modes, shifted, loss, masks, crowded)
 
 
 @pytest.mark.parametrize(
@@ -190,21 +165,9 @@ def test_events_reach_the_kernels_of_a_device(cupy, kernel, monkeypatch, n, want
 @pytest.mark.parametrize("which", range(4))
 def test_a_missing_barrier_around_events_shows(tmp_path, which):
     """A proof of the stand-in: of the barriers between exchange, zeros, events and use none can be spared."""
-    for path in KERNELS.glob("*.cuh"):
-        text = path.read_text(encoding="utf-8")
-        if path.name == "stripes.cuh":
-            begin = text.index("struct Counted<Events")
-            end = text.index("INLINE float at_pixel", begin)
-            before, *parts = re.split(r"barrier\(\);", text[begin:end])
-            assert len(parts) == 4
-            kept = "".join(("" if i == which else "barrier();") + part for i, part in enumerate(parts))
-            text = text[:begin] + before + kept + text[end:]
-        (tmp_path / path.name).write_text(text, encoding="utf-8")
+    write_without_barrier(tmp_path, "stripes.cuh", "struct Counted<Events", "INLINE float at_pixel", which)
     broken = compiled("stripes_host.cpp", tmp_path, tmp_path, "-DONLY_128")
-    chain = dimmed(make_chain(128, 2, "amplitude", seed=1))
-    patterns = make_sparse_counts(chain, seed=5)
-    found = errors(plain(chain, patterns, None), emulated(broken, chain, events_of(patterns), None))
-    assert not found["obj"] <= 1e-3, found
+    check_events_go_wrong(partial(emulated, broken), 128)
 
 
 @pytest.mark.parametrize("wanted", [("probe", "positions"), ("probe", "thickness")])
@@ -216,32 +179,16 @@ def test_a_model_on_a_device_takes_what_they_know(cupy, kernel, monkeypatch, wan
     positions = rng.uniform(0, 2, (4, 2))
     grid = object_grid(positions, shape, SAMPLING)
     probe = aberrated_probe(shape, SAMPLING, WAVELENGTH, 0.022, {"C10": -150.0})
-    obj = np.exp(0.3j * rng.normal(size=(2, *grid.shape)))
-    found, detector = {}, Detector(loss="poisson", mask=mask)
-    for kernels, precision in (("array", "double"), ("launched", "single")):
-        model = PtychographyModel(
-            shape, SAMPLING, WAVELENGTH, 20.0, detector=detector, precision=precision, kernel=kernels
-        )
-        state = PtychographyState(
-            obj=obj.astype(model.dtype),
-            probe=(100 * orthogonal_start_modes(probe, 2, share=0.2)).astype(model.dtype),
-            positions=positions,
-            grid=grid,
-            box=Box(0, grid.shape[0], 0, grid.shape[1]),
-        )
-        if kernels == "array":
-            counts = rng.poisson(model.simulate(state, np.arange(4))[:, ::-1]).clip(0, 255).astype(np.uint8)
-        else:
-            state = state_on(cupy, state)
-        batch = Batch(np.arange(4), counts, step=0, n_global=4)
-        found[kernels] = model.gradients(state, batch, wanted)
+    obj, modes = np.exp(0.3j * rng.normal(size=(2, *grid.shape))), 100 * orthogonal_start_modes(probe, 2, share=0.2)
+    detector = Detector(loss="poisson", mask=mask)
+    model, state = model_and_state("array", positions, obj, modes, detector=detector)
+    counts = rng.poisson(model.simulate(state, np.arange(4))[:, ::-1]).clip(0, 255).astype(np.uint8)
+    batch = Batch(np.arange(4), counts, step=0, n_global=4)
+    host = model.gradients(state, batch, wanted)
+    model, state = model_and_state("launched", positions, obj, modes, detector=detector)
+    device = model.gradients(state_on(cupy, state), batch, wanted)
     assert len(launches) == (0 if "thickness" in wanted else len(stripes.passes(2, shifted=True)))
-    host, device = found["array"], found["launched"]
-    for name in ("loss", "error", "counts"):
-        assert getattr(device, name) == pytest.approx(getattr(host, name), rel=TOLERANCE)
-    for name in ("obj", "illumination", "probe"):
-        expected = getattr(host, name)
-        assert np.abs(getattr(device, name).get() - expected).max() <= TOLERANCE * np.abs(expected).max(), name
+    check_gradients_of_a_device(device, host)
 
 
 def test_kernels_of_a_device_need_one():

@@ -7,29 +7,19 @@ import pytest
 from kernel_chains import (
     KERNELS,
     N_PATTERNS,
-    SAMPLING,
-    TOLERANCE,
-    WAVELENGTH,
     compiled,
-    errors,
     make_chain,
     make_counts,
-    make_good,
     plain,
 )
+from kernel_checks import check_deterministic_model, check_fixed_sums, check_sums_of_floats, dense_cases
 from test_stripes_emulation import emulated, launcher
 
 from hpcrec.backend import cuda
 from hpcrec.errors import ConfigError, DivergedError
-from hpcrec.geometry.grid import object_grid
-from hpcrec.geometry.tiles import Box
 from hpcrec.models import fixed, launched, striped
-from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.chain import ChainSums
 from hpcrec.models.events import events_of
-from hpcrec.models.placement import state_on
-from hpcrec.models.ptychography import PtychographyModel
-from hpcrec.physics.probe import aberrated_probe
 
 pytestmark = pytest.mark.emulation
 
@@ -42,47 +32,27 @@ def kernel(tmp_path_factory):
     return compiled("stripes_host.cpp", KERNELS, tmp_path_factory.mktemp("order"), "-DONLY_128")
 
 
-def in_orders(kernel, chain, patterns, good, *, deterministic):
-    found = []
-    for seed, chunk in ORDERS:
-        kernel.begin_order(seed)
-        found.append(emulated(kernel, chain, patterns, good, chunk=chunk, deterministic=deterministic))
-    return found
+@pytest.fixture(scope="module")
+def in_orders(kernel):
+    def run(*given, deterministic):
+        found = []
+        for seed, chunk in ORDERS:
+            kernel.begin_order(seed)
+            found.append(emulated(kernel, *given, chunk=chunk, deterministic=deterministic))
+        return found
+
+    return run
 
 
-CASES = pytest.mark.parametrize(
-    ("n_slices", "n_modes", "shifted", "loss", "dtype", "masks"),
-    [
-        (1, 1, False, "amplitude", np.uint8, 0),
-        (2, 2, True, "poisson", np.uint16, 1),
-        (5, 1, True, "anscombe", np.uint8, N_PATTERNS),
-    ],
-)
+@dense_cases
+def test_sums_are_the_same_to_the_last_bit(in_orders, n_slices, n_modes, shifted, loss, dtype, masks):
+    check_fixed_sums(in_orders, 128, n_slices, n_modes, shifted, loss, dtype, masks)
 
 
-@CASES
-def test_sums_are_the_same_to_the_last_bit(kernel, n_slices, n_modes, shifted, loss, dtype, masks):
-    chain = make_chain(128, n_slices, loss, seed=9, n_modes=n_modes, shifted=shifted)
-    patterns, good = make_counts(chain, dtype, seed=2), make_good(masks, 128)
-    first, *others = in_orders(kernel, chain, patterns, good, deterministic=True)
-    measured = errors(plain(chain, patterns, good), first)
-    assert all(value <= TOLERANCE for value in measured.values()), measured
-    for other in others:
-        for name, values in first.items():
-            np.testing.assert_array_equal(other[name], values, err_msg=name)
-
-
-@CASES
-def test_sums_of_floats_are_not(kernel, n_slices, n_modes, shifted, loss, dtype, masks):
+@dense_cases
+def test_sums_of_floats_are_not(in_orders, n_slices, n_modes, shifted, loss, dtype, masks):
     """A proof of the stand-in: the orders that it tries do matter, to all that blocks share."""
-    chain = make_chain(128, n_slices, loss, seed=9, n_modes=n_modes, shifted=shifted)
-    patterns, good = make_counts(chain, dtype, seed=2), make_good(masks, 128)
-    first, *others = in_orders(kernel, chain, patterns, good, deterministic=False)
-    for name in ("obj", "illumination", "probe"):
-        assert any(np.any(other[name] != first[name]) for other in others), name
-    # What each warp has for its own is the same anyway
-    for name in first.keys() - {"obj", "illumination", "probe"}:
-        assert all(np.array_equal(other[name], first[name]) for other in others), name
+    check_sums_of_floats(in_orders, 128, n_slices, n_modes, shifted, loss, dtype, masks)
 
 
 def kernel_factors(chain):
@@ -164,33 +134,5 @@ def test_a_model_on_a_device_is_deterministic_if_asked(cupy, kernel, monkeypatch
     launches, launch = [], launcher(kernel)
     monkeypatch.setattr(launched, "launch", lambda *told: (launches.append(told[0]), launch(*told)))
     monkeypatch.setattr(launched, "shared_room", lambda: 99 * 1024)
-    shape, rng = (128, 128), np.random.default_rng(8)
-    positions = rng.uniform(0, 2, (4, 2))
-    grid = object_grid(positions, shape, SAMPLING)
-    probe = aberrated_probe(shape, SAMPLING, WAVELENGTH, 0.022, {"C10": -150.0})[None]
-    obj = np.exp(0.3j * rng.normal(size=(2, *grid.shape)))
-    batch = Batch(np.arange(4), events_of(rng.poisson(0.2, (4, *shape))), n_global=4)
-    found = {}
-    for kernels, seed in (("array", 0), ("launched", 1), ("launched", 2)):
-        precision = "double" if kernels == "array" else "single"
-        model = PtychographyModel(
-            shape, SAMPLING, WAVELENGTH, 20.0, kernel=kernels, precision=precision, deterministic=True
-        )
-        state = PtychographyState(
-            obj=obj.astype(model.dtype),
-            probe=(60 * probe).astype(model.dtype),
-            positions=positions,
-            grid=grid,
-            box=Box(0, grid.shape[0], 0, grid.shape[1]),
-            whole_pixels=True,
-        )
-        kernel.begin_order(seed)
-        there = state if kernels == "array" else state_on(cupy, state)
-        found[kernels, seed] = model.gradients(there, batch, ("probe",))
+    check_deterministic_model(cupy, kernel.begin_order, 128, 150.0)
     assert "stripe_back<128, true, false, true>" in launches
-    host, *device = found.values()
-    for name in ("obj", "illumination", "probe"):
-        wanted, (one, other) = getattr(host, name), (getattr(d, name).get() for d in device)
-        np.testing.assert_array_equal(one, other)
-        assert np.abs(one - wanted).max() <= TOLERANCE * np.abs(wanted).max(), name
-    assert device[0].loss == device[1].loss == pytest.approx(host.loss, rel=TOLERANCE)

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.scaling import invariance, measure, plots, predict, ranks, seams, traffic
+from benchmarks.scaling import counting, invariance, measure, plots, predict, ranks, seams, traffic
 from benchmarks.scaling.counting import CountingCommunicator, reduction_bytes, reduction_messages
 from benchmarks.scaling.model import PARTS, Load, Rates, batch_imbalance, layout, sweep_seconds, tiles, tilt_seconds
 from benchmarks.scaling.model import traffic as modelled
@@ -105,19 +106,23 @@ def test_parts_count_in_the_same_ledger():
     assert (reduction_messages(1), reduction_messages(2), reduction_messages(5)) == (0, 2, 6)
 
 
-def test_waiting_is_timed():
-    def work(comm):
-        import time
+def test_waiting_is_timed(monkeypatch):
+    """On a clock that goes on by 0.3 s once rank 1 has begun to wait for rank 0."""
+    clock, waits = [0.0], threading.Event()
+    monkeypatch.setattr(counting.time, "perf_counter", lambda: clock[0])
 
+    def work(comm):
         counted = CountingCommunicator(comm)
         if comm.rank == 0:
-            time.sleep(0.3)
+            assert waits.wait(60)
+            clock[0] = 0.3
+        else:
+            real = comm.sum
+            comm.sum = lambda a: (waits.set(), real(a))[1]
         counted.sum(np.ones(1))
         return counted.ledger.counts["sum"].seconds
 
-    first, second = run_ranks(2, work)
-    assert second > 0.2
-    assert second > first
+    assert run_ranks(2, work) == [0.0, 0.3]
 
 
 def test_any_box_of_the_object_can_be_made_alone():

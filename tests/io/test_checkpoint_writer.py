@@ -17,10 +17,11 @@ from hpcrec.io.checkpoint import CheckpointWriter, latest_good, load_checkpoint
 def test_the_caller_goes_on_and_the_second_write_waits_for_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, go, begun = checkpoint.save_checkpoint, threading.Event(), []
+    real, go, first, begun = checkpoint.save_checkpoint, threading.Event(), threading.Event(), []
 
     def slow(path: Path, arrays: Any, attributes: Any) -> None:
         begun.append(path.name)
+        first.set()
         assert go.wait(60)
         real(path, arrays, attributes)
 
@@ -31,6 +32,7 @@ def test_the_caller_goes_on_and_the_second_write_waits_for_the_first(
     assert not (tmp_path / "stage_1.h5").exists(), "the caller was not held up"
     second = threading.Thread(target=writer.save, args=(tmp_path / "stage_2.h5", {"a": np.arange(4)}, {}))
     second.start()
+    assert first.wait(60)
     second.join(0.2)
     assert begun == ["stage_1.h5"]
     go.set()

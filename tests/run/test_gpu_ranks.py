@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from all_tilts import reconstruct_all
 from device_runtime import OutOfMemoryError
 
 from hpcrec.backend.device import PLAN_BYTES
@@ -27,23 +28,13 @@ from hpcrec.run.job import Job
 from hpcrec.run.memory import GIB
 from hpcrec.run.plan import make_plan
 from hpcrec.run.start import common_grid
-from hpcrec.run.tilts import reconstruct_tilts
 
 PLAIN = ["ptychography.precision=double", "ptychography.batch_size=9", "data.tilts=[1]"]
 
 
 def run_all(job: Job, folder: Path, n_ranks: int = 1) -> Any:
     """Reconstruct tilt 1 and return its result."""
-    folder.mkdir(exist_ok=True)
-
-    def rank(world: Communicator) -> None:
-        with open_series(job.data) as series:
-            reconstruct_tilts(job, series, world, folder, lambda event: None)
-
-    if n_ranks == 1:
-        rank(SerialCommunicator())
-    else:
-        run_ranks(n_ranks, rank)
+    reconstruct_all(job, folder, n_ranks)
     return read_tilt_result(tilt_path(folder, 1))
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import LAUNCH_KEYS, LAUNCHER
+from all_tilts import reconstruct_all
+from ranks import LAUNCHER, launch
 
 from hpcrec.io.base import open_series
 from hpcrec.io.results import read_tilt_result, tilt_path
-from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_ranks
+from hpcrec.parallel.communicator import Communicator, run_ranks
 from hpcrec.run import tilts
 from hpcrec.run.config import load_job
 from hpcrec.run.job import Job
@@ -25,16 +24,7 @@ N_PATTERNS = 36
 
 
 def result(job: Job, folder: Path, n_ranks: int) -> np.ndarray:
-    folder.mkdir()
-
-    def rank(world: Communicator) -> None:
-        with open_series(job.data) as series:
-            reconstruct_tilts(job, series, world, folder, lambda event: None)
-
-    if n_ranks == 1:
-        rank(SerialCommunicator())
-    else:
-        run_ranks(n_ranks, rank)
+    reconstruct_all(job, folder, n_ranks)
     return read_tilt_result(tilt_path(folder, 1)).obj
 
 
@@ -53,16 +43,10 @@ def test_more_ranks_than_patterns_of_a_batch_and_than_tilts_left(tiny_job: Path,
     words = ["ptychography.batch_size=3", "parallel.group_size=4", "parallel.exchange=replicated", *ONE[1:]]
     job, _ = load_job(tiny_job, words)
     one = result(job, tmp_path / "1", 1)
+    (tmp_path / "8").mkdir()
     for i in (0, 2):
-        (tmp_path / "8").mkdir(exist_ok=True)
         tilt_path(tmp_path / "8", i).write_bytes(tilt_path(tmp_path / "1", i).read_bytes())
-
-    def rank(world: Communicator) -> None:
-        with open_series(job.data) as series:
-            reconstruct_tilts(job, series, world, tmp_path / "8", lambda event: None)
-
-    run_ranks(8, rank)
-    many = read_tilt_result(tilt_path(tmp_path / "8", 1)).obj
+    many = result(job, tmp_path / "8", 8)
     assert np.linalg.norm(one - many) <= 1e-5 * np.linalg.norm(one)
 
 
@@ -87,10 +71,8 @@ def test_more_processes_than_patterns_of_a_batch(tiny_job: Path, tmp_path: Path)
     words = [*ONE, "ptychography.batch_size=3", "parallel.group_size=5", "parallel.exchange=replicated"]
     job, _ = load_job(tiny_job, words)
     one = result(job, tmp_path / "one", 1)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCH_KEYS)}
-    command = [str(LAUNCHER), "-n", "5", sys.executable, "-m", "hpcrec.cli.main", "run", str(tiny_job)]
-    command += ["--out", str(tmp_path / "five"), "--until", "ptychography", *(f"--set={word}" for word in words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env={**kept, "OMP_NUM_THREADS": "1"})
+    command = ["-m", "hpcrec.cli.main", "run", tiny_job, "--out", tmp_path / "five", "--until", "ptychography"]
+    done = launch(*command, *(f"--set={word}" for word in words), n_ranks=5)
     assert done.returncode == 0, done.stderr
     many = read_tilt_result(tilt_path(tmp_path / "five" / "checkpoints", 1)).obj
     assert np.linalg.norm(one - many) <= 1e-5 * np.linalg.norm(one)

@@ -222,6 +222,34 @@ def test_tiles_are_chosen_where_whole_objects_do_not_fit(tiny_job: Path, series:
         share_ranks(few, series, grid, 4)
 
 
+@pytest.mark.parametrize("exchange", ["auto", "replicated", "tiled"])
+@pytest.mark.parametrize(("size", "n_ranks"), [(1, 1), (1, 4), (2, 4), (4, 4), (9, 4)])
+def test_a_group_size_that_does_not_fit_is_refused_by_its_number(
+    tiny_job: Path, series: TiltSeries, exchange: str, size: int, n_ranks: int
+) -> None:
+    chosen = f"parallel.group_size={size}", f"parallel.exchange={exchange}"
+    job, grid = job_with(tiny_job, *chosen, "parallel.memory_gib_per_rank=0.5"), large_grid(series, 4000)
+    with pytest.raises(DeviceError, match=rf"^with parallel.group_size = {size} a rank would need ") as caught:
+        share_ranks(job, series, grid, n_ranks)
+    told = re.search(
+        r"would need ([0-9.]+) GiB.*, the limit is 0.5 GiB: .*; or set parallel.group_size = 'auto'$", str(caught.value)
+    )
+    assert told is not None
+    kind = "replicated" if exchange == "replicated" else "tiled"
+    needed = rank_memory(
+        job_with(tiny_job, *chosen[:1], f"parallel.exchange={kind}"),
+        series,
+        grid,
+        min(size, n_ranks),
+        base=base_memory(n_ranks),
+        limit=0.5,
+    )
+    assert float(told[1]) == pytest.approx(needed, abs=0.1)
+    assert (
+        share_ranks(job_with(tiny_job, *chosen, "parallel.memory_gib_per_rank=64"), series, grid, n_ranks).size <= size
+    )
+
+
 def test_what_was_asked_for_is_not_chosen_anew(tiny_job: Path, series: TiltSeries) -> None:
     grid = large_grid(series, 4000)
     for kind in ("replicated", "tiled"):

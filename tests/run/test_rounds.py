@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from all_tilts import into, reconstruct_all
 
 from hpcrec.backend.device import PROCESSOR, Device
 from hpcrec.io.base import open_series
 from hpcrec.io.results import read_tilt_result, tilt_path
-from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_ranks
 from hpcrec.run import rounds as rounds_module
 from hpcrec.run.config import load_job
 from hpcrec.run.job import Job
 from hpcrec.run.memory import rank_memory
 from hpcrec.run.rounds import Round, rounds, rounds_of
 from hpcrec.run.start import common_grid
-from hpcrec.run.tilts import reconstruct_tilts
 
 
 def formed(n_tilts: int, n_ranks: int, size: int = 1, most: int = 99) -> list[tuple[int, tuple[int, ...]]]:
@@ -98,20 +97,7 @@ def test_groups_formed_anew_fit_the_memory(tiny_job: Path, monkeypatch: pytest.M
 
 
 def objects(job: Job, folder: Path, n_ranks: int, notes: list[str]) -> list[np.ndarray]:
-    folder.mkdir()
-
-    def hear(event: Any) -> None:
-        if event["event"] == "note":
-            notes.append(event["text"])
-
-    def rank(world: Communicator) -> None:
-        with open_series(job.data) as series:
-            reconstruct_tilts(job, series, world, folder, hear)
-
-    if n_ranks == 1:
-        rank(SerialCommunicator())
-    else:
-        run_ranks(n_ranks, rank)
+    reconstruct_all(job, folder, n_ranks, into(notes))
     return [read_tilt_result(tilt_path(folder, i)).obj for i in range(3)]
 
 

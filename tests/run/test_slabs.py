@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from hpcrec.tomography.executor import InlineExecutor, add_in_pairs
 from hpcrec.tomography.reconstruct import Reconstruction, reconstruct
 from hpcrec.tomography.slabs import SlabVolume
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 SHAPE = (20, 24, 20)
 N_SLABS, N_ITERATIONS, EVERY = 5, 9, 3
@@ -173,17 +175,22 @@ def test_a_worker_killed_before_anything_is_saved(
 
 def test_a_worker_killed_while_it_works(executor: DaskExecutor, tmp_path: Path, undisturbed: Reconstruction) -> None:
     """Not between iterations: the task that is lost was running."""
-    from threading import Timer
-
     timers = []
+
+    def kill(pid: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     def hear(i: int, _: Misfit) -> None:
         if i in (2, 5):
-            pid = max(executor.client.run(os.getpid).values())
-            timers.append(Timer(0.02 * i, os.kill, (pid, signal.SIGKILL)))
+            # Not by asking the workers: the first may just have died
+            pid = max(nanny.pid or 0 for nanny in executor.client.cluster.workers.values())
+            timers.append(Timer(0.02 * i, kill, (pid,)))
             timers[-1].start()
 
     assert same(volume_by(executor, files(tmp_path), hear), undisturbed)
+    for timer in timers:
+        timer.join()
     assert executor.generation >= 1
 
 
@@ -192,8 +199,9 @@ def test_without_saved_slabs_a_loss_is_an_error(executor: DaskExecutor) -> None:
         volume_by(executor, None, strike(executor))
 
 
-def test_workers_that_die_again_and_again_are_given_up(executor: DaskExecutor) -> None:
+def test_workers_that_die_again_and_again_are_given_up(executor: DaskExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that kills its worker each time, as one that needs too much memory would."""
+    monkeypatch.setattr(cluster_module, "ALONE_SECONDS", 300.0)  # a busy machine starts processes slowly
     with pytest.raises(WorkersLostError):
         executor.map(end_here, [1])
     assert len(TOLD) == RECOVERIES
@@ -208,13 +216,18 @@ def test_a_worker_that_hangs_counts_as_lost_within_a_minute(
     executor: DaskExecutor, tmp_path: Path, undisturbed: Reconstruction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (cluster_module.SILENT_LOOKS + 1) * WATCH_SECONDS < 45
-    began, noticed = time.monotonic(), []
-    executor.told = lambda text: noticed.append((time.monotonic() - began, text))
-    hear = strike(executor, signal.SIGSTOP, at=2)
+    stop, struck, noticed = strike(executor, signal.SIGSTOP, at=2), [], []
+    executor.told = lambda text: noticed.append((time.monotonic(), text))
+
+    def hear(i: int, misfit: Misfit) -> None:
+        stop(i, misfit)
+        if i == 2:
+            struck.append(time.monotonic())
+
     assert same(volume_by(executor, files(tmp_path), hear), undisturbed)
-    seconds, text = noticed[0]
+    moment, text = noticed[0]
     assert "hung" in text
-    assert seconds < 60
+    assert moment - struck[0] < 60
 
 
 INTERRUPTED = """
@@ -238,7 +251,7 @@ def test_a_killed_driver_is_continued(executor: DaskExecutor, tmp_path: Path, un
     script = tmp_path / "interrupted.py"
     script.write_text(INTERRUPTED)
     done = subprocess.run(
-        [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path / "saved")], timeout=120, check=False
+        [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path / "saved")], timeout=300, check=False
     )
     assert done.returncode == -signal.SIGKILL
     seen: list[int] = []

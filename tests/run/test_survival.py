@@ -22,14 +22,14 @@ ASKED = Path(__file__).with_name("asked_rank.py")
 
 pytestmark = [
     pytest.mark.mpi,
-    pytest.mark.timeout(200),
+    pytest.mark.timeout(400),
     pytest.mark.skipif(not LAUNCHER.exists(), reason=f"no mpiexec beside {sys.executable}"),
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def known(whole_job: Path, hpcrec: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process finds without interruption."""
+    """What one process finds without interruption; kernels are compiled then, which no rank takes for a stall."""
     out = tmp_path_factory.mktemp("known") / "out"
     assert hpcrec(*run(whole_job, out)) == 0
     return out

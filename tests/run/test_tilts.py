@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from all_tilts import into, reconstruct_all
 
 from hpcrec.data.dataset import TiltScan, TiltSeries
 from hpcrec.engines import ENGINES, engine_class
@@ -41,20 +42,7 @@ def reconstruct(job: Job, folder: Path, n_ranks: int) -> list[np.ndarray]:
 
 
 def run_all(job: Job, folder: Path, n_ranks: int, notes: list[str] | None = None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def hear(event: Any) -> None:
-        if notes is not None and event["event"] == "note":
-            notes.append(event["text"])
-
-    def rank(world: Communicator) -> None:
-        with open_series(job.data) as series:
-            reconstruct_tilts(job, series, world, folder, hear)
-
-    if n_ranks == 1:
-        rank(SerialCommunicator())
-    else:
-        run_ranks(n_ranks, rank)
+    reconstruct_all(job, folder, n_ranks, into([] if notes is None else notes))
 
 
 @pytest.mark.parametrize("n_ranks", [2, 5])

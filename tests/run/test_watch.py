@@ -83,7 +83,9 @@ def test_a_suspended_process_is_found_and_a_computing_one_is_not(
     with quiet_watch(tmp_path / "ranks", neighbour(sleeper), 4.0, monkeypatch) as tool:
         write(tmp_path / "ranks")
         for _ in range(20):
-            time.sleep(0.15)
+            ticks = watch._pulse(neighbour(sleeper))[1]
+            while watch._pulse(neighbour(sleeper))[1] == ticks:
+                time.sleep(0.01)
             later(tool, 0.5)
         sleeper.send_signal(signal.SIGSTOP)
         while watch._pulse(neighbour(sleeper))[0] != "T":
@@ -101,39 +103,43 @@ def test_a_suspended_process_is_found_and_a_computing_one_is_not(
     sleeper.send_signal(signal.SIGCONT)
 
 
-def test_a_rank_far_away_gets_three_times_the_patience_and_one_that_left_is_let_go(
-    tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def far(tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    """A watch with a patience of 4 s on a rank of another machine, of which 11 s ago came a sign of life."""
     with quiet_watch(tmp_path / "ranks", neighbour(sleeper, "elsewhere"), 4.0, monkeypatch) as tool:
         write(tmp_path / "ranks")
         later(tool, 11.0)
-        write(tmp_path / "ranks", beat=2)
-        later(tool, 11.0)
-        write(tmp_path / "ranks", beat=3, left=True)
-        later(tool, 60.0)
-        write(tmp_path / "ranks", beat=4)
-        with pytest.raises(Ended):
-            later(tool, 14.0)
+        yield tool
 
 
-def test_a_job_that_was_suspended_as_a_whole_goes_on(
-    tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rank_far_away_gets_three_times_the_patience_and_one_that_left_is_let_go(tmp_path: Path, far: Watch) -> None:
+    write(tmp_path / "ranks", beat=2)
+    later(far, 11.0)
+    write(tmp_path / "ranks", beat=3, left=True)
+    later(far, 60.0)
+    write(tmp_path / "ranks", beat=4)
+    with pytest.raises(Ended):
+        later(far, 14.0)
+
+
+def test_a_job_that_was_suspended_as_a_whole_goes_on(far: Watch) -> None:
     """A rank that missed its own turns cannot judge others."""
-    with quiet_watch(tmp_path / "ranks", neighbour(sleeper, "elsewhere"), 4.0, monkeypatch) as tool:
-        write(tmp_path / "ranks")
-        later(tool, 11.0)
-        tool._last -= 3600
-        later(tool, 11.0)
+    far._last -= 3600
+    later(far, 11.0)
 
 
 def test_the_first_to_leave_waits_for_the_others(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    leaves = threading.Event()
+
+    def leave() -> None:
+        leaves.set()
+        write(tmp_path / "ranks", left=True)
+
     with Watch(Alone(neighbour(sleeper)), tmp_path / "ranks", 40.0, 0.0):
         write(tmp_path / "ranks")
-        timer = threading.Timer(0.5, write, (tmp_path / "ranks",), {"left": True})
+        timer = threading.Timer(0.5, leave)
         timer.start()
-        left = time.monotonic()
-    assert time.monotonic() - left >= 0.5
+    assert leaves.is_set()
     timer.join()
 
 

@@ -7,13 +7,12 @@ import logging
 import os
 import re
 import stat
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ranks import LAUNCHER
+from ranks import LAUNCHER, launch
 
 import hpcrec.run.workers as workers_module
 from hpcrec.errors import ConfigError, ParallelError
@@ -151,12 +150,7 @@ def test_ranks_become_workers_and_survive_the_death_of_one(tiny_job: Path, tmp_p
     """Twice, as the stage may try again; what is killed is the worker of a rank, not the rank."""
     script = tmp_path / "ranks_as_workers.py"
     script.write_text(RANKS)
-    arguments = [script, Path(__file__).parent, tiny_job, tmp_path / "saved"]
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PMI_", "PMIX_", "OMPI_", "SLURM_"))}
-    done = subprocess.run(
-        [str(LAUNCHER), "-n", "3", sys.executable, *map(str, arguments)],
-        capture_output=True, text=True, timeout=220, env={**kept, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
+    done = launch(script, Path(__file__).parent, tiny_job, tmp_path / "saved", n_ranks=3, timeout=220)
     assert done.returncode == 0, done.stderr
     assert re.findall(r"address (tls://127\.0\.0\.1):", done.stdout) == ["tls://127.0.0.1"] * 2
     assert done.stdout.count("workers 3 3") == 2

@@ -6,6 +6,9 @@ degree 1 or 2 over 3 × 3 pixels and linearly over two depth bins. Volumes are (
 the tilt axis y is contiguous, so that for small rotations out of the tilt plane a whole column of voxels falls on a
 few detector columns and the inner loops are vectors. Any rotation is allowed; others are slower. Images carry a border
 of :data:`BORDER` pixels. ``ranges`` (z, x, 2) holds the first and one-past-last y of each column (the support).
+
+Sums may be taken in any order (``fastmath``), but in the same one by all processes: so each kernel is compiled as one
+function. A function that it called would be one code where a process compiles both, another in numba's cache.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ def _spline_weights(degree: int, f: Any, half: Any) -> Any:
     return half * low * low, half + half * half - f * f, half * high * high
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy", forceinline=True)
 def _segment(u: float, v: float, b: float, slopes: Any, n_most: int, n_bins: int, n_u: int, n_v: int) -> Any:
     """Find the longest run of voxels, ``n_most`` at most, that keeps its pixel column, row offset and pair of bins.
 
@@ -59,7 +62,7 @@ def _segment(u: float, v: float, b: float, slopes: Any, n_most: int, n_bins: int
     return n, skip, max(keep, 0), iu, iv, ib
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True, fastmath=True, forceinline=True)
 def _bin_weight(start: Any, slope: Any, n: Any, second: int, weight: Any) -> None:
     """Linear weight (n,) of the lower (0) or upper (1) of two bins; beyond the ends the end bin takes all."""
     for i in range(n):
@@ -67,7 +70,7 @@ def _bin_weight(start: Any, slope: Any, n: Any, second: int, weight: Any) -> Non
         weight[i] = h if second else 1.0 - h
 
 
-@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy", forceinline=True)
 def _scatter(
     values: Any, n: int, degree: int, u: Any, v: Any, slopes: Any, ramp: Any, image: Any, at: int, side: int
 ) -> None:
@@ -93,7 +96,7 @@ def _scatter(
         three[j] += d0 * b0 + d1 * b1 + d2 * b2
 
 
-@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy", forceinline=True)
 def _gather(
     out: Any, n: int, degree: int, u: Any, v: Any, slopes: Any, ramp: Any, weight: Any, image: Any, at: int, side: int
 ) -> None:

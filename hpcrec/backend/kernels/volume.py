@@ -69,7 +69,7 @@ def proximal_step(
     return volume, ahead
 
 
-@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy", forceinline=True)
 def _slope(image: Any, y: int, x: int, down: int, right: int, weights: Any) -> Any:
     """Sixth-order difference of ``image`` at a pixel near its edge, along one axis; pixels outside repeat the edge."""
     total = weights[0] - weights[0]
