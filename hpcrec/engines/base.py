@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from hpcrec.backend.array import Array
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.partial import Partial, Total
 from hpcrec.models.placement import batch_beside
@@ -48,6 +50,7 @@ class Engine(ABC):
     ``keeps_waves`` : the exit waves of all patterns are kept, twice during an update
     ``keeps_batch`` : the waves of a batch in front of all slices and behind them are kept for a second pass
     ``moves_probe`` : the probe is reconstructed too
+    ``divided`` : passes for whose batches :meth:`accumulate` may be called part by part, adding the partials
     ``copies`` : of the options, and whether the state is ``windowed``: arrays of the object's size, the object among
         them, that are there beside the sums of a batch, and all at most in an update, as ``tests/run/test_memory.py``
         measures them
@@ -63,6 +66,7 @@ class Engine(ABC):
     keeps_waves: bool = False
     keeps_batch: bool = False
     moves_probe: bool = True
+    divided: tuple[str, ...] = ()
     copies: Callable[[Any, bool], tuple[float, float]] = staticmethod(
         lambda options, windowed: (1.0, bounded(options, 3.6))
     )
@@ -98,15 +102,20 @@ def visit(
     state: PtychographyState,
     batch: Batch,
     exchange: Callable[[Partial, tuple[str, ...]], Total],
+    in_flight: Callable[[Callable[[Batch], Partial], Batch, Array, tuple[str, ...]], Total] | None = None,
 ) -> Total:
     """Run the passes of one batch, this rank's share of it; return the last total that tells the loss.
 
-    ``exchange(partial, peaks)`` adds the partials of all ranks. The patterns move to where the object lives, once for
-    all passes.
+    ``exchange(partial, peaks)`` adds the partials of all ranks; ``in_flight(accumulate, batch, positions, peaks)`` does
+    both, part by part, for passes that may be divided. Patterns move to where the object lives, once for all passes.
     """
     name, told, batch = engine.passes[0], Total({}, {}), batch_beside(state.obj, batch, events=True)
     while name != DONE:
-        total = exchange(engine.accumulate(name, state, batch), engine.peaks.get(name, ()))
+        peaks = engine.peaks.get(name, ())
+        if in_flight is not None and name in engine.divided:
+            total = in_flight(partial(engine.accumulate, name, state), batch, state.positions, peaks)
+        else:
+            total = exchange(engine.accumulate(name, state, batch), peaks)
         told = total if "loss" in total.sums else told
         following = (*engine.passes, DONE)[engine.passes.index(name) + 1]
         name = engine.apply(name, state, total) or following

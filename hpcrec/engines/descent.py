@@ -57,6 +57,7 @@ class DescentEngine(Engine):
     peaks = {"gradient": ("illumination",)}
     default_batch_size = 0
     full_batch = True
+    divided = ("gradient",)
     copies = staticmethod(lambda options, windowed: (7.0, 12.0))
 
     def __init__(

@@ -54,6 +54,7 @@ class Epie(StreamingEngine):
 
     Options = EpieOptions
     default_batch_size = 8
+    divided = ("update",)
     copies = staticmethod(lambda options, windowed: (1.0, 1.0 if windowed else bounded(options, 3.6)))
     box_copies = staticmethod(of_update(copies))
 

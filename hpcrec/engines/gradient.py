@@ -74,6 +74,7 @@ class GradientEngine(StreamingEngine):
 
     Options = GradientOptions
     default_batch_size = 64
+    divided = ("update",)
     peaks = {"update": ("illumination",)}
     copies = staticmethod(_copies)
     box_copies = staticmethod(_box_copies)

@@ -96,6 +96,7 @@ class LsqMl(Engine):
     copies = staticmethod(_copies)
     box_copies = staticmethod(_box_copies)
     keeps_batch = True
+    divided = ("direction", "step")
 
     def __init__(self, model: PtychographyModel, options: LsqMlOptions, refinements: Sequence[Refinement] = ()) -> None:
         self._model, self._options, self._refinements = model, options, refinements
@@ -104,8 +105,9 @@ class LsqMl(Engine):
         self._touched: Field = Field(EMPTY_BOX, np.zeros((1, 0, 0), bool))
         self._object_direction: Field = self._touched
         self._probe_direction: ComplexArray | None = None
-        self._kept: KeptWaves | None = None
-        self._batch: Batch | None = None
+        # By the number of the part of a share
+        self._kept: dict[int, KeptWaves | None] = {}
+        self._batches: dict[int, Batch] = {}
         self._sweep: SweepObject | None = None
         if options.object_update == "sweep":
             gain = options.momentum
@@ -123,14 +125,15 @@ class LsqMl(Engine):
     def accumulate(self, name: str, state: PtychographyState, batch: Batch) -> Partial:
         """Return the sums of the directions, or the terms of the 2×2 systems of a share's positions."""
         if name == "direction":
-            self._kept, self._batch = room_to_keep(self._model, state, len(batch.indices), self._kept), batch
+            kept = room_to_keep(self._model, state, len(batch.indices), self._kept.get(batch.part))
+            self._kept[batch.part], self._batches[batch.part] = kept, batch
             common, windowed = (self._model, state, batch, self._options, self._refinements), self._sweep is None
-            return gradient_partial(*common, windowed=windowed, kept=self._kept)
+            return gradient_partial(*common, windowed=windowed, kept=kept)
         if self._sweep is not None and name in self.pixel_passes:
             return self._sweep.weights(state) if name == "weight" else self._sweep.products(state)
         probe = self._probe_direction
         change = np.zeros_like(state.probe) if probe is None else probe
-        kept = self._kept if batch is self._batch else None
+        kept = self._kept[batch.part] if batch is self._batches.get(batch.part) else None
         found = responses(self._model, state, batch, self._object_direction, change, kept)
         if self._options.loss == "poisson" and self._options.poisson_step == "fixed_point":
             found[:, 3:] *= self._model.curvature * self._poisson_steps(state, batch)[:, None]

@@ -46,6 +46,7 @@ class Mpie(Engine):
 
     Options = MpieOptions
     default_batch_size = 8
+    divided = ("update",)
     copies = staticmethod(lambda options, windowed: (3.0, 3.0 if windowed else bounded(options, 5.6)))
 
     def __init__(self, model: PtychographyModel, options: MpieOptions, refinements: Sequence[Refinement] = ()) -> None:

@@ -48,6 +48,7 @@ class Pie(Engine):
 
     Options = PieOptions
     default_batch_size = 8
+    divided = ("update",)
     moves_probe = False
     copies = staticmethod(lambda options, windowed: (1.0, 1.0 if windowed else bounded(options, 4.5)))
     box_copies = staticmethod(of_update(copies))

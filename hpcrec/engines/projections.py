@@ -66,6 +66,7 @@ class ProjectionEngine(Engine):
     peaks = {"object": ("weight",)}
     default_batch_size = 0
     full_batch = True
+    divided = ("object",)
     one_slice_only = True
     keeps_waves = True
     copies = staticmethod(lambda options, windowed: (2.5, 5.1))

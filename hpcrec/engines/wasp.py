@@ -46,6 +46,7 @@ class Wasp(Engine):
 
     Options = WaspOptions
     default_batch_size = 8
+    divided = ("update",)
     peaks = {"update": ("illumination",)}
     # The average at the end of a sweep finds the windows' sums still there
     copies = staticmethod(lambda options, windowed: (7.1 if windowed else 4.5, 8.0))

@@ -83,7 +83,7 @@ class Batch:
     ``good`` (n, ky, kx), True = good, are the pixels that count in each pattern, where that differs from pattern to
     pattern. ``step`` numbers the batch inside its iteration, ``n_global`` counts its patterns over all ranks;
     ``of_all`` (n_global,) are the indices of all ranks' shares, None where this one is all. An empty batch (a rank
-    without a share) is legal everywhere.
+    without a share) is legal everywhere. ``part`` numbers the parts into which a share may be divided.
     """
 
     indices: IntArray
@@ -92,6 +92,7 @@ class Batch:
     n_global: int = 0
     good: BoolArray | None = None
     of_all: IntArray | None = None
+    part: int = 0
 
     @property
     def places(self) -> IntArray:

@@ -70,8 +70,11 @@ class Communicator(Protocol):
     def split(self, colour: int) -> Communicator:
         """Return the sub-group of the ranks that gave the same colour, in rank order."""
 
-    def duplicate(self) -> Communicator:
-        """Return the same group with a message space of its own; collective."""
+    def duplicate(self, *, asleep: bool = False) -> Communicator:
+        """Return the same group with a message space of its own; collective.
+
+        ``asleep`` : sums, maxima and swaps leave the core to other threads while they wait
+        """
 
 
 def check_same_form(arrays: list[Array]) -> None:
@@ -133,7 +136,7 @@ class SerialCommunicator:
         """Return a new group of this rank alone."""
         return SerialCommunicator()
 
-    def duplicate(self) -> SerialCommunicator:
+    def duplicate(self, *, asleep: bool = False) -> SerialCommunicator:
         """Return a new group of this rank alone."""
         return SerialCommunicator()
 
@@ -283,7 +286,7 @@ class ThreadedCommunicator:
         made = _Group(len(members), self._group.fate) if self.rank == members[0] else None
         return ThreadedCommunicator(self._all(made)[members[0]], members.index(self.rank))
 
-    def duplicate(self) -> ThreadedCommunicator:
+    def duplicate(self, *, asleep: bool = False) -> ThreadedCommunicator:
         """Return the same group with mailboxes and slots of its own."""
         return self.split(0)
 

@@ -34,6 +34,7 @@ _RANKS: Final = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"
 _CUDA: Final = 0  # MPIX_GPU_SUPPORT_CUDA
 _SWAP_TAG: Final = 1001  # one beyond the tags of messages, see Communicator
 _POLL_S: Final = 0.01
+_LOOK_S: Final = 0.0002
 _ASK: Final = """
 import json, sys, mpi4py
 mpi4py.rc.initialize = False
@@ -108,7 +109,7 @@ class MpiCommunicator:
 
     block_bytes = 2**30  # counts of older MPIs are 32-bit: stay well below 2^31 bytes a message
 
-    def __init__(self, comm: Any, route: Route = "host") -> None:
+    def __init__(self, comm: Any, route: Route = "host", *, asleep: bool = False) -> None:
         from mpi4py.util import pkl5
 
         self._mpi = _load()
@@ -118,6 +119,7 @@ class MpiCommunicator:
         self.size: int = comm.Get_size()
         self.concurrent: bool = self._mpi.Query_thread() == self._mpi.THREAD_MULTIPLE
         self.route: Route = route
+        self._asleep = asleep
         self._nccl = Nccl(self) if route == "nccl" else None
 
     def routed(self, route: Route) -> MpiCommunicator:
@@ -137,7 +139,10 @@ class MpiCommunicator:
         result = xp.ascontiguousarray(a).reshape(-1).copy() if direct else np.array(to_host(a), order="C", ndmin=1)
         settled(result)
         for block in self._blocks(result):
-            self._comm.Allreduce(self._mpi.IN_PLACE, block, op=operation)
+            if self._asleep:
+                self._wait([self._comm.Iallreduce(self._mpi.IN_PLACE, block, op=operation)])
+            else:
+                self._comm.Allreduce(self._mpi.IN_PLACE, block, op=operation)
         return cast(Array, xp.asarray(result.reshape(a.shape)))
 
     def sum(self, a: Array) -> Array:
@@ -185,10 +190,17 @@ class MpiCommunicator:
             for dest, array in sorted(sent.items())
             for block in self._blocks(array)
         ]
-        self._mpi.Request.Waitall(requests)
+        self._wait(requests)
         for rank, buffer in incoming.items():
             if received[rank] is not buffer:
                 buffer.set(received[rank])  # type: ignore[attr-defined]
+
+    def _wait(self, requests: list[Any]) -> None:
+        """Wait for all requests, asleep between looks if other threads are to have the core."""
+        if not self._asleep:
+            self._mpi.Request.Waitall(requests)
+        while self._asleep and not self._mpi.Request.Testall(requests):
+            time.sleep(_LOOK_S)
 
     def send(self, obj: Any, dest: int, tag: int = 0) -> None:
         """Send a (picklable) object to one rank."""
@@ -220,9 +232,9 @@ class MpiCommunicator:
         """Return the sub-group of the ranks that gave the same colour, in rank order."""
         return MpiCommunicator(self._comm.Split(colour, self.rank), self.route)
 
-    def duplicate(self) -> MpiCommunicator:
+    def duplicate(self, *, asleep: bool = False) -> MpiCommunicator:
         """Return the same group with a message space of its own; collective."""
-        return MpiCommunicator(self._comm.Dup(), self.route)
+        return MpiCommunicator(self._comm.Dup(), self.route, asleep=asleep)
 
 
 def in_use() -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from hpcrec.backend.array import Array, IntArray, array_module, to_host
+from hpcrec.backend.array import Array, BoolArray, IntArray, array_module, to_host
 from hpcrec.errors import ParallelError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import EMPTY_BOX, Box, bounding_box, tile_layout, window_corners
@@ -44,7 +44,7 @@ class Tiled:
         self.layout = tile_layout(positions, grid, window, communicator.size, margin, reach=reach, weights=weights)
         self._reached = self.layout.reached[communicator.rank]
         self.core, self.held = self.layout.cores[communicator.rank], self.layout.held[communicator.rank]
-        self._grid, self._window, self._margin = grid, window, margin
+        self._grid, self.window, self._margin = grid, window, margin
         self._held_rows = np.array([_row(box) for box in self.layout.held])
         self._ownership = Ownership(self.layout.shares, positions)
         others = [rank for rank in range(communicator.size) if rank != communicator.rank]
@@ -59,8 +59,8 @@ class Tiled:
 
     def update_positions(self, positions: Array) -> None:
         """Check that every window of every rank stays in that rank's held box."""
-        corners = window_corners(positions, self._grid, self._window)
-        boxes = [bounding_box(corners[share], self._window) for share in self.layout.shares]
+        corners = window_corners(positions, self._grid, self.window)
+        boxes = [bounding_box(corners[share], self.window) for share in self.layout.shares]
         self._check_held(np.array([_row(box) for box in boxes]))
 
     def _check_held(self, touched: Boxes) -> None:
@@ -75,6 +75,25 @@ class Tiled:
                 "probe windows moved out of the halo; enlarge parallel.halo_margin_angstrom "
                 f"(now {self._margin} pixels) or limit the largest move of positions"
             )
+
+    def corners(self, positions: Array) -> IntArray:
+        """Return the first pixels (n, 2) of the windows at ``positions`` (n, 2) in Å."""
+        return window_corners(positions, self._grid, self.window)
+
+    def touches_others(self, positions: Array) -> BoolArray:
+        """Return which of the windows (n,) at ``positions`` (n, 2) in Å cover pixels that another rank holds."""
+        corners = self.corners(positions)
+        found = np.zeros(len(corners), bool)
+        for rank in {*self._owners, *self._guests}:
+            box = self.layout.held[rank]
+            first, beyond = np.array([box.y0, box.x0]), np.array([box.y1, box.x1])
+            found |= ((corners < beyond) & (corners + np.array(self.window) > first)).all(axis=1)
+        return found
+
+    def fields_total(self, parts: list[Field]) -> list[Field]:
+        """Add fields over all ranks; each sees the touched boxes as far as it holds them."""
+        touched = self._gather_boxes(parts)
+        return self._copy_to_halos(self._add_to_owners(parts, touched), touched)
 
     def total(self, partial: Partial, peaks: tuple[str, ...] = ()) -> Total:
         """Add the partials of all ranks; each rank sees the touched box as far as it holds it."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -60,6 +61,7 @@ class Balance:
     def __init__(self, group: Communicator, pace: Pace | None) -> None:
         self._group, self._pace = group, pace if group.size > 1 else None
         self.weights, self._known = agreed_weights(group, self._pace)
+        self._waited = self._began = 0.0
         if self._pace is not None:
             self._pace.start()
 
@@ -68,18 +70,23 @@ class Balance:
 
         A GPU first ends what it was told to do, which is.
         """
+        self._waited, self._began = 0.0, time.perf_counter()
         if self._pace is None:
             return exchange
-        self._waited, self._began = 0.0, time.perf_counter()
 
-        def waiting(partial: Partial, peaks: tuple[str, ...] = ()) -> Total:
+        def timed(partial: Partial, peaks: tuple[str, ...] = ()) -> Total:
             settle()
-            before = time.perf_counter()
-            total = exchange(partial, peaks)
-            self._waited += time.perf_counter() - before
-            return total
+            with self.waiting():
+                return exchange(partial, peaks)
 
-        return waiting
+        return timed
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Leave the seconds of the block, where this rank waits for others, out of its own work."""
+        before = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - before
 
     def swept(self, n_waves: int) -> None:
         """End the sweep, of ``n_waves`` patterns times slices on this rank."""

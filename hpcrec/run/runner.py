@@ -27,6 +27,7 @@ from hpcrec.models.stream import Block, StepRule, blocks_of
 from hpcrec.operators.resample import probe_like
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.exchange import Exchange, make_exchange
+from hpcrec.parallel.flight import make_flight
 from hpcrec.run import stop, watch
 from hpcrec.run.assess import Assessor, held_out
 from hpcrec.run.balance import Balance, ReshareError
@@ -86,6 +87,8 @@ class TiltRun:
         self.exchange: Exchange = make_exchange(
             kind, group, setup.positions, grid, setup.window, margin, self.reach, self.balance.weights
         )
+        # A GPU's messages would wait for all that it was told to do
+        self.flight = make_flight(self.exchange, self.balance.waiting) if means.device.kind == "cpu" else None
         self.scan = scan = series.tilt(i_tilt)
         self.n_positions = scan.n_positions
         mine = self.exchange.share(np.arange(scan.n_positions))
@@ -207,13 +210,16 @@ class TiltRun:
         """Run the engine on batches (n,); return the sums of loss, error and counts (3,)."""
         sums = np.zeros(3)
         shares = [self.exchange.share(indices) for indices in batches]
+        if self.flight is not None:
+            shares = [self.flight.order(own, self.state.positions) for own in shares]
         exchange = self.balance.timed(self.exchange.total)
         for step, (own, patterns) in enumerate(zip(shares, self.reader.iterate(shares))):
             watch.step()
             good = self.scan.read_good(own)
             whole = batches[step]
             batch = Batch(indices=own, patterns=patterns, good=good, step=step, n_global=len(whole), of_all=whole)
-            total = visit(self.engine, self.state, batch, exchange)
+            in_flight = self.flight.total if self.flight is not None and self.flight.pays(batch) else None
+            total = visit(self.engine, self.state, batch, exchange, in_flight)
             sums += [float(total.sums[name][0]) for name in ("loss", "error", "counts")]
         self.balance.swept(len(self.own) * self.setup.n_slices)
         return sums

@@ -38,7 +38,7 @@ _MOST_LINES: Final = 32
 _LEAVE_S: Final = 0.02
 _SAY_S: Final = 1.0  # a launcher forwards what ranks wrote only until it hears of the end
 _PACKAGE: Final = str(Path(__file__).parents[1]) + os.sep
-_WAITING: Final = tuple(f"parallel{os.sep}{name}.py" for name in ("mpi", "queue"))
+_WAITING: Final = tuple(f"parallel{os.sep}{name}.py" for name in ("mpi", "queue", "flight"))
 # States of a process in /proc: suspended, traced, dead
 _STOPPED: Final = "Tt"
 _DEAD: Final = "ZXx"

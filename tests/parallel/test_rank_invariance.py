@@ -1,5 +1,6 @@
 """One rank and many give the same reconstruction, whatever the engine and the exchange."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -15,6 +16,7 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.parallel.communicator import run_ranks
 from hpcrec.parallel.exchange import EXCHANGES, make_exchange
+from hpcrec.parallel.flight import make_flight
 from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
 from hpcrec.refine import REFINEMENTS, refinement_class
 
@@ -24,6 +26,11 @@ GRID = object_grid(POSITIONS, SHAPE, SAMPLING)
 MARGIN = 3
 SWEEPS = 7
 BATCH = 12
+# Tiles whose messages travel while the interior of a share is computed
+IN_FLIGHT = "in flight"
+KINDS = (*EXCHANGES, IN_FLIGHT)
+# One rank that divides its shares in the middle
+HALVES = "halves"
 
 
 @cache
@@ -45,6 +52,24 @@ def problem(precision, n_slices):
     return model, probe, patterns
 
 
+class Halves:
+    """Divides the batches of one rank, as messages in flight divide those of many."""
+
+    def __init__(self, exchange):
+        self._exchange, self._batch, self._parts = exchange, None, ()
+
+    def total(self, accumulate, batch, positions, peaks):
+        if batch is not self._batch:
+            middle = len(batch.indices) // 2
+            self._batch = batch
+            self._parts = [
+                replace(batch, indices=batch.indices[part], patterns=batch.patterns[part], part=number)
+                for number, part in enumerate((slice(0, middle), slice(middle, None)))
+            ]
+        first, second = map(accumulate, self._parts)
+        return self._exchange.total(first + second, peaks)
+
+
 def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, refine=(), weights=None, **options):
     """Run sweeps as the run loop does; return rank 0's whole object, and every rank's probe, positions, errors."""
     cls = engine_class(engine_name)
@@ -53,7 +78,11 @@ def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, refine=(),
     chosen = [refinement_class(name) for name in refine]
     refinements = [c(model, c.Options(start_iteration=3, **LIMITS.get(n, {}))) for n, c in zip(refine, chosen)]
     engine = cls(model, cls.Options(**options), refinements)
-    exchange = make_exchange(kind, comm, POSITIONS, GRID, SHAPE, MARGIN, None, weights)
+    exchange = make_exchange(
+        {IN_FLIGHT: "tiled", HALVES: "replicated"}.get(kind, kind), comm, POSITIONS, GRID, SHAPE, MARGIN, None, weights
+    )
+    flight = make_flight(exchange) if kind == IN_FLIGHT else None
+    in_flight = flight.total if flight is not None else Halves(exchange).total if kind == HALVES else None
     state = PtychographyState(
         obj=np.ones((n_slices, *exchange.held.shape), model.dtype),
         probe=probe.copy(),
@@ -71,8 +100,9 @@ def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, refine=(),
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             own = exchange.share(indices)
+            own = own if flight is None else flight.order(own, state.positions)
             batch = Batch(own, patterns[own], step=start, n_global=len(indices), of_all=indices)
-            total = visit(engine, state, batch, exchange.total)
+            total = visit(engine, state, batch, exchange.total, in_flight)
             error, counts = error + total.sums["error"][0], counts + total.sums["counts"][0]
         engine.finish_iteration(state)
         exchange.update_positions(state.positions)
@@ -145,26 +175,32 @@ def check(case, kind, size, precision, tolerance, weights=None):
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-@pytest.mark.parametrize("kind", EXCHANGES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", ["gradient", "lsqml", "epie"])
 def test_many_ranks_give_the_answer_of_one(case, kind, size):
     check(case, kind, size, "single", 1e-4)
 
 
-@pytest.mark.parametrize("kind", EXCHANGES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", CASES)
 def test_what_differs_is_round_off(case, kind):
     """In double precision the difference falls with the precision."""
     check(case, kind, 3, "double", 1e-10)
 
 
-@pytest.mark.parametrize("kind", EXCHANGES)
+@pytest.mark.parametrize("case", [*CASES, "gradient-everything", "lsqml-everything"])
+def test_what_is_divided_differs_by_round_off(case):
+    assert engine_class(case.split("-")[0]).divided
+    check(case, HALVES, 1, "double", 1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", REFINED_CASES)
 def test_what_is_refined_differs_by_round_off(case, kind):
     check(case, kind, 3, "double", 1e-10)
 
 
-@pytest.mark.parametrize("kind", EXCHANGES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weights", [(1.0, 2.0, 1.0), (3.0, 1e-9, 1.0)])
 def test_weights_of_the_shares_change_round_off_only(kind, weights):
     check("lsqml", kind, 3, "double", 1e-10, weights)
