@@ -3,6 +3,7 @@
 invariance  the answers of many ranks against that of one: every engine, both exchanges, both precisions
 seams       the error of a known object at borders of tiles over that of the rest
 traffic     bytes of a rank for small and large objects, tiled against replicated; memory of real ranks
+overlap     sweeps with messages in flight over sweeps that wait for them, two real ranks, messages late or not
 measure     strong and weak scaling over 1, 2, 4 and 8 real ranks
 model       fits a model to ``measure`` (made anew, or read by --measured), checks it, and predicts 4 to 4096 GPUs;
             figures into --out
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.limits import machine
-from benchmarks.scaling import invariance, measure, predict, seams, traffic
+from benchmarks.scaling import invariance, measure, overlap, predict, seams, traffic
 from benchmarks.scaling.model import PARTS as PARTS_OF_TIME
 from benchmarks.table import add_json_option, print_table, save_results
 from hpcrec.engines import ENGINES
@@ -65,6 +66,10 @@ def _traffic(asked: argparse.Namespace, folder: Path) -> Tables:
         "memory": lambda: traffic.memories(folder / "memory", *(((1, 2), 512) if small else ())),
     }
     return {f"traffic, {name}": makers[name]() for name in asked.only}
+
+
+def _overlap(asked: argparse.Namespace, folder: Path) -> Tables:
+    return {"overlap": overlap.rows(folder, **({"sweeps": 1, "scale": 4, "rounds": 1} if asked.small else {}))}
 
 
 def _measure(asked: argparse.Namespace, folder: Path) -> Tables:
@@ -119,14 +124,15 @@ def _read(paths: Sequence[Path]) -> Tables:
 
 
 PARTS: Final[dict[str, Callable[[argparse.Namespace, Path], Tables]]] = {
-    "invariance": _invariance, "seams": _seams, "traffic": _traffic, "measure": _measure, "model": _model,
+    "invariance": _invariance, "seams": _seams, "traffic": _traffic, "overlap": _overlap, "measure": _measure,
+    "model": _model,
 }  # fmt: skip
 
 
 def main() -> None:
     asked = arguments()
     # Time of day is asked of these only
-    here = machine(priority=asked.part in ("measure", "model") and not asked.small and not asked.measured)
+    here = machine(priority=asked.part in ("overlap", "measure", "model") and not asked.small and not asked.measured)
     with tempfile.TemporaryDirectory() as folder:
         tables = PARTS[asked.part](asked, Path(folder))
     print(f"{here['cpu']}, {here['cores']} cores, load {here['load']:.1f}, {here['commit']}")

@@ -73,10 +73,13 @@ class Ledger:
 
 
 class CountingCommunicator:
-    """Passes everything on to ``inner`` and counts it in ``ledger``, which parts share."""
+    """Passes everything on to ``inner`` and counts it in ``ledger``, which parts share.
 
-    def __init__(self, inner: Communicator, ledger: Ledger | None = None) -> None:
-        self.inner, self.ledger = inner, ledger or Ledger()
+    ``delay`` : seconds, asleep, by which neighbours' messages are late, as on a slow network
+    """
+
+    def __init__(self, inner: Communicator, ledger: Ledger | None = None, delay: float = 0.0) -> None:
+        self.inner, self.ledger, self.delay = inner, ledger or Ledger(), delay
         self.rank, self.size, self.concurrent = inner.rank, inner.size, inner.concurrent
 
     @contextmanager
@@ -133,6 +136,7 @@ class CountingCommunicator:
         self.ledger.add("swap", messages=len(out), sent=sum(out), received=sum(into), payload=sum(out))
         with self._timed("swap"):
             self.inner.swap(outgoing, incoming)
+            time.sleep(self.delay)
 
     def send(self, obj: Any, dest: int, tag: int = 0) -> None:
         """Send an object to one rank."""
@@ -168,9 +172,9 @@ class CountingCommunicator:
         """Return the sub-group of one colour; it counts in the same ledger."""
         return CountingCommunicator(self.inner.split(colour), self.ledger)
 
-    def duplicate(self) -> CountingCommunicator:
+    def duplicate(self, *, asleep: bool = False) -> CountingCommunicator:
         """Return the same group with a message space of its own; it counts in the same ledger."""
-        return CountingCommunicator(self.inner.duplicate(), self.ledger)
+        return CountingCommunicator(self.inner.duplicate(asleep=asleep), self.ledger, self.delay)
 
 
 def _object_bytes(obj: Any) -> int:

@@ -20,6 +20,7 @@ from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.ptychography import PtychographyModel
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.exchange import Exchange, make_exchange
+from hpcrec.parallel.flight import make_flight
 from hpcrec.physics.probe import aberrated_probe, orthogonal_start_modes
 from hpcrec.refine import refinement_class
 
@@ -123,7 +124,8 @@ class Work:
     """What is done with a problem.
 
     exchange, engine : by name; batch : patterns of an update, over all ranks; refine : names of refinements, which
-    begin in the fourth sweep; windowed : one rank alone keeps gradients on windows, as a job of one rank does
+    begin in the fourth sweep; windowed : one rank alone keeps gradients on windows, as a job of one rank does;
+    in_flight : large batches of tiles are divided, as those of a job are on several hosts
     """
 
     exchange: str = "replicated"
@@ -134,6 +136,7 @@ class Work:
     refine: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = (("probe_start", 1),)
     windowed: bool = False
+    in_flight: bool = False
 
 
 class Rank:
@@ -148,6 +151,7 @@ class Rank:
         self.exchange: Exchange = make_exchange(
             work.exchange, communicator, given.positions, given.grid, window, work.margin
         )
+        self.flight = make_flight(self.exchange, "always") if work.in_flight else None
         self.batch = len(given.positions) if cls.full_batch else work.batch
         self.order = hilbert_order(given.positions)
         shape = (given.n_slices, *self.exchange.held.shape)
@@ -168,7 +172,8 @@ class Rank:
         """Yield the batches of a sweep, of all ranks and of this one; the same whatever the number of ranks."""
         n = len(self.given.positions)
         for indices in global_batches(n, self.batch, seed=1, tilt=0, iteration=iteration, kind="random", order=None):
-            yield indices, self.exchange.share(indices)
+            own = self.exchange.share(indices)
+            yield indices, own if self.flight is None else self.flight.order(own, self.state.positions)
 
     def sweep(self) -> float:
         """Visit all patterns; return the data error."""
@@ -176,7 +181,8 @@ class Rank:
         for step, (indices, own) in enumerate(self.batches(self.state.iteration)):
             patterns = self.patterns[np.searchsorted(self.state.own, own)]
             batch = Batch(own, patterns, step=step, n_global=len(indices), of_all=indices)
-            total = visit(self.engine, self.state, batch, self.exchange.total)
+            in_flight = self.flight.total if self.flight is not None and self.flight.pays(batch) else None
+            total = visit(self.engine, self.state, batch, self.exchange.total, in_flight)
             error, counts = error + float(total.sums["error"][0]), counts + float(total.sums["counts"][0])
         self.engine.finish_iteration(self.state)
         self.exchange.update_positions(self.state.positions)

@@ -60,12 +60,13 @@ def _work(case: Case) -> Work:
         batch=case["batch"],
         margin=case.get("margin", 8),
         windowed=case.get("windowed", False),
+        in_flight=case.get("in_flight", False),
     )
 
 
 def sweeps(case: Case, world: Communicator) -> Figures:
     """Time and count the sweeps of a case after the first, which compiles: the least of "sweeps" of them."""
-    counted = CountingCommunicator(world)
+    counted = CountingCommunicator(world, delay=case.get("delay", 0.0))
     given = scan_problem(case)
     rank = Rank(given, _work(case), counted)
     rank.prepare()

@@ -6,12 +6,13 @@ they add to the object travels, in a thread of its own, while the patterns of th
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,6 +28,7 @@ from hpcrec.parallel.tiled import Tiled
 # Of a batch for each rank: a division costs a call of each kernel, and the turn of a thread (chosen, not measured)
 FEW_PATTERNS: Final = 16
 Accumulate = Callable[[Batch], Partial]
+Overlap = Literal["auto", "always", "never"]
 
 _asides: WeakKeyDictionary[Communicator, Communicator] = WeakKeyDictionary()
 
@@ -104,12 +106,24 @@ class Flight:
 
 
 def make_flight(
-    exchange: Exchange, waiting: Callable[[], AbstractContextManager[object]] = nullcontext
+    exchange: Exchange, overlap: Overlap = "auto", waiting: Callable[[], AbstractContextManager[object]] = nullcontext
 ) -> Flight | None:
-    """Return a flight for tiles of several ranks whose MPI bears several threads, else None; collective."""
-    if not isinstance(exchange, Tiled) or exchange.communicator.size == 1 or not exchange.communicator.concurrent:
+    """Return a flight for tiles of several ranks whose MPI bears several threads, else None; collective.
+
+    ``overlap`` : "auto": only where the ranks are on several hosts. On one, messages take time of the same cores, and
+    a division takes some too (``benchmarks/scaling/overlap.py``).
+    """
+    if overlap == "never" or not isinstance(exchange, Tiled):
+        return None
+    group = exchange.communicator
+    if group.size == 1 or not group.concurrent or (overlap == "auto" and not _spread(group)):
         return None
     return Flight(exchange, waiting)
+
+
+def _spread(group: Communicator) -> bool:
+    hosts = group.gather(platform.node())
+    return bool(group.broadcast(hosts is not None and len(set(hosts)) > 1))
 
 
 def _part(batch: Batch, part: slice, number: int) -> Batch:

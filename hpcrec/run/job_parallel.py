@@ -24,6 +24,8 @@ class ParallelSection:
         and the margin; results then differ with the ranks by about as much. 0: whole windows
     balance : of ranks that share a tilt: "equal" shares of the patterns, or in proportion to their "measured" speeds
         where these differ by more than 15 %; results then repeat to round-off, not bit by bit
+    overlap : whether messages of tiles travel while a rank computes what no other sees: "always", "never", or "auto":
+        where the ranks of a tilt are on several hosts; on processors
     threads : of a rank's compiled loops; "auto" takes the cores that it need not share with other ranks
     memory_gib_per_rank : what a rank may use; 0 takes the machine's memory divided by the ranks on it
     scratch : folder on a fast local disk for patterns that exceed a rank's memory; empty takes the run directory
@@ -44,6 +46,7 @@ class ParallelSection:
     halo_margin_angstrom: float = 2.0
     halo_cut: float = 0.0
     balance: Literal["equal", "measured"] = "equal"
+    overlap: Literal["auto", "always", "never"] = "auto"
     threads: int | Literal["auto"] = "auto"
     memory_gib_per_rank: float = 0.0
     scratch: str = ""

@@ -88,7 +88,8 @@ class TiltRun:
             kind, group, setup.positions, grid, setup.window, margin, self.reach, self.balance.weights
         )
         # A GPU's messages would wait for all that it was told to do
-        self.flight = make_flight(self.exchange, self.balance.waiting) if means.device.kind == "cpu" else None
+        overlap = job.parallel.overlap if means.device.kind == "cpu" else "never"
+        self.flight = make_flight(self.exchange, overlap, self.balance.waiting)
         self.scan = scan = series.tilt(i_tilt)
         self.n_positions = scan.n_positions
         mine = self.exchange.share(np.arange(scan.n_positions))

@@ -324,6 +324,15 @@ def test_parts_of_threads_run(part, tmp_path):
 @launched
 @pytest.mark.mpi
 @pytest.mark.slow
+def test_overlap_is_measured(tmp_path):
+    _, rows = run_part("overlap", tmp_path)
+    assert [row["late ms"] for row in rows] == [0, 2, 10]
+    assert all(row["in flight s"] > 0 for row in rows)
+
+
+@launched
+@pytest.mark.mpi
+@pytest.mark.slow
 def test_scaling_is_measured_and_modelled(tmp_path):
     """Small measurements, and the model fitted to them, with its figures."""
     measured, rows = run_part("measure", tmp_path)

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import test_communicator
 import test_exchange
+import test_flight
 import test_queue
 
 from hpcrec.errors import DataError
@@ -27,11 +28,13 @@ def checks(comm):
         for kind in EXCHANGES:
             test_exchange.check_totals(kind, comm)
             test_exchange.check_place_and_whole(kind, comm)
+        test_flight.check_totals(comm)
     for group_size in (1, 2):
         results = comm.gather(test_queue.work(comm, group_size, lambda comm: 0.002))
         if results is not None:
             test_queue.check(results, group_size)
     test_communicator.everything(comm.routed("host"))
+    test_communicator.everything(comm.duplicate(asleep=True))
     assert not mpi.knows_gpus()  # MPICH as PyPI has it
     if comm.rank == 0:
         print("checked", comm.size)

@@ -51,7 +51,7 @@ def test_a_share_is_divided_by_what_others_hold(size):
 
     def rank(comm):
         exchange = tiles(comm)
-        flight = make_flight(exchange)
+        flight = make_flight(exchange, "always")
         own = flight.order(exchange.share(ALL), POSITIONS)
         others = [box for i, box in enumerate(exchange.layout.held) if i != comm.rank]
         for positions in (POSITIONS, moved):
@@ -74,24 +74,25 @@ def test_a_share_is_divided_by_what_others_hold(size):
 @pytest.mark.parametrize("indices", [ALL, ALL[::7], ALL[:5], ALL[-1:]], ids=len)
 @pytest.mark.parametrize("size", SIZES)
 def test_totals_are_those_of_undivided_shares(size, indices):
-    """Whole numbers, so to the bit; of a few patterns most ranks have none."""
+    """Of a few patterns most ranks have none."""
+    run_ranks(size, lambda comm: check_totals(comm, indices))
 
-    def rank(comm):
-        exchange = tiles(comm)
-        flight, own = make_flight(exchange), exchange.share(indices)
-        batch = batch_of(flight.order(own, POSITIONS), indices)
-        found = flight.total(partial(light, POSITIONS, np.complex128), batch, POSITIONS, ("counts",))
-        same = exchange.total(light(POSITIONS, np.complex128, batch_of(own, indices)), ("counts",))
-        assert found.fields.keys() == same.fields.keys()
-        for name, field in same.fields.items():
-            assert found.fields[name].box == field.box
-            np.testing.assert_array_equal(found.fields[name].values, field.values)
-        assert {name: float(a[0]) for name, a in found.sums.items()} == {n: float(a[0]) for n, a in same.sums.items()}
-        assert found.sums["n"][0] == len(indices)
-        assert found.peaks == same.peaks
-        assert found.peaks["counts"] >= 1
 
-    run_ranks(size, rank)
+def check_totals(comm, indices=ALL):
+    """Compare divided and undivided shares; whole numbers, so to the bit."""
+    exchange = tiles(comm)
+    flight, own = make_flight(exchange, "always"), exchange.share(indices)
+    batch = batch_of(flight.order(own, POSITIONS), indices)
+    found = flight.total(partial(light, POSITIONS, np.complex128), batch, POSITIONS, ("counts",))
+    same = exchange.total(light(POSITIONS, np.complex128, batch_of(own, indices)), ("counts",))
+    assert found.fields.keys() == same.fields.keys()
+    for name, field in same.fields.items():
+        assert found.fields[name].box == field.box
+        np.testing.assert_array_equal(found.fields[name].values, field.values)
+    assert {name: float(a[0]) for name, a in found.sums.items()} == {n: float(a[0]) for n, a in same.sums.items()}
+    assert found.sums["n"][0] == len(indices)
+    assert found.peaks == same.peaks
+    assert found.peaks["counts"] >= 1
 
 
 def test_the_interior_is_computed_while_messages_travel():
@@ -99,7 +100,7 @@ def test_the_interior_is_computed_while_messages_travel():
 
     def rank(comm):
         exchange, begun = tiles(comm), threading.Event()
-        flight = make_flight(exchange)
+        flight = make_flight(exchange, "always")
         swap, threads = flight._aside.communicator.swap, []
 
         def late(outgoing, incoming):
@@ -126,7 +127,7 @@ def test_the_interior_is_computed_while_messages_travel():
 def test_a_part_that_fails_ends_all_ranks(part):
     def rank(comm):
         exchange = tiles(comm)
-        flight = make_flight(exchange)
+        flight = make_flight(exchange, "always")
 
         def accumulate(batch):
             if comm.rank == 1 and batch.part == part:
@@ -148,7 +149,7 @@ def test_messages_that_fail_are_raised_where_they_are_awaited():
 
     def rank(comm):
         exchange = tiles(comm)
-        flight = make_flight(exchange)
+        flight = make_flight(exchange, "always")
         batch = batch_of(flight.order(exchange.share(ALL), POSITIONS))
         with pytest.raises(ParallelError, match="moved out of the halo"):
             flight.total(partial(light, far, float), batch, far)
@@ -158,22 +159,37 @@ def test_messages_that_fail_are_raised_where_they_are_awaited():
 
 
 def test_only_tiles_of_several_ranks_take_flight():
-    assert make_flight(make_exchange("tiled", SerialCommunicator(), POSITIONS, GRID, WINDOW, MARGIN)) is None
+    assert make_flight(make_exchange("tiled", SerialCommunicator(), POSITIONS, GRID, WINDOW, MARGIN), "always") is None
     replicated = run_ranks(
-        2, lambda comm: make_flight(make_exchange("replicated", comm, POSITIONS, GRID, WINDOW, MARGIN))
+        2, lambda comm: make_flight(make_exchange("replicated", comm, POSITIONS, GRID, WINDOW, MARGIN), "always")
     )
     assert replicated == [None, None]
 
     def lacking(comm):
         comm.concurrent = False
-        return make_flight(tiles(comm))
+        return make_flight(tiles(comm), "always")
 
     assert run_ranks(2, lacking) == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("overlap", "hosts", "flies"),
+    [("auto", "aa", False), ("auto", "ab", True), ("always", "aa", True), ("never", "ab", False)],
+)
+def test_by_default_only_messages_between_hosts_do(overlap, hosts, flies, monkeypatch):
+    names = threading.local()
+    monkeypatch.setattr("hpcrec.parallel.flight.platform.node", lambda: names.own)
+
+    def rank(comm):
+        names.own = hosts[comm.rank]
+        return make_flight(tiles(comm), overlap) is not None
+
+    assert run_ranks(2, rank) == [flies] * 2
+
+
 def test_small_batches_are_not_divided():
     def rank(comm):
-        flight = make_flight(tiles(comm))
+        flight = make_flight(tiles(comm), "always")
         few, enough = ALL[: 3 * FEW_PATTERNS - 1], ALL[: 3 * FEW_PATTERNS]
         return flight.pays(batch_of(few, few)), flight.pays(batch_of(ALL[:2], enough))
 

@@ -81,7 +81,7 @@ def reconstruct(comm, kind, engine_name, precision, batch_size=BATCH, refine=(),
     exchange = make_exchange(
         {IN_FLIGHT: "tiled", HALVES: "replicated"}.get(kind, kind), comm, POSITIONS, GRID, SHAPE, MARGIN, None, weights
     )
-    flight = make_flight(exchange) if kind == IN_FLIGHT else None
+    flight = make_flight(exchange, "always") if kind == IN_FLIGHT else None
     in_flight = flight.total if flight is not None else Halves(exchange).total if kind == HALVES else None
     state = PtychographyState(
         obj=np.ones((n_slices, *exchange.held.shape), model.dtype),

@@ -14,6 +14,7 @@ from hpcrec.data.dataset import TiltScan, TiltSeries
 from hpcrec.engines import ENGINES, engine_class
 from hpcrec.io.base import open_series
 from hpcrec.io.results import read_tilt_result, tilt_path
+from hpcrec.parallel import flight
 from hpcrec.parallel.communicator import Communicator, SerialCommunicator, run_ranks
 from hpcrec.refine import REFINEMENTS
 from hpcrec.run.config import load_job
@@ -67,12 +68,20 @@ def with_groups(job: Job, size: int) -> Job:
 
 
 @pytest.mark.parametrize("n_ranks", [2, 3, 5])
-@pytest.mark.parametrize("exchange", ["replicated", "tiled"])
-def test_ranks_do_not_change_the_answer(tiny_job: Path, tmp_path: Path, n_ranks: int, exchange: str) -> None:
+@pytest.mark.parametrize(("exchange", "overlap"), [("replicated", "auto"), ("tiled", "auto"), ("tiled", "always")])
+def test_ranks_do_not_change_the_answer(
+    tiny_job: Path, tmp_path: Path, n_ranks: int, exchange: str, overlap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Groups of 1 or more ranks, more ranks than tilts: single precision sums differ by round-off only, 1e-5."""
-    job, _ = load_job(tiny_job, [f"parallel.exchange={exchange}", f"parallel.group_size={min(n_ranks, 3)}"])
+    flown, total = [], flight.Flight.total
+    monkeypatch.setattr(flight, "FEW_PATTERNS", 1)
+    monkeypatch.setattr(flight.Flight, "total", lambda *args: (flown.append(1), total(*args))[1])
+    chosen = [f"parallel.exchange={exchange}", f"parallel.overlap={overlap}"]
+    job, _ = load_job(tiny_job, [*chosen, f"parallel.group_size={min(n_ranks, 3)}"])
     one = reconstruct(job, tmp_path / "one", 1)
+    assert not flown
     many = reconstruct(job, tmp_path / "many", n_ranks)
+    assert bool(flown) == (overlap == "always")
     for a, b in zip(one, many):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a)
 
