@@ -46,6 +46,8 @@ _EXCHANGE_COPIES: Final = 1.5 + 2.5
 # Of tiles: gradient and illumination of the rank, of its core, and of its tile; boxes differ from batch to batch, and
 # the heap keeps freed ones (measured)
 _TILED_COPIES: Final = 3 * 1.5 + 1.0
+# Gradient and illumination of the interior, beside those that travel meanwhile (counted, not measured)
+_INTERIOR_COPIES: Final = 1.5
 # Neighbours n steps apart on a Hilbert curve are at most √(6 n) cells apart
 _CURVE_REACH: Final = 6.0
 # A reader has frames, a piece of its file, what it picks of that, and patterns of a block; the block before is there
@@ -231,6 +233,8 @@ def object_bytes(
     kept_box, update_box = kind.box_copies(options, alone)
     share = _box_share(job, series, grid, held) if update_box > 0 else 1.0
     exchanged = _TILED_COPIES if tiled else _EXCHANGE_COPIES
+    if tiled and job.parallel.overlap == "always" and kind.divided:
+        exchanged += _INTERIOR_COPIES
     sums = share * max(_THREAD_COPIES * (threads if compiled else 1), exchanged if size > 1 else 0.0)
     beside, update = beside - (1 - share) * kept_box, update - (1 - share) * update_box
     n_images = slices * section.object_states

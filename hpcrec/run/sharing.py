@@ -75,7 +75,10 @@ def share_ranks(
     kinds: list[ExchangeName] = ["replicated", "tiled"] if asked == "auto" else [asked]
 
     def need(size: int, kind: ExchangeName, resident: bool) -> float:
-        chosen = replace(job, parallel=replace(job.parallel, exchange=kind))
+        overlap = job.parallel.overlap
+        if overlap == "auto" and size * n_hosts > n_ranks:
+            overlap = "always"
+        chosen = replace(job, parallel=replace(job.parallel, exchange=kind, overlap=overlap))
         return rank_memory(chosen, series, grid, size, threads, base=base, limit=limit, resident=resident)
 
     fixed = job.parallel.group_size

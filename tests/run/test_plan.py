@@ -135,6 +135,24 @@ def test_a_tiled_rank_copies_its_tile_for_a_checkpoint(tiny_job: Path, series: T
     assert waves["tiled"] < waves["replicated"]
 
 
+def test_interiors_that_are_computed_meanwhile_are_counted(tiny_job: Path, series: TiltSeries) -> None:
+    """One and a half copies of a tile; where a job leaves the choice, for ranks of several hosts only."""
+    grid, chosen = large_grid(series, 12000), ["parallel.exchange=tiled", "parallel.group_size=4", ONE_SAVE]
+
+    def need(overlap: str) -> float:
+        return rank_memory(job_with(tiny_job, *chosen, f"parallel.overlap={overlap}"), series, grid, 4)
+
+    tile = 12000**2 / 4 * 8 / GIB
+    assert need("auto") == need("never")
+    assert 1.5 * tile < need("always") - need("never") < 1.6 * tile
+    told = []
+    for n_hosts in (1, 2):
+        with pytest.raises(DeviceError) as refused:
+            share_ranks(job_with(tiny_job, *chosen, "parallel.memory_gib_per_rank=1"), series, grid, 4, n_hosts=n_hosts)
+        told.append(float(re.search(r"need ([\d.]+) GiB", str(refused.value))[1]))
+    assert told[1] - told[0] == pytest.approx(1.5 * tile, abs=0.05)
+
+
 @pytest.mark.parametrize("exchange", ["replicated", "tiled"])
 @pytest.mark.parametrize("constraint", ["positive_phase.every=1", "ramp.every=1", "kz_filter.beta=1", "tv.weight=1"])
 def test_what_constraints_need_between_sweeps_is_counted(
