@@ -378,7 +378,7 @@ def cluster(
             dashboard_address=None,
             scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # no dashboard, and no fixed port for its server
             security=True,
-            silence_logs=logging.ERROR,
+            silence_logs=logging.CRITICAL,
         )
     with local, Client(local) as client:
         yield DaskExecutor(client, device, RECOVERIES)

@@ -133,9 +133,8 @@ def lend(job: Job, world: Communicator) -> None:
         if call is None:
             return
         free_unused()
-        logging.getLogger("distributed").setLevel(logging.ERROR)
         try:
-            with dask.config.set(_QUIET):
+            with quietly(), dask.config.set(_QUIET):
                 asyncio.run(_work(job, world, call))
         except (OSError, TimeoutError, RuntimeError, ValueError) as fault:
             raise ParallelError(
@@ -167,7 +166,7 @@ def _nanny_options(job: Job, rank: int, call: _Call) -> dict[str, Any]:
         "death_timeout": _START_S,
         "dashboard_address": "127.0.0.1:0",
         "env": dict.fromkeys(THREAD_VARIABLES, "1") | {"OMP_NUM_THREADS": str(threads)},
-        "silence_logs": logging.ERROR,
+        "silence_logs": logging.CRITICAL,
     }
 
 
@@ -212,7 +211,7 @@ def _rank_workers(job: Job, world: Communicator) -> Iterator[DaskExecutor]:
 
     with dask.config.set(_QUIET):
         running = SpecCluster(
-            scheduler={"cls": Scheduler, "options": options}, security=security, silence_logs=logging.ERROR
+            scheduler={"cls": Scheduler, "options": options}, security=security, silence_logs=logging.CRITICAL
         )
     with running:
         own = {"host": options["host"], **_nanny_options(job, 0, call(0, running.scheduler_address))}
@@ -260,7 +259,7 @@ def _batch_workers(job: Job, folder: Path) -> Iterator[DaskExecutor]:
                 protocol="tls://",
                 scheduler_options=scheduler,
                 shared_temp_directory=shared,
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,
             )
         except (ValueError, KeyError, OSError) as fault:
             reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__

@@ -154,7 +154,7 @@ def test_ranks_become_workers_and_survive_the_death_of_one(tiny_job: Path, tmp_p
     assert done.returncode == 0, done.stderr
     assert re.findall(r"address (tls://127\.0\.0\.1):", done.stdout) == ["tls://127.0.0.1"] * 2
     assert done.stdout.count("workers 3 3") == 2
-    assert "same True True" in done.stdout
+    assert "same True True" in done.stdout, done.stdout + done.stderr
     assert sorted(re.findall(r"rank (\d) of 3 ended", done.stdout)) == ["0", "1", "2"]
 
 
