@@ -22,6 +22,7 @@ from hpcrec.backend.array import Array, IntArray
 from hpcrec.errors import DataError
 from hpcrec.geometry.tiles import EMPTY_BOX, Box
 from hpcrec.io.atomic import storage_error
+from hpcrec.io.joined import part_path as part_path
 from hpcrec.io.store import create_hdf5, open_record, open_unread
 
 _FORMAT: Final = "hpcrec-checkpoint-part"
@@ -40,11 +41,6 @@ class Part:
     places: IntArray
     n_bytes: int
     digest: str
-
-
-def part_path(index: Path, token: str, i_part: int) -> Path:
-    """Return the path of a part of the checkpoint whose index is ``index``."""
-    return index.with_name(f"{index.stem}.{token}-{i_part:04d}.h5")
 
 
 def write_part(

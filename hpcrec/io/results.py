@@ -15,6 +15,9 @@
     quality/          residual (position,) data error of each pattern; moves_angstrom (position, 2) from the given
                       positions; held_out (n,) indices of patterns no update used, held_out_error (iteration,);
                       frc (3, ring) frequency 1/Å, correlation, independent pixels of two half scans, where made
+    Of a large object in tiles each rank writes its own to ``tilt_0017.TOKEN-0003.h5`` beside it, a record with
+    ``format = "hpcrec-tilt-part"`` and its ``object`` (slice, y, x); ``object`` is then a virtual dataset over these
+    (``io/joined.py``), which belong to it. Its checksum is that of the same object in one file.
 
 ``projections.h5``: all tilts
     attributes  format = "hpcrec-projections", format_version = 1; sampling_angstrom (dy, dx), n_tilts;
@@ -52,6 +55,8 @@ from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray, all_
 from hpcrec.errors import DataError
 from hpcrec.io.atomic import atomic_path
 from hpcrec.io.hdf5_access import damage_reported, open_hdf5
+from hpcrec.io.joined import JoinedArray
+from hpcrec.io.lazy import LazyArray
 from hpcrec.io.store import (
     Attribute,
     Attributes,
@@ -64,6 +69,7 @@ from hpcrec.io.store import (
     read_record,
     stored_record,
 )
+from hpcrec.io.tilt_parts import remove_stray_parts
 
 logger = logging.getLogger(__name__)
 
@@ -78,12 +84,11 @@ _TILT_NAME: Final = re.compile(r"tilt_(\d+)\.h5")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TiltResult:
-    """One reconstructed tilt; units and shapes as in the module's description (``positions`` in Å)."""
+class TiltFacts:
+    """One reconstructed tilt but its object; units and shapes as in the module's description (``positions`` in Å)."""
 
     tilt_index: int
     tilt_deg: float
-    obj: ComplexArray
     probe: ComplexArray
     positions: FloatArray
     illumination: FloatArray
@@ -102,6 +107,20 @@ class TiltResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TiltResult(TiltFacts):
+    """One reconstructed tilt with its object in memory."""
+
+    obj: ComplexArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedTilt(TiltFacts):
+    """One reconstructed tilt whose object is in parts, written and known to be finite."""
+
+    obj: JoinedArray
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeResult:
     """A volume (z, y, x) float32, its voxel size in Å, further arrays by ``"group/name"``, and further attributes."""
 
@@ -116,24 +135,28 @@ def tilt_path(folder: Path, tilt_index: int) -> Path:
     return folder / f"tilt_{tilt_index:04d}.h5"
 
 
-def write_tilt_result(path: Path, result: TiltResult) -> None:
-    """Write a tilt's result atomically. Raises :class:`StorageError`, or :class:`DataError` if it is not finite."""
-    for name in ("obj", "probe", "positions"):
+def write_tilt_result(path: Path, result: TiltResult | JoinedTilt) -> None:
+    """Write a tilt's result atomically, then remove the parts of those before it.
+
+    Raises :class:`StorageError`, or :class:`DataError` if it is not finite.
+    """
+    for name in ("probe", "positions") if isinstance(result, JoinedTilt) else ("obj", "probe", "positions"):
         if not all_finite(getattr(result, name)):
             raise DataError(f"tilt {result.tilt_index}: the reconstructed {name} is not finite; it was not written")
     with create_hdf5(path) as writer:
         arrays, attributes = _tilt_record(result)
         writer.record("/", arrays, attributes)
+    remove_stray_parts(path.parent, result.tilt_index)
 
 
 def read_tilt_result(path: Path) -> TiltResult:
     """Read a tilt's result; raises :class:`DataError` if it is missing, damaged or something else."""
-    return _tilt_result(*read_file(path, _TILT, _VERSION), str(path))
+    return _tilt_result(*read_file(path, _TILT, _VERSION, parts=True), str(path))
 
 
 def tilt_number(path: Path) -> int:
     """Return the index of a tilt's result, which is read once, a block at a time; raises :class:`DataError`."""
-    with open_record(path, _TILT, _VERSION) as record:
+    with open_record(path, _TILT, _VERSION, parts=True) as record:
         return _checked(record, str(path))
 
 
@@ -173,7 +196,7 @@ def gathered_tilts(path: Path) -> list[int]:
 def _gather(writer: Hdf5Writer, paths: list[Path]) -> None:
     common: dict[str, Any] = {}
     for path in paths:
-        with open_record(path, _TILT, _VERSION) as record:
+        with open_record(path, _TILT, _VERSION, parts=True) as record:
             number = _checked(record, str(path))
             shared: dict[str, Any] = {k: record.attributes[k] for k in _SHARED if k in record.attributes}
             if common and any(not np.allclose(shared.get(k, 0), common[k], rtol=1e-9) for k in common):
@@ -195,13 +218,13 @@ def _checked(record: StoredRecord, where: str) -> int:
     return int(np.asarray(record.attributes["tilt_index"]))
 
 
-def _shared_attributes(result: TiltResult) -> dict[str, Attribute]:
+def _shared_attributes(result: TiltFacts) -> dict[str, Attribute]:
     beam = {"energy_ev": result.energy_ev, "wavelength_angstrom": result.wavelength}
     return {"sampling_angstrom": result.sampling, **{k: v for k, v in beam.items() if v is not None}}
 
 
-def _tilt_record(result: TiltResult) -> tuple[dict[str, Array], dict[str, Attribute]]:
-    arrays: dict[str, Array] = {
+def _tilt_record(result: TiltResult | JoinedTilt) -> tuple[dict[str, Array | LazyArray], dict[str, Attribute]]:
+    arrays: dict[str, Array | LazyArray] = {
         "object": result.obj,
         "probe": result.probe,
         "positions_angstrom": np.asarray(result.positions, np.float64),

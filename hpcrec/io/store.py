@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,14 +21,14 @@ import numpy as np
 from hpcrec.backend.array import Array
 from hpcrec.errors import DataError
 from hpcrec.io.atomic import atomic_path, storage_error
-from hpcrec.io.hdf5_access import damage_reported, open_hdf5, read_block
+from hpcrec.io.hdf5_access import damage_reported, open_hdf5
+from hpcrec.io.joined import JoinedArray, joined_array
+from hpcrec.io.lazy import LazyArray, StoredArray
 
 Attribute: TypeAlias = str | int | float | bool | tuple[float, ...] | tuple[int, ...] | Array
 Attributes: TypeAlias = Mapping[str, Attribute]
 
 _DIGEST: Final = "sha256"
-# Of an array that need not be in memory as a whole
-_BLOCK_BYTES: Final = 16 << 20
 _ADVICE: Final = "use an earlier copy or compute it again"
 
 
@@ -97,11 +96,19 @@ class Hdf5Writer:
     def __init__(self, file: h5py.File, sink: _Sink) -> None:
         self._file, self._sink = file, sink
 
-    def record(self, name: str, arrays: Mapping[str, Array], attributes: Attributes) -> str:
-        """Write a record as group ``name`` (``"/"`` is the file itself); return its checksum."""
+    def record(self, name: str, arrays: Mapping[str, Array | LazyArray], attributes: Attributes) -> str:
+        """Write a record as group ``name`` (``"/"`` is the file itself); return its checksum.
+
+        What is not in memory is written a block at a time; of joined arrays, whose parts are written, the table alone.
+        """
         group = self._file.require_group(name)
         for key, value in sorted(arrays.items()):
-            group.create_dataset(key, data=value)
+            if isinstance(value, JoinedArray):
+                self.attributes(name, value.declare(group, key))
+            elif isinstance(value, LazyArray):
+                self._copy(group, key, value)
+            else:
+                group.create_dataset(key, data=value)
             self._file.flush()
             self.check()
         digest = record_digest(arrays, attributes)
@@ -112,12 +119,16 @@ class Hdf5Writer:
         """Write a record of another file as group ``name``, a block at a time."""
         group = self._file.require_group(name)
         for key, value in sorted(record.arrays.items()):
-            made = group.create_dataset(key, value.shape, value.dtype)
-            for selection, block in value.blocks():
-                made[selection] = block
+            self._copy(group, key, value)
             self._file.flush()
             self.check()
         self.attributes(name, {**record.attributes, _DIGEST: record.digest})
+
+    def _copy(self, group: h5py.Group, name: str, values: LazyArray) -> None:
+        made = group.create_dataset(name, values.shape, values.dtype)
+        for selection, block in values.blocks():
+            made[selection] = block
+            self.check()
 
     def attributes(self, name: str, attributes: Attributes) -> None:
         """Set attributes of group ``name``; text has a fixed length, because HDF5 guards that by checksums."""
@@ -162,50 +173,16 @@ def _atomic_hdf5(target: Path, versions: tuple[str, str]) -> Iterator[tuple[h5py
             raise storage_error(target, sink.fault) from sink.fault
 
 
-@dataclass(frozen=True, slots=True)
-class StoredArray:
-    """An array of a file that is open, which is read a block at a time."""
-
-    dataset: h5py.Dataset
-    where: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array."""
-        return tuple(self.dataset.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the array in native byte order."""
-        return self.dataset.dtype.newbyteorder("=")  # type: ignore[no-any-return]
-
-    def read(self, selection: tuple[int | slice, ...]) -> Array:
-        """Return a part of the array; raises :class:`DataError` where it cannot be read."""
-        return read_block(self.dataset, selection, self.where)
-
-    def blocks(self) -> Iterator[tuple[tuple[int | slice, ...], Array]]:
-        """Yield places and values of blocks, in the order of memory."""
-        if not self.shape:
-            yield (), self.read(())
-            return
-        leading, n_rows, row = self.shape[:-2], self.shape[-2:][0], self.shape[-2:][1:]
-        rows = max(_BLOCK_BYTES // max(math.prod(row) * self.dtype.itemsize, 1), 1)
-        for place in np.ndindex(*leading):
-            for first in range(0, n_rows, rows):
-                selection = (*place, slice(first, min(first + rows, n_rows)))
-                yield selection, self.read(selection)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredRecord:
     """A record of a file that is open, found sound; its arrays are not in memory."""
 
-    arrays: dict[str, StoredArray]
+    arrays: dict[str, LazyArray]
     attributes: dict[str, Attribute]
     digest: str
 
 
-def record_digest(arrays: Mapping[str, Array | StoredArray], attributes: Attributes) -> str:
+def record_digest(arrays: Mapping[str, Array | LazyArray], attributes: Attributes) -> str:
     """Return the sha256 of names, types, shapes and bytes of all arrays and attributes, in the order of names."""
     digest = hashlib.sha256()
     for kind, values in (("array", arrays), ("attribute", attributes)):
@@ -216,35 +193,46 @@ def record_digest(arrays: Mapping[str, Array | StoredArray], attributes: Attribu
                 digest.update(f"{kind} {name} text {len(text)}\n".encode(errors="surrogatepass"))
                 digest.update(text)
                 continue
-            array = value if isinstance(value, StoredArray) else np.asarray(value)
+            array = value if isinstance(value, LazyArray) else np.asarray(value)
             digest.update(f"{kind} {name} {array.dtype.str} {array.shape}\n".encode(errors="surrogatepass"))
-            blocks = (block for _, block in array.blocks()) if isinstance(array, StoredArray) else [array]
+            blocks = (block for _, block in array.blocks()) if isinstance(array, LazyArray) else [array]
             for block in blocks:
                 digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
-def read_record(group: h5py.Group, where: str) -> tuple[dict[str, Array], dict[str, Attribute]]:
-    """Return arrays and attributes of a record; raises :class:`DataError` naming ``where`` if it is damaged."""
-    found, attributes = _stored(group, where)
+def read_record(
+    group: h5py.Group, where: str, index: Path | None = None
+) -> tuple[dict[str, Array], dict[str, Attribute]]:
+    """Return arrays and attributes of a record; raises :class:`DataError` naming ``where`` if it is damaged.
+
+    Arrays may lie in parts beside the file ``index``, if it is given; else these are refused.
+    """
+    found, attributes = _stored(group, where, index)
     arrays = {name: one.read(()) for name, one in found.items()}
-    _check_digest(arrays, attributes, where)
+    _check_digest(arrays, attributes, where, found)
     return arrays, attributes
 
 
-def stored_record(group: h5py.Group, where: str) -> StoredRecord:
-    """Return a record whose arrays stay in the file, which is read once; raises :class:`DataError` if damaged."""
-    arrays, attributes = _stored(group, where)
-    digest = _check_digest(arrays, attributes, where)
+def stored_record(group: h5py.Group, where: str, index: Path | None = None) -> StoredRecord:
+    """Return a record whose arrays stay in the file, which is read once; raises :class:`DataError` as above."""
+    arrays, attributes = _stored(group, where, index)
+    digest = _check_digest(arrays, attributes, where, arrays)
     return StoredRecord(arrays=arrays, attributes=attributes, digest=digest)
 
 
-def _stored(group: h5py.Group, where: str) -> tuple[dict[str, StoredArray], dict[str, Attribute]]:
+def _stored(
+    group: h5py.Group, where: str, index: Path | None = None
+) -> tuple[dict[str, LazyArray], dict[str, Attribute]]:
     """Return the arrays, not yet read, and the attributes of a record."""
     with damage_reported(where, _ADVICE):
-        names: list[str] = []
-        group.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
         attributes = {name: read_attribute(group, name) for name in group.attrs}
+        joined = None if index is None else joined_array(attributes, index, where)
+        # Opened by name: the virtual dataset of joined parts must not be
+        names: list[str] = []
+        group.visit(names.append)
+        names = [name for name in names if joined is None or name != joined[0]]
+        names = [name for name in names if isinstance(group[name], h5py.Dataset)]
         foreign = [name for name in names if group[name].external or group[name].is_virtual]
         if foreign:
             raise DataError(f"{where}: {foreign[0]!r} keeps its bytes in another file: refused")
@@ -252,15 +240,27 @@ def _stored(group: h5py.Group, where: str) -> tuple[dict[str, StoredArray], dict
         oversized = [name for name in names if group[name].nbytes > room]
         if oversized:
             raise DataError(f"{where}: {oversized[0]!r} claims to be larger than the file: it is damaged; {_ADVICE}")
-        return {name: StoredArray(group[name], f"{where}: {name!r}") for name in names}, attributes
+        found: dict[str, LazyArray] = {name: StoredArray(group[name], f"{where}: {name!r}") for name in names}
+        return found if joined is None else {**found, joined[0]: joined[1]}, attributes
 
 
-def _check_digest(arrays: Mapping[str, Array | StoredArray], attributes: dict[str, Attribute], where: str) -> str:
-    """Take the checksum out of the attributes and return it; raises :class:`DataError` if it is another's."""
+def _check_digest(
+    arrays: Mapping[str, Array | LazyArray],
+    attributes: dict[str, Attribute],
+    where: str,
+    stored_as: Mapping[str, LazyArray],
+) -> str:
+    """Take the checksum out of the attributes and return it; raises :class:`DataError` if it is another's.
+
+    That of a part is named, where it is to blame.
+    """
     stored = attributes.pop(_DIGEST, None)
     if stored is None:
         raise DataError(f"{where}: has no checksum; it was not written by this program")
     if stored != record_digest(arrays, attributes):
+        for path in (path for one in stored_as.values() if isinstance(one, JoinedArray) for path in one.paths):
+            with open_hdf5(path) as file:
+                stored_record(file["/"], str(path))
         raise DataError(f"{where}: its content does not match its checksum; {_ADVICE}")
     return str(stored)
 
@@ -279,23 +279,28 @@ def read_attribute(group: h5py.Group, name: str) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def read_file(path: Path, file_format: str, version: int) -> tuple[dict[str, Array], dict[str, Attribute]]:
-    """Return the record that is the whole of a file of our own; raises :class:`DataError`."""
+def read_file(
+    path: Path, file_format: str, version: int, *, parts: bool = False
+) -> tuple[dict[str, Array], dict[str, Attribute]]:
+    """Return the record that is the whole of a file of our own; raises :class:`DataError`.
+
+    ``parts`` : arrays may lie in parts beside it
+    """
     with open_hdf5(path) as file:
         check_format(file, path, file_format, version)
-        return read_record(file["/"], str(path))
+        return read_record(file["/"], str(path), path if parts else None)
 
 
 @contextmanager
-def open_record(path: Path, file_format: str, version: int) -> Iterator[StoredRecord]:
-    """Give the record that is the whole of a file of our own, without reading it to memory; raises DataError."""
+def open_record(path: Path, file_format: str, version: int, *, parts: bool = False) -> Iterator[StoredRecord]:
+    """Give the record that is the whole of a file of our own, without reading it to memory; raises as above."""
     with open_hdf5(path) as file:
         check_format(file, path, file_format, version)
-        yield stored_record(file["/"], str(path))
+        yield stored_record(file["/"], str(path), path if parts else None)
 
 
 @contextmanager
-def open_unread(path: Path, file_format: str, version: int) -> Iterator[dict[str, StoredArray]]:
+def open_unread(path: Path, file_format: str, version: int) -> Iterator[dict[str, LazyArray]]:
     """Give the arrays of such a file whose checksum was tested before; raises :class:`DataError`."""
     with open_hdf5(path) as file:
         check_format(file, path, file_format, version)

@@ -27,9 +27,10 @@ from hpcrec.models.multislice import WAVES_BESIDE
 from hpcrec.models.responses import KEPT_BYTES
 from hpcrec.run.assess import CHUNK_PIXELS
 from hpcrec.run.constrain import bytes_between_sweeps
+from hpcrec.run.gather import PIECES_BYTES, in_memory
 from hpcrec.run.job import Job
 from hpcrec.run.optics import mode_count, slice_count
-from hpcrec.run.runner import IN_MEMORY_BYTES, batch_size
+from hpcrec.run.runner import batch_size
 from hpcrec.run.start import probe_window
 
 GIB: Final = 2**30
@@ -191,13 +192,15 @@ def _work_bytes(job: Job, series: TiltSeries, grid: Grid, size: int, threads: in
 def _gathered_bytes(job: Job, series: TiltSeries, grid: Grid, size: int) -> float:
     """Return the bytes of a tilt's result on the first rank: how often pixels were seen, and the object, if in tiles.
 
-    Objects beyond a limit are gathered in a file.
+    Objects beyond a limit stay with their ranks, which write them a block at a time, as the first one reads them.
     """
     section, pixels = job.ptychography, math.prod(grid.shape)
     slices = max(slice_count(job, int(n), float(a)) for n, a in zip(series.tilt_numbers, series.tilt_angles))
     whole = pixels * slices * section.object_states * complex_dtype(section.precision).itemsize
     tiled = job.parallel.exchange == "tiled" and size > 1
-    return pixels * 4 + (whole if tiled and whole <= IN_MEMORY_BYTES else 0)
+    if not tiled:
+        return pixels * 4
+    return pixels * 4 + (whole if in_memory(whole) else PIECES_BYTES)
 
 
 def _kept_bytes(job: Job, series: TiltSeries, size: int) -> float:

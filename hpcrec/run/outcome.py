@@ -10,6 +10,7 @@ import numpy as np
 from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.tiles import Box, window_corners
+from hpcrec.io.joined import JoinedArray
 from hpcrec.run.start import TiltSetup
 
 
@@ -17,14 +18,15 @@ from hpcrec.run.start import TiltSetup
 class TiltOutcome:
     """One reconstructed tilt, complete on the group's first rank.
 
-    obj (slice, y, x) and illumination (y, x) on ``grid``; probe (mode, y, x); positions (position, 2) Å;
-    loss and data_error, one number a sweep, held_out_error too where patterns (``held_out``, their indices) are;
+    obj (slice, y, x), a large one in parts, and illumination (y, x) on ``grid``; probe (mode, y, x); positions
+    (position, 2) Å; loss and data_error, one number a sweep, held_out_error too where patterns (``held_out``, their
+    indices) are;
     ``patterns`` (position, column) the figures of each pattern, see ``analysis/patterns.py``; ``seconds`` of this
     attempt.
     """
 
     setup: TiltSetup
-    obj: ComplexArray
+    obj: ComplexArray | JoinedArray
     probe: ComplexArray
     positions: FloatArray
     illumination: FloatArray
@@ -37,6 +39,11 @@ class TiltOutcome:
     stopped_early: bool
     seconds: float
     peak_memory_gib: float
+
+    @property
+    def whole(self) -> ComplexArray:
+        """The object; it is read to memory if it is in parts."""
+        return self.obj.read(()) if isinstance(self.obj, JoinedArray) else self.obj
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,7 @@ def _half_scans(task: TiltTask) -> ShellCorrelation | None:
     n_states = task.job.ptychography.object_states
     try:
         return half_scan_correlation(
-            (projection_of(first.obj, n_states), projection_of(second.obj, n_states)),
+            (projection_of(first.whole, n_states), projection_of(second.whole, n_states)),
             (first.illumination, second.illumination),
             first.setup.sampling,
         )
@@ -148,7 +148,7 @@ def _coarse_start(task: TiltTask, name: str) -> Start:
     small = None if found is None else (found.probe, found.positions, _of_any_pixels(found))
     probe, positions, refined = task.group.broadcast(small)
     return Start(
-        obj=None if found is None else finer_object(found.obj, found.setup.grid, task.grid),
+        obj=None if found is None else finer_object(found.whole, found.setup.grid, task.grid),
         probe=probe,
         positions=positions,
         refined=refined,

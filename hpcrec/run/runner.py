@@ -10,16 +10,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from hpcrec.backend.array import Array, FloatArray, IntArray, all_finite, to_host
+from hpcrec.backend.array import Array, ComplexArray, FloatArray, IntArray, to_host
 from hpcrec.data.batches import BatchReader, global_batches
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.resident import DeviceReader, PatternReader
-from hpcrec.data.spool import file_array
 from hpcrec.engines import engine_class
 from hpcrec.engines.base import StreamingEngine, visit
-from hpcrec.errors import DivergedError, HpcrecError
+from hpcrec.errors import HpcrecError
 from hpcrec.geometry.grid import Grid
 from hpcrec.geometry.scan import hilbert_order
+from hpcrec.io.joined import JoinedArray
+from hpcrec.io.results import tilt_path
 from hpcrec.models.base import Batch, PtychographyState
 from hpcrec.models.launched import prefers_events
 from hpcrec.models.placement import state_on
@@ -33,6 +34,7 @@ from hpcrec.run.assess import Assessor, held_out
 from hpcrec.run.balance import Balance, ReshareError
 from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.constrain import Constraints
+from hpcrec.run.gather import gathered, in_memory, written_in_parts
 from hpcrec.run.halos import cut_reach, grown_probe
 from hpcrec.run.job import Job
 from hpcrec.run.means import PLAIN, Means
@@ -42,8 +44,8 @@ from hpcrec.run.outcome import Start, TiltOutcome, illumination, peak_memory_gib
 from hpcrec.run.saves import Saves, Site, find_checkpoint, make_saves
 from hpcrec.run.start import TiltSetup, moving_margin, start_state, tilt_setup
 
-# Of an array of the whole object that the first rank of a group gathers in its memory; larger ones go to a file
-IN_MEMORY_BYTES: Final = 1 << 30
+# The part of a tilt whose object is its result
+_MAIN: Final = "sweeps"
 
 
 def checkpoint_prefix(part: str, number: int) -> str:
@@ -68,7 +70,7 @@ class TiltRun:
         group: Communicator,
         checkpoints: Path,
         report: Observer,
-        part: str = "sweeps",
+        part: str = _MAIN,
         start: Start | None = None,
         means: Means = PLAIN,
     ) -> None:
@@ -114,6 +116,7 @@ class TiltRun:
             folder=checkpoints, prefix=self.prefix, group=group, exchange=self.exchange, places=self.places
         )
         self.writer: Saves = make_saves(self._site, tiled=kind == "tiled")
+        self._in_parts = kind == "tiled" and part == _MAIN
         self.state = self._start(start)
         self.saved = self._first = self.state.iteration
 
@@ -304,11 +307,13 @@ class TiltRun:
         self.group.idle_barrier()
         raise reason
 
-    def _room(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return room for an array of the whole object; large ones, which ranks share as tiles, lie in a file."""
-        if math.prod(shape) * np.dtype(dtype).itemsize <= IN_MEMORY_BYTES:
-            return np.empty(shape, dtype)
-        return file_array(self._scratch, shape, dtype)
+    def _object(self) -> ComplexArray | JoinedArray | None:
+        """Return the object on the group's first rank: large ones of tiles in parts, if they are the tilt's result."""
+        obj, grid, number = self.state.obj, self.setup.grid, self.setup.number
+        whole_bytes = math.prod((*obj.shape[:-2], *grid.shape)) * obj.dtype.itemsize
+        if self._in_parts and not in_memory(whole_bytes):
+            return written_in_parts(self.exchange, obj, grid, tilt_path(self.checkpoints, number), number)
+        return gathered(self.exchange, obj, self._scratch, number)
 
     def close(self) -> None:
         """Give the patterns' memory back; the run cannot go on afterwards."""
@@ -321,18 +326,14 @@ class TiltRun:
     def _outcome(self, seconds: float, sweeps: int) -> TiltOutcome | None:
         self.state.whole_pixels = False
         patterns = self.assessor.table(self.state, np.arange(self.n_positions))
-        obj = self.exchange.whole(self.state.obj, self._room)
+        probe, cut = to_host(self.state.probe), self.job.parallel.halo_cut
+        grown = grown_probe(self.setup, probe, self.reach, self.margin, cut) if self.group.rank == 0 else ""
+        if grown:
+            self._tell({"event": "warning", "text": grown})
+        obj = self._object()
         memory = self.group.gather(peak_memory_gib())
         if obj is None or memory is None:
             return None
-        probe, cut = to_host(self.state.probe), self.job.parallel.halo_cut
-        grown = grown_probe(self.setup, probe, self.reach, self.margin, cut)
-        if grown:
-            self._tell({"event": "warning", "text": grown})
-        if not all_finite(obj):
-            raise DivergedError(
-                f"tilt {self.setup.number}: the object holds values that are not finite; take smaller steps"
-            )
         self._tell(
             {
                 "event": "tilt_done",

@@ -9,6 +9,7 @@ import platform
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hpcrec.analysis.resolution import ShellCorrelation
 from hpcrec.backend.device import Device
@@ -19,7 +20,9 @@ from hpcrec.data.views import half_resolution
 from hpcrec.errors import DataError, StoppedError, StorageError
 from hpcrec.geometry.grid import Grid
 from hpcrec.io.atomic import write_bytes
-from hpcrec.io.results import TiltResult, tilt_number, tilt_path, write_tilt_result
+from hpcrec.io.joined import JoinedArray
+from hpcrec.io.results import JoinedTilt, TiltResult, tilt_number, tilt_path, write_tilt_result
+from hpcrec.io.tilt_parts import remove_stray_parts
 from hpcrec.parallel.communicator import Communicator
 from hpcrec.parallel.crew import Crew, alone, muster
 from hpcrec.parallel.queue import Master
@@ -64,6 +67,7 @@ def reconstruct_tilts(job: Job, series: TiltSeries, world: Communicator, checkpo
     job, size = sharing.job(job), sharing.size
     todo = unfinished_tilts(series, checkpoints) if world.rank == 0 else []
     if world.rank == 0:
+        remove_stray_parts(checkpoints)
         # Of tilts whose rank was killed between its result and the end of its checkpoints
         for i in set(range(series.n_tilts)) - set(todo):
             remove_parts(checkpoints, int(series.tilt_numbers[i]))
@@ -206,7 +210,8 @@ def unfinished_tilts(series: TiltSeries, checkpoints: Path) -> list[int]:
         path = tilt_path(checkpoints, number)
         try:
             return path.exists() and tilt_number(path) == number
-        except DataError:
+        except DataError as fault:
+            logger.warning("a tilt is reconstructed again: %s", fault)
             return False
 
     return [i for i, number in enumerate(series.tilt_numbers) if not sound(int(number))]
@@ -222,13 +227,14 @@ def longest_first(job: Job, series: TiltSeries, tilts: list[int], checkpoints: P
     return sorted(tilts, key=lambda i: (-left[i], -abs(series.tilt_angles[i])))
 
 
-def tilt_result(job: Job, outcome: TiltOutcome, number: int, frc: ShellCorrelation | None = None) -> TiltResult:
+def tilt_result(
+    job: Job, outcome: TiltOutcome, number: int, frc: ShellCorrelation | None = None
+) -> TiltResult | JoinedTilt:
     """Return an outcome in the form the store writes; ``number`` is the tilt's index in the input file."""
     setup = outcome.setup
-    return TiltResult(
+    facts: dict[str, Any] = dict(  # noqa: C408
         tilt_index=number,
         tilt_deg=math.degrees(setup.angle),
-        obj=outcome.obj,
         probe=outcome.probe,
         positions=outcome.positions,
         illumination=outcome.illumination,
@@ -245,3 +251,6 @@ def tilt_result(job: Job, outcome: TiltOutcome, number: int, frc: ShellCorrelati
         refined=outcome.refined,
         quality=quality_arrays(outcome, frc),
     )
+    if isinstance(outcome.obj, JoinedArray):
+        return JoinedTilt(obj=outcome.obj, **facts)
+    return TiltResult(obj=outcome.obj, **facts)

@@ -198,7 +198,7 @@ def test_a_volume_that_does_not_fit_leaves_the_old_one(tmp_path):
 @pytest.mark.parametrize("block_bytes", [1, 200, 1 << 20])
 def test_tilts_are_gathered_in_blocks(tmp_path, monkeypatch, block_bytes):
     """Less than a row at a time, some rows, whole arrays: the same file, and the checksums of the tilts."""
-    monkeypatch.setattr("hpcrec.io.store._BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("hpcrec.io.lazy.BLOCK_BYTES", block_bytes)
     (tmp_path / "checkpoints").mkdir()
     wanted = [result(i, refined={"tilt": np.array([0.1, 0.2]), "scale": np.array(1.5)}) for i in (3, 5)]
     for one in wanted:
@@ -212,7 +212,7 @@ def test_tilts_are_gathered_in_blocks(tmp_path, monkeypatch, block_bytes):
 
 
 def test_a_changed_number_is_seen_in_blocks_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("hpcrec.io.store._BLOCK_BYTES", 200)
+    monkeypatch.setattr("hpcrec.io.lazy.BLOCK_BYTES", 200)
     path = tilt_path(tmp_path, 1)
     write_tilt_result(path, result(1))
     with h5py.File(path, "r+") as file:
