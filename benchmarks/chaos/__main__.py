@@ -1,4 +1,4 @@
-"""The chaos run: ``python -m benchmarks.chaos --seed 1 --faults 50 [--only KIND ...] [--json FILE]``."""
+"""The chaos run: ``python -m benchmarks.chaos --seed 1 --faults 50 [--only KIND …] [--ranks tiles] [--json FILE]``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import tempfile
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.chaos.drive import HANG_S, Chaos, Course
 from benchmarks.chaos.faults import KINDS, draw_faults
+from benchmarks.chaos.series import SETTINGS
 from benchmarks.table import print_table
 
 
@@ -26,6 +28,7 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("--seed", type=int, default=1, help="what the draw follows from")
     parser.add_argument("--faults", type=int, default=50, help="how many")
     parser.add_argument("--only", nargs="+", choices=sorted(KINDS), default=[], metavar="KIND", help="these kinds")
+    parser.add_argument("--ranks", choices=list(SETTINGS), help="so in all of them: a tilt each, or one together")
     parser.add_argument("--just", nargs="+", type=int, default=[], metavar="N", help="of the draw, these numbers alone")
     parser.add_argument("--folder", type=Path, help="where series and runs lie; kept (default: a temporary one)")
     parser.add_argument(
@@ -49,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="chaos-"))).absolute()
     draw = draw_faults(options.seed, options.faults, options.only)
     chosen = [fault for fault in draw if not options.just or fault.index in options.just]
+    if options.ranks:
+        chosen = [replace(fault, ranks=options.ranks) for fault in chosen]
     courses: list[Course] = []
     began = time.monotonic()
     try:

@@ -14,7 +14,7 @@ from benchmarks.chaos import strikes, verdict
 from benchmarks.chaos.attempt import Attempt, Follower, wait_for, wait_for_end
 from benchmarks.chaos.dask_cluster import DaskCluster, dask_cluster
 from benchmarks.chaos.faults import KINDS, Fault
-from benchmarks.chaos.series import environment, make_series, run_command
+from benchmarks.chaos.series import Ranks, environment, make_series, run_command
 from hpcrec.run.observers import read_events
 
 HANG_S: Final = 60.0  # without an event, and without an end
@@ -46,8 +46,7 @@ class Course:
     def row(self) -> dict[str, object]:
         """Return it as a row of the table."""
         fault = self.fault
-        ranks = "apart" if fault.group_size == 1 else "together"
-        where = f"{fault.moment}, {ranks}"
+        where = f"{fault.moment}, {fault.ranks}"
         return {
             "n": fault.index,
             "fault": fault.kind,
@@ -71,23 +70,23 @@ class Chaos:
         self.folder, self.hang_s = folder, hang_s
         self.job = make_series(folder)
         self.environment = environment(folder)
-        self._undisturbed: dict[int, Path] = {}
+        self._undisturbed: dict[Ranks, Path] = {}
         self._plans = b""
 
-    def undisturbed(self, group_size: int) -> Path:
+    def undisturbed(self, ranks: Ranks) -> Path:
         """Return the run directory of the job without a fault; made when first asked for."""
-        if group_size not in self._undisturbed:
-            home = self.folder / f"undisturbed-{group_size}"
+        if ranks not in self._undisturbed:
+            home = self.folder / f"undisturbed-{ranks}"
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir()
             began = time.monotonic()
-            code, text, _ = self._finish(home / "out", home, group_size, "run", remote=False, patience=COMPILE_S)
+            code, text, _ = self._finish(home / "out", home, ranks, "run", remote=False, patience=COMPILE_S)
             if code != 0:
                 raise RuntimeError(f"the undisturbed run ended with {code}, see {home}:\n{text[-2000:]}")
-            print(f"undisturbed, {group_size} rank(s) a tilt: {time.monotonic() - began:.1f} s", flush=True)
-            self._undisturbed[group_size] = home / "out"
+            print(f"undisturbed, {ranks}: {time.monotonic() - began:.1f} s", flush=True)
+            self._undisturbed[ranks] = home / "out"
             self._plans = self._cached_plans()
-        return self._undisturbed[group_size]
+        return self._undisturbed[ranks]
 
     def _cached_plans(self) -> bytes:
         files = sorted(path for path in (self.folder / "cache").rglob("*") if path.is_file())
@@ -95,7 +94,7 @@ class Chaos:
 
     def run(self, fault: Fault) -> Course:
         """Strike one fault and return its course; the run directory of one that failed is kept."""
-        undisturbed = self.undisturbed(fault.group_size)
+        undisturbed = self.undisturbed(fault.ranks)
         home = self.folder / f"fault-{fault.index:03d}-{fault.kind}"
         shutil.rmtree(home, ignore_errors=True)
         course = Course(fault)
@@ -124,7 +123,7 @@ class Chaos:
         """Start, strike, and watch the end."""
         fault = course.fault
         with self._cluster(home, "struck", KINDS[fault.kind].remote) as cluster:
-            command = run_command(self.job, out, fault.group_size, cluster.address if cluster else "")
+            command = run_command(self.job, out, fault.ranks, cluster.address if cluster else "")
             events = Follower(out / "events.jsonl")
             shared: set[Path] = set()
             with Attempt(command, self.environment, home, "struck") as attempt:
@@ -154,26 +153,25 @@ class Chaos:
         while code != 0 and course.restarts < RESTARTS:
             course.restarts += 1
             name = f"restart-{course.restarts}"
-            code, text, ended = self._finish(
-                out, home, course.fault.group_size, name, remote=KINDS[course.fault.kind].remote
-            )
+            fault = course.fault
+            code, text, ended = self._finish(out, home, fault.ranks, name, remote=KINDS[fault.kind].remote)
             found = [] if ended else ["restarted: hang"]
             if ended and code:
                 told = verdict.sentence(text).replace(f"{out}/", "")
                 found.append(f"restarted: exit code {code}, {told}")
             if "Traceback (most recent call last)" in text:
                 found.append("restarted: traceback")
-            course.faults += [fault for fault in found if fault not in course.faults]
+            course.faults += [one for one in found if one not in course.faults]
         # What is damaged after the job was done is found by the next start
         if code == 0 and course.damaged and not course.restarts:
             course.faults.append("nothing to restart: the job was done before the damage")
 
     def _finish(
-        self, out: Path, home: Path, group_size: int, name: str, *, remote: bool, patience: float = START_S
+        self, out: Path, home: Path, ranks: Ranks, name: str, *, remote: bool, patience: float = START_S
     ) -> tuple[int | None, str, bool]:
         """Start the job and wait for its end; return exit code, what it wrote, and whether it ended by itself."""
         with self._cluster(home, name, remote) as cluster:
-            command = run_command(self.job, out, group_size, cluster.address if cluster else "")
+            command = run_command(self.job, out, ranks, cluster.address if cluster else "")
             events = Follower(out / "events.jsonl")
             with Attempt(command, self.environment, home, name) as attempt:
                 ended = wait_for_end(attempt, events, patience, limit=2 * COMPILE_S)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from benchmarks.chaos.series import CHECKPOINT_EVERY, ITERATIONS, N_TILTS, ROUNDS, VOLUME_ITERATIONS
+from benchmarks.chaos.series import CHECKPOINT_EVERY, ITERATIONS, N_TILTS, ROUNDS, VOLUME_ITERATIONS, Ranks
 
 Stage = Literal["start", "sweep", "workers", "alignment", "volume"]
 ANY: Final[tuple[Stage, ...]] = ("start", "sweep", "sweep", "workers", "alignment", "volume")
@@ -71,7 +71,7 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One fault of a draw. ``rank`` is the one to strike, ``group_size`` how many ranks share a tilt.
+    """One fault of a draw. ``rank`` is the one to strike, ``ranks`` how they work.
 
     ``luck`` in [0, 1) decides what else is left to chance: which worker, which bytes, how much room a full disk has.
     """
@@ -80,7 +80,7 @@ class Fault:
     kind: str
     moment: Moment
     rank: int
-    group_size: int
+    ranks: Ranks
     luck: float
 
 
@@ -98,7 +98,11 @@ def _fault(seed: int, index: int, kind: str) -> Fault:
     rng = random.Random(f"fault {seed} {index} {kind}")
     rank = {"kill-rank": 1, "kill-master": 0}.get(kind, rng.randrange(2))
     moment = _moment(rng, rng.choice(KINDS[kind].stages), at_checkpoint="-checkpoint" in kind)
-    return Fault(index=index, kind=kind, moment=moment, rank=rank, group_size=rng.choice((1, 1, 2)), luck=rng.random())
+    ranks: Ranks = rng.choice(("apart", "apart", "together"))
+    luck = rng.random()
+    if ranks == "together":
+        ranks = rng.choice(("together", "tiles"))
+    return Fault(index=index, kind=kind, moment=moment, rank=rank, ranks=ranks, luck=luck)
 
 
 def _moment(rng: random.Random, stage: Stage, at_checkpoint: bool) -> Moment:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import hpcrec
 
@@ -16,6 +16,13 @@ CHECKPOINT_EVERY: Final = 4
 ROUNDS: Final = 4
 VOLUME_ITERATIONS: Final = 12
 N_RANKS: Final = 2
+Ranks = Literal["apart", "together", "tiles"]
+# Each rank has a tilt of its own, or both share one: all of its object each, or a tile each
+SETTINGS: Final[dict[Ranks, dict[str, str]]] = {
+    "apart": {"group_size": "1"},
+    "together": {"group_size": "2", "exchange": "replicated"},
+    "tiles": {"group_size": "2", "exchange": "tiled"},
+}
 
 LAUNCH_KEYS: Final = ("PMI_", "PMIX_", "OMPI_", "SLURM_")
 
@@ -96,9 +103,9 @@ def environment(folder: Path) -> dict[str, str]:
     return {**kept, "PYTHONPATH": path, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
 
 
-def run_command(job: Path, out: Path, group_size: int, scheduler: str = "") -> list[str]:
+def run_command(job: Path, out: Path, ranks: Ranks, scheduler: str = "") -> list[str]:
     """Return the command that runs or continues the job on two ranks, through the tomography stage."""
     command = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(N_RANKS), sys.executable, "-m", "hpcrec"]
     command += ["run", str(job), "--out", str(out), "--until", "tomography"]
-    command += ["--set", f"parallel.group_size={group_size}"]
-    return command + (["--set", f"parallel.scheduler={scheduler}"] if scheduler else [])
+    settings = SETTINGS[ranks] | ({"scheduler": scheduler} if scheduler else {})
+    return command + [f"--set=parallel.{name}={value}" for name, value in settings.items()]

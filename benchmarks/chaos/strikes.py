@@ -130,9 +130,13 @@ def damage(fault: Fault, out: Path) -> str:
     found = [path for pattern in patterns[what] for path in out.glob(pattern)]
     if not found:
         return ""
-    path = max(found, key=lambda path: path.stat().st_mtime_ns)
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns)
+    # A checkpoint of tiles is an index and a part of each rank: any of them
+    of_it = sorted(path for path in found if path.name.startswith(newest.name.partition(".")[0]))
+    which, luck = divmod(fault.luck * len(of_it), 1)
+    path = of_it[int(which)]
     size = path.stat().st_size
-    at = int(fault.luck * size)
+    at = int(luck * size)
     if way == "cut":
         os.truncate(path, at)
         return f"{path.name} cut to {at} of {size} bytes"

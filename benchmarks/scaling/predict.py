@@ -51,7 +51,7 @@ PARAMETERS: Final = {
     "bandwidth between nodes": Parameter(45e9, "B/s and GPU", "InfiniBand, assumed"),
     "latency": Parameter(5e-6, "s a message", "assumed"),
     "packing": Parameter(25e-6, "s a neighbour", "launches of kernels that make a message and add it, assumed"),
-    "overlap": Parameter(0.0, "", "exchanges hide behind no work yet"),
+    "overlap": Parameter(0.0, "", "messages in flight are for processors; those of GPUs hide behind no work yet"),
     "reading": Parameter(2e9, "B/s and GPU", "assumed"),
     "reading, all": Parameter(100e9, "B/s", "parallel file system, assumed"),
     "GPU memory": Parameter(141e9, "B", "H200"),

@@ -37,6 +37,7 @@ def test_the_draw_follows_from_the_seed_and_has_each_kind_as_often() -> None:
     assert {kind: sum(f.kind == kind for f in draw) for kind in KINDS} == dict.fromkeys(KINDS, 3)
     assert {f.kind for f in draw_faults(1, 9, ["kill-rank", "hung-rank"])} == {"kill-rank", "hung-rank"}
     assert all(f.moment.stage in KINDS[f.kind].stages for f in draw)
+    assert {f.ranks for f in draw} == {"apart", "together", "tiles"}
 
 
 def test_moments_lie_within_the_job() -> None:
@@ -111,9 +112,24 @@ def test_a_differing_volume_and_what_is_left_over_are_seen(tmp_path: Path) -> No
     assert verdict.result_faults(b, b, verdict.volume_difference(b, b)) == []
 
 
+def test_each_file_of_a_checkpoint_in_parts_is_damaged_some_time(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    names = ["sweeps_0001_000004.h5", *(f"sweeps_0001_000008.{part}h5" for part in ("", "ab-0000.", "ab-0001."))]
+    hit = set()
+    for luck in (0.1, 0.4, 0.9):
+        for i, name in enumerate(names):
+            (folder / name).write_bytes(bytes(100))
+            os.utime(folder / name, (i, i))
+        fault = Fault(index=0, kind="cut-checkpoint", moment=Moment(stage="sweep"), rank=0, ranks="tiles", luck=luck)
+        assert damage(fault, tmp_path)
+        hit |= {name for name in names if (folder / name).stat().st_size < 100}
+    assert hit == set(names[1:])
+
+
 @pytest.mark.parametrize("kind", ["cut-projections", "flip-projections"])
 def test_damage_is_what_it_says(kind: str, tmp_path: Path) -> None:
-    fault = Fault(index=0, kind=kind, moment=Moment(stage="volume"), rank=0, group_size=1, luck=0.5)
+    fault = Fault(index=0, kind=kind, moment=Moment(stage="volume"), rank=0, ranks="apart", luck=0.5)
     assert damage(fault, tmp_path) == ""
     path = tmp_path / "projections.h5"
     path.write_bytes(bytes(1000))
