@@ -16,6 +16,7 @@ from hpcrec.backend import nccl
 from hpcrec.backend.device import describe, visible
 from hpcrec.backend.threads import THREAD_VARIABLES
 from hpcrec.errors import ParallelError
+from hpcrec.io import one_file
 from hpcrec.parallel import mpi
 from hpcrec.run.plan import available_cores
 
@@ -46,6 +47,7 @@ def print_info() -> None:
         ("ranks", f"{world.size} on {len(set(hosts))} host(s)"),
         ("ranks on GPUs", _on_gpus(seen)),
         ("sums of GPUs", _sums_of_gpus()),
+        ("HDF5 with MPI", "yes" if one_file.available() else "no: large results are written in parts"),
         ("threads a library", ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in THREAD_VARIABLES)),
         ("Slurm job", os.environ.get("SLURM_JOB_ID", "none")),
     ]

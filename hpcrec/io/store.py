@@ -28,6 +28,8 @@ from hpcrec.io.lazy import LazyArray, StoredArray
 Attribute: TypeAlias = str | int | float | bool | tuple[float, ...] | tuple[int, ...] | Array
 Attributes: TypeAlias = Mapping[str, Attribute]
 
+# Of what is written: an older library knows no later one than itself
+VERSIONS: Final = ("v110", "v114" if h5py.version.hdf5_version_tuple >= (1, 14, 0) else "latest")
 _DIGEST: Final = "sha256"
 _ADVICE: Final = "use an earlier copy or compute it again"
 
@@ -149,14 +151,14 @@ class Hdf5Writer:
 @contextmanager
 def create_hdf5(target: Path) -> Iterator[Hdf5Writer]:
     """Write an HDF5 file of our own atomically. Raises :class:`StorageError`; the earlier file then stays."""
-    with _atomic_hdf5(target, ("v110", "v114")) as (file, sink):
+    with _atomic_hdf5(target, VERSIONS) as (file, sink):
         yield Hdf5Writer(file, sink)
 
 
 @contextmanager
 def create_exchange_hdf5(target: Path) -> Iterator[h5py.File]:
     """Write an HDF5 file for other programs atomically, in the oldest form that holds it. Raises as above."""
-    with _atomic_hdf5(target, ("earliest", "v114")) as (file, _):
+    with _atomic_hdf5(target, ("earliest", VERSIONS[1])) as (file, _):
         yield file
 
 

@@ -11,16 +11,15 @@ from hpcrec.io.checkpoint_parts import part_files
 from hpcrec.io.hdf5_access import damage_reported, open_hdf5
 from hpcrec.io.joined import PIECE, part_path
 from hpcrec.io.lazy import LazyArray
-from hpcrec.io.store import create_hdf5, read_attribute
+from hpcrec.io.store import Attributes, create_hdf5, read_attribute
 
-_FORMAT: Final = "hpcrec-tilt-part"
-_VERSION: Final = 1
+PART_ATTRIBUTES: Final[Attributes] = {"format": "hpcrec-tilt-part", "format_version": 1}
 
 
 def write_object_part(path: Path, values: LazyArray) -> None:
     """Write a part (slice, y, x) of a tilt's object atomically, a block at a time; raises :class:`StorageError`."""
     with create_hdf5(path) as writer:
-        writer.record("/", {PIECE: values}, {"format": _FORMAT, "format_version": _VERSION})
+        writer.record("/", {PIECE: values}, PART_ATTRIBUTES)
 
 
 def remove_stray_parts(folder: Path, tilt_index: int | None = None) -> None:

@@ -26,12 +26,14 @@ class Communicator(Protocol):
     """A group of ranks. Arrays keep shape and type; every collective must be entered by all ranks of the group.
 
     ``rank`` counts from 0 to ``size`` − 1. ``concurrent`` says whether several threads of one rank may communicate.
-    Tags of messages lie between 0 and 1000.
+    Tags of messages lie between 0 and 1000. ``handle`` is what libraries that speak MPI take; None where ranks are not
+    processes of MPI.
     """
 
     rank: int
     size: int
     concurrent: bool
+    handle: Any
 
     def sum(self, a: Array) -> Array:
         """Return the sum of ``a`` over all ranks, the same on each."""
@@ -88,7 +90,7 @@ class SerialCommunicator:
     """One rank alone: every collective returns a copy of its argument, messages go to itself."""
 
     def __init__(self) -> None:
-        self.rank, self.size, self.concurrent = 0, 1, True
+        self.rank, self.size, self.concurrent, self.handle = 0, 1, True, None
         self._mail: dict[int, deque[bytes]] = {}
 
     def sum(self, a: Array) -> Array:
@@ -197,7 +199,7 @@ class ThreadedCommunicator:
 
     def __init__(self, group: _Group, rank: int) -> None:
         self._group = group
-        self.rank, self.size, self.concurrent = rank, group.size, True
+        self.rank, self.size, self.concurrent, self.handle = rank, group.size, True, None
 
     def _all(self, obj: Any) -> list[Any]:
         """Return what every rank has put in; collective."""

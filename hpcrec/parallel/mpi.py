@@ -113,7 +113,7 @@ class MpiCommunicator:
         from mpi4py.util import pkl5
 
         self._mpi = _load()
-        self._comm = comm
+        self._comm = self.handle = comm
         self._objects = pkl5.Intracomm(comm)  # pickles with large buffers out of band, in blocks
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any, Final
 
 from hpcrec.engines import engine_class
+from hpcrec.io import one_file
 from hpcrec.run.constrain import chosen_constraints, constraint_faults
 from hpcrec.run.job import Job
 from hpcrec.run.optics import chosen_slices
@@ -59,6 +60,8 @@ def _parallel_faults(job: Job) -> list[str]:
         faults.append(f"parallel.cluster: {p.cluster!r} starts workers, parallel.scheduler has its own; leave one out")
     if p.cluster == "jobqueue" and find_spec("dask_jobqueue") is None:
         faults.append(NO_JOBQUEUE)
+    if p.large_results == "one" and not one_file.available():
+        faults.append('parallel.large_results: "one" needs an h5py built with MPI, which this is not; take "parts"')
     # A scheduler's file may yet have to be written
     if p.scheduler and not p.unencrypted_scheduler and not p.scheduler.endswith(".json"):
         faults.extend(open_faults(p.scheduler))

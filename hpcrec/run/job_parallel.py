@@ -26,6 +26,8 @@ class ParallelSection:
         where these differ by more than 15 %; results then repeat to round-off, not bit by bit
     overlap : whether messages of tiles travel while a rank computes what no other sees: "always", "never", or "auto":
         where the ranks of a tilt are on several hosts; on processors
+    large_results : a tilt's object of tiles over 1 GiB as a file of each rank ("parts"), or as "one" that all write,
+        for which h5py must have been built with MPI; "auto" takes one where it was
     threads : of a rank's compiled loops; "auto" takes the cores that it need not share with other ranks
     memory_gib_per_rank : what a rank may use; 0 takes the machine's memory divided by the ranks on it
     scratch : folder on a fast local disk for patterns that exceed a rank's memory; empty takes the run directory
@@ -47,6 +49,7 @@ class ParallelSection:
     halo_cut: float = 0.0
     balance: Literal["equal", "measured"] = "equal"
     overlap: Literal["auto", "always", "never"] = "auto"
+    large_results: Literal["auto", "parts", "one"] = "auto"
     threads: int | Literal["auto"] = "auto"
     memory_gib_per_rank: float = 0.0
     scratch: str = ""

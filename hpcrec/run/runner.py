@@ -312,7 +312,8 @@ class TiltRun:
         obj, grid, number = self.state.obj, self.setup.grid, self.setup.number
         whole_bytes = math.prod((*obj.shape[:-2], *grid.shape)) * obj.dtype.itemsize
         if self._in_parts and not in_memory(whole_bytes):
-            return written_in_parts(self.exchange, obj, grid, tilt_path(self.checkpoints, number), number)
+            way, result = self.job.parallel.large_results, tilt_path(self.checkpoints, number)
+            return written_in_parts(self.exchange, obj, grid, result, number, way)
         return gathered(self.exchange, obj, self._scratch, number)
 
     def close(self) -> None:

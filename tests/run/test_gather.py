@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +17,12 @@ from all_tilts import reconstruct_all
 from one_tilt import run_one
 from ranks import LAUNCHER, launch
 
-from hpcrec.errors import DivergedError, StorageError
+from hpcrec.errors import ConfigError, DivergedError, StorageError
+from hpcrec.io import one_file
 from hpcrec.io.base import open_series
 from hpcrec.io.joined import JoinedArray
 from hpcrec.io.results import assemble_projections, read_tilt_result, tilt_number, tilt_path
-from hpcrec.parallel.communicator import run_ranks
+from hpcrec.parallel.communicator import ThreadedCommunicator, run_ranks
 from hpcrec.run import gather, tilts
 from hpcrec.run.config import load_job
 from hpcrec.run.memory import rank_memory
@@ -219,17 +222,74 @@ def test_the_first_rank_needs_blocks_beside_its_tile(tmp_path: Path) -> None:
     assert took < gather.PIECES_BYTES / (16 << 20) + 1
 
 
+@pytest.fixture
+def one_of_threads(monkeypatch: pytest.MonkeyPatch, small_memory: None) -> None:
+    """Ranks are threads here, which open the file that MPI would open for them as any file."""
+    monkeypatch.setattr(one_file, "available", lambda: True)
+    monkeypatch.setattr(one_file, "open_together", lambda path, handle: h5py.File(path, "r+"))
+    monkeypatch.setattr(
+        ThreadedCommunicator, "handle", property(lambda group: group.rank, lambda group, _: None), False
+    )
+
+
+@pytest.mark.usefixtures("one_of_threads")
+@pytest.mark.parametrize("way", ["auto", "one", "parts"])
+def test_one_file_of_all_ranks_holds_what_parts_hold(tiny_job: Path, tmp_path: Path, way: str) -> None:
+    job, _ = load_job(tiny_job, [*ONE_TILT, f"parallel.large_results={way}"])
+    reconstruct_all(job, tmp_path / way, 3)
+    assert len(parts_in(tmp_path / way)) == (3 if way == "parts" else 1)
+    reconstruct_all(load_job(tiny_job, [*ONE_TILT, "parallel.large_results=parts"])[0], tmp_path / "other", 3)
+    one, other = (read_tilt_result(tilt_path(tmp_path / name, 1)) for name in (way, "other"))
+    np.testing.assert_array_equal(one.obj, other.obj)
+    assert not list((tmp_path / way).glob(".*"))
+
+
+@pytest.mark.usefixtures("one_of_threads")
+@pytest.mark.parametrize("where", ["room", "rank", "name"])
+def test_one_file_that_cannot_be_written_is_told_alike_and_removed(
+    tiny_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Where room is made for it, where one rank writes, and where it gets its name."""
+    real = h5py.File
+
+    def full(*arguments: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if where == "room":
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    elif where == "name":
+        monkeypatch.setattr(Path, "replace", full)
+    else:
+        monkeypatch.setattr(one_file, "open_together", lambda path, handle: full() if handle == 1 else real(path, "r+"))
+    job, _ = load_job(tiny_job, TILED)
+    told = told_by_ranks(job, tmp_path, StorageError)
+    assert len(set(told)) == 1
+    assert told[0].endswith("cannot be written: the disk is full; free some space, or choose another output folder")
+    assert not parts_in(tmp_path)
+    assert not list(tmp_path.glob(".tilt*"))
+
+
+def test_one_file_is_refused_where_hdf5_has_no_mpi(tiny_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_file, "available", lambda: False)
+    with pytest.raises(ConfigError, match=r"parallel.large_results: .* built with MPI"):
+        load_job(tiny_job, ["parallel.large_results=one"])
+    load_job(tiny_job, ["parallel.large_results=auto"])
+
+
 @pytest.mark.mpi
 @pytest.mark.skipif(not LAUNCHER.exists(), reason=f"no mpiexec beside {sys.executable}")
-def test_a_run_on_two_ranks(tiny_job: Path, tmp_path: Path, hpcrec: Callable[..., int]) -> None:
+@pytest.mark.parametrize("way", ["parts", "one"])
+def test_a_run_on_two_ranks(tiny_job: Path, tmp_path: Path, hpcrec: Callable[..., int], way: str) -> None:
     """The command of one process goes on from it, and takes its results as they are."""
-    settings = [*ONE_TILT[:1], "parallel.group_size=2", *ONE_TILT[2:]]
+    if way == "one" and not one_file.available():
+        pytest.skip("h5py was built without MPI")
+    settings = [*ONE_TILT[:1], "parallel.group_size=2", *ONE_TILT[2:], f"parallel.large_results={way}"]
     words = ["--until", "ptychography", *(f"--set={one}" for one in settings)]
     for name, program in (("parts", (SMALL_MEMORY, "run")), ("gathered", ("-m", "hpcrec.cli.main"))):
         done = launch(*program, "run", tiny_job, "--out", tmp_path / name, *words)
         assert done.returncode == 0, done.stderr
     made = parts_in(tmp_path / "parts/checkpoints")
-    assert len(made) == 2
+    assert len(made) == (2 if way == "parts" else 1)
     assert not parts_in(tmp_path / "gathered/checkpoints")
     gathered, parts = (without_times(tmp_path / name / "projections.h5") for name in ("gathered", "parts"))
     assert gathered.keys() == parts.keys()
