@@ -16,10 +16,12 @@ from threading import Lock
 from typing import Final, Literal, Protocol, Self
 
 import numpy as np
+from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
-from hpcrec.backend.array import Array, IntArray
+from hpcrec.backend.array import Array, FloatArray, IntArray
 from hpcrec.data.spool import Spool
 from hpcrec.errors import ConfigError, DataError
+from hpcrec.geometry.scan import hilbert_order
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,17 @@ def global_batches(
         raise ConfigError(f"compact batches need the order of all {n_positions} positions along a curve")
     pieces = np.array_split(np.roll(order, int(generator.integers(n_positions))), n_batches)
     return [pieces[i] for i in generator.permutation(n_batches)]
+
+
+def compact_extents(positions: FloatArray, batch_size: int) -> FloatArray:
+    """Return how far apart (n, 2) the positions (n, 2) of each compact batch of ``batch_size`` lie, wherever it begins.
+
+    The curve's beginning follows its end; no batch of :func:`global_batches` is larger than one of these.
+    """
+    points = positions[hilbert_order(positions)]
+    size = min(batch_size, len(points))
+    highest, lowest = (f(points, size, axis=0, mode="wrap") for f in (maximum_filter1d, minimum_filter1d))
+    return np.asarray(highest - lowest)
 
 
 class BatchReader:

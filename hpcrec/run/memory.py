@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 import resource
 import sys
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import psutil
 
-from hpcrec.backend.array import complex_dtype
-from hpcrec.data.batches import BLOCK_BYTES, READ_AHEAD
+from hpcrec.backend.array import FloatArray, complex_dtype
+from hpcrec.data.batches import BLOCK_BYTES, READ_AHEAD, compact_extents
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.engines import engine_class
 from hpcrec.geometry.grid import Grid
@@ -49,8 +51,6 @@ _EXCHANGE_COPIES: Final = 1.5 + 2.5
 _TILED_COPIES: Final = 3 * 1.5 + 1.0
 # Gradient and illumination of the interior, beside those that travel meanwhile (counted, not measured)
 _INTERIOR_COPIES: Final = 1.5
-# Neighbours n steps apart on a Hilbert curve are at most √(6 n) cells apart
-_CURVE_REACH: Final = 6.0
 # A reader has frames, a piece of its file, what it picks of that, and patterns of a block; the block before is there
 _READER_BLOCKS: Final = 4
 # Positions as given, refined and shared out, batches of two sweeps, and two tables of figures, in float64 and int64
@@ -245,14 +245,21 @@ def object_bytes(
     return beside * pixels * one, max(max(beside + sums, update) * pixels * one, beside * pixels * one + between)
 
 
-def _box_share(job: Job, series: TiltSeries, grid: Grid, held: tuple[float, ...]) -> float:
+def _box_share(job: Job, series: TiltSeries, grid: Grid, held: Sequence[float]) -> float:
     """Return the largest share of ``held`` (y, x) that the box of a batch covers: 1 unless batches are compact."""
     if job.ptychography.batch_kind != "compact":
         return 1.0
-    n, window = n_positions(series), probe_window(job, series)
-    reach = math.sqrt(_CURVE_REACH * batch_size(job, n) / n) * max(grid.shape)
-    sides = [min(reach + part, side) / side for side, part in zip(held, window)]
-    return sides[0] * sides[1]
+    positions, window = max(series.facts.positions, key=len), probe_window(job, series)
+    boxes = _extents(positions.tobytes(), batch_size(job, len(positions))) / np.array(grid.sampling)
+    # Its own windows, and what refinement may move them by
+    around = np.array(window) + 1 + 2 * job.parallel.halo_margin_angstrom / np.array(grid.sampling)
+    return float(np.max(np.prod(np.minimum(boxes + around, held) / np.array(held), axis=1)))
+
+
+@lru_cache(maxsize=4)
+def _extents(positions: bytes, size: int) -> FloatArray:
+    """Return what :func:`compact_extents` does, once for all plans of a scan."""
+    return compact_extents(np.frombuffer(positions, np.float64).reshape(-1, 2), size)
 
 
 def compiled_kernel(job: Job) -> bool:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from hpcrec.data import batches
-from hpcrec.data.batches import BatchReader, global_batches
+from hpcrec.data.batches import BatchReader, compact_extents, global_batches
 from hpcrec.data.spool import Spool
 from hpcrec.errors import ConfigError, DataError, StorageError
+from hpcrec.geometry.scan import hilbert_order
 
 
 class Source:
@@ -27,6 +28,23 @@ class Source:
         if self.fail_at is not None and self.fail_at in indices:
             raise DataError(f"position {self.fail_at} is damaged")
         return np.broadcast_to(np.asarray(indices, np.uint16)[:, None, None], (len(indices), 4, 4)).copy()
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 300, 400])
+def test_compact_batches_reach_no_further_than_told(size):
+    rng = np.random.default_rng(3)
+    raster = np.stack(np.meshgrid(np.arange(20.0), 2.5 * np.arange(15.0), indexing="ij"), -1).reshape(-1, 2)
+    positions = raster + rng.uniform(-0.3, 0.3, raster.shape)
+    told = compact_extents(positions, size)
+    largest = np.prod(told + 4, axis=1).max()
+    found = []
+    for iteration in range(200):
+        order = hilbert_order(positions)
+        sets = global_batches(300, size, seed=1, tilt=0, iteration=iteration, kind="compact", order=order)
+        found += [np.prod(np.ptp(positions[one], axis=0) + 4) for one in sets]
+    assert max(found) <= largest
+    # One that is made is as large, or nearly where sizes are rounded
+    assert max(found) > 0.9 * largest
 
 
 @pytest.mark.parametrize("kind", ["random", "compact"])
