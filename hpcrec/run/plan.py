@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcrec.analysis.patterns import pattern_figures
-from hpcrec.backend.array import to_host
+from hpcrec.backend.array import complex_dtype, to_host
 from hpcrec.backend.device import settle, use_device, visible
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.views import half_resolution
@@ -28,6 +29,7 @@ from hpcrec.run.build import build_engine, build_model
 from hpcrec.run.costs import slices_of, sweep_costs, sweeps_left
 from hpcrec.run.device_memory import device_rooms
 from hpcrec.run.devices import device_name
+from hpcrec.run.gather import in_memory
 from hpcrec.run.job import Job
 from hpcrec.run.means import PLAIN, Means
 from hpcrec.run.memory import GIB, base_memory, memory_limit, rank_memory
@@ -198,15 +200,22 @@ def tomography_seconds(job: Job, series: TiltSeries, grid: Grid) -> float:
 def measure_speed(job: Job, series: TiltSeries, setup: TiltSetup, means: Means = PLAIN, seconds: float = 0.6) -> float:
     """Return the patterns per second of one rank for this job, measured on real patterns of one tilt.
 
-    All that a run needs is loaded then, so that :func:`hpcrec.run.memory.base_memory` can be measured.
+    All that a run needs is loaded then, so that :func:`hpcrec.run.memory.base_memory` can be measured. Of a large
+    object only what these patterns see is made: what a rank does to all of its pixels is then left out.
     """
     model = build_model(job, setup.window, setup.sampling, setup.wavelength, setup.mask, means)
     engine = build_engine(job, model)
-    state = start_state(job, setup, Box(0, setup.grid.shape[0], 0, setup.grid.shape[1]))
-    if means.device.kind == "gpu":
-        state = state_on(means.device.module, state)
     scan = series.tilt(setup.i_tilt)
     indices = np.arange(min(32, scan.n_positions))
+    held = Box(0, setup.grid.shape[0], 0, setup.grid.shape[1])
+    n_images = setup.n_slices * job.ptychography.object_states
+    if not in_memory(math.prod(held.shape) * n_images * complex_dtype(job.ptychography.precision).itemsize):
+        seen = model.box(setup.positions[indices], setup.grid)
+        by, bx = (math.ceil(job.parallel.halo_margin_angstrom / step) for step in setup.sampling)
+        held = held.intersect(Box(seen.y0 - by, seen.y1 + by, seen.x0 - bx, seen.x1 + bx))
+    state = start_state(job, setup, held)
+    if means.device.kind == "gpu":
+        state = state_on(means.device.module, state)
     state.own, state.windowed = indices, True
     # The last sweep does all that is due
     state.iteration = job.ptychography.iterations - 1

@@ -7,6 +7,7 @@ import itertools
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ import pytest
 
 from hpcrec.data.dataset import TiltSeries
 from hpcrec.data.views import SeriesView
+from hpcrec.engines import ENGINES
 from hpcrec.engines.lsqml import LsqMl, LsqMlOptions
 from hpcrec.errors import DeviceError
 from hpcrec.geometry.grid import Grid, object_grid
@@ -27,7 +29,7 @@ from hpcrec.run.job import Job
 from hpcrec.run.memory import GIB, MPI_GIB, base_memory, memory_limit, object_bytes, pattern_room, rank_memory
 from hpcrec.run.plan import duration, make_plan, n_workers, tomography_seconds
 from hpcrec.run.sharing import exchange_bytes, share_ranks
-from hpcrec.run.start import common_grid
+from hpcrec.run.start import common_grid, tilt_setup
 
 
 @pytest.fixture
@@ -312,6 +314,20 @@ def test_the_plan_of_the_tiny_series(tiny_job: Path, series: TiltSeries, monkeyp
     assert "ptychography about 3 s" in found.sentence(1)
     assert "tomography" not in found.sentence(3)
     assert not dataclasses.replace(found, memory_limit_gib=0.1).fits
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_speed_of_a_large_object_is_measured_without_it(tiny_job: Path, series: TiltSeries, engine: str) -> None:
+    """Of one that would take 12 GiB."""
+    job = job_with(tiny_job, f"ptychography.engine={engine}")
+    grid = dataclasses.replace(common_grid(job, series), shape=(40_000, 40_000))
+    setup = tilt_setup(job, series, 0, grid)
+    tracemalloc.start()
+    try:
+        assert plan.measure_speed(job, series, setup, seconds=0.01) > 0
+        assert tracemalloc.get_traced_memory()[1] < 1 << 28
+    finally:
+        tracemalloc.stop()
 
 
 def test_ranks_that_join_are_planned_as_threads(tiny_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
