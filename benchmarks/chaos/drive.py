@@ -180,7 +180,7 @@ class Chaos:
     def _judge(self, course: Course, out: Path, undisturbed: Path) -> None:
         events = read_events(out / "events.jsonl")
         course.lost = max(verdict.lost_sweeps(events).values(), default=0)
-        course.faults += verdict.loss_faults(course.fault.kind, course.damaged, events)
+        course.faults += verdict.loss_faults(course.damaged, events)
         if (out / "volume.h5").exists():
             course.difference = verdict.volume_difference(out, undisturbed)
             course.faults += verdict.result_faults(out, undisturbed, course.difference)

@@ -79,10 +79,10 @@ def aligned_again(events: list[dict[str, Any]]) -> bool:
     return any(text.startswith("aligning") for text in texts[first:])
 
 
-def loss_faults(kind: str, damaged: str, events: list[dict[str, Any]]) -> list[str]:
-    """Return what was lost beyond the last checkpoint, or the one before where the last was damaged or had no room."""
+def loss_faults(damaged: str, events: list[dict[str, Any]]) -> list[str]:
+    """Return what was lost beyond the last checkpoint, or beyond the one before where the last was damaged."""
     most, excused = CHECKPOINT_EVERY, -1
-    if damaged.startswith("sweeps_") or kind == "full-disk":
+    if damaged.startswith("sweeps_"):
         most = 2 * CHECKPOINT_EVERY
     if damaged.startswith("tilt_"):
         excused = int(damaged.removeprefix("tilt_").split(".")[0])

@@ -62,21 +62,20 @@ def test_the_command_line_knows_its_kinds(capsys: pytest.CaptureFixture[str]) ->
 def test_sweeps_beyond_the_last_checkpoint_count_as_lost() -> None:
     events = told(0, 0, 16) + told(1, 0, 10) + told(1, 8, 16)
     assert verdict.lost_sweeps(events) == {1: 2}
-    assert verdict.loss_faults("kill-rank", "", events) == []
+    assert verdict.loss_faults("", events) == []
     events = told(1, 0, 10) + told(1, 4, 16)
-    assert verdict.loss_faults("kill-rank", "", events) == ["tilt 1: 6 sweeps lost"]
-    assert verdict.loss_faults("full-disk", "", events) == [], "sweeps go on until a write has found no room"
-    assert verdict.loss_faults("cut-checkpoint", "sweeps_0001_000008.h5 cut", events) == [], "the one before was sound"
+    assert verdict.loss_faults("", events) == ["tilt 1: 6 sweeps lost"]
+    assert verdict.loss_faults("sweeps_0001_000008.h5 cut", events) == [], "the one before was sound"
     again = told(1, 0, 16) + told(1, 0, 16)
-    assert verdict.loss_faults("cut-tilt", "tilt_0001.h5 cut", again) == []
-    assert verdict.loss_faults("cut-tilt", "tilt_0000.h5 cut", again) == ["tilt 1: 16 sweeps lost"]
+    assert verdict.loss_faults("tilt_0001.h5 cut", again) == []
+    assert verdict.loss_faults("tilt_0000.h5 cut", again) == ["tilt 1: 16 sweeps lost"]
 
 
 def test_an_alignment_that_was_saved_must_not_come_again() -> None:
     texts = ["aligning at 2", "volume, R1 1", "aligning at 2", "volume, R1 1"]
     events = [{"event": "stage_progress", "text": text} for text in texts]
-    assert verdict.loss_faults("kill-rank", "", events) == ["aligned again"]
-    assert verdict.loss_faults("kill-rank", "", [events[0], events[0], events[1], events[1]]) == []
+    assert verdict.loss_faults("", events) == ["aligned again"]
+    assert verdict.loss_faults("", [events[0], events[0], events[1], events[1]]) == []
 
 
 def test_the_end_is_judged_by_code_sentence_and_traceback() -> None:
